@@ -1,0 +1,114 @@
+//! Who this node is: its certificate, the cluster's root, and where they are kept.
+
+pub mod ca;
+pub mod tls;
+pub mod token;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+
+/// A manager as a node knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManagerAddr {
+    /// Its node id.
+    pub node: String,
+    /// "ip:port" of its control port.
+    pub addr: String,
+    /// Its id in the Raft group.
+    pub raft_id: u64,
+}
+
+/// A member's identity, as kept in `identity.json` of the state directory.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Identity {
+    /// Format of this file.
+    pub format: u32,
+    /// This node.
+    pub node: String,
+    /// The cluster it belongs to.
+    pub cluster: String,
+    /// The node's certificate (PEM).
+    pub cert_pem: String,
+    /// Its private key (PEM).
+    pub key_pem: String,
+    /// The cluster's root certificate (PEM).
+    pub ca_pem: String,
+    /// "ip:port" that other nodes use.
+    pub advertise_addr: String,
+    /// "ip:port" this node listens on.
+    pub listen_addr: String,
+    /// This node's id in the Raft group while it is a manager.
+    pub raft_id: Option<u64>,
+    /// The managers, as last heard.
+    pub managers: Vec<ManagerAddr>,
+}
+
+const FILE: &str = "identity.json";
+const FORMAT: u32 = 1;
+
+impl Identity {
+    /// The format that this version writes.
+    pub const FORMAT: u32 = FORMAT;
+
+    /// Reads it; `None` where this machine is not a member of any cluster.
+    pub fn load(dir: &Path) -> Result<Option<Self>> {
+        let path = dir.join(FILE);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        let identity: Self = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is damaged; restore it or `rswarm leave --force`", path.display()))?;
+        anyhow::ensure!(
+            identity.format == FORMAT,
+            "{} has format {}, this version of rswarm reads {FORMAT}",
+            path.display(),
+            identity.format
+        );
+        Ok(Some(identity))
+    }
+
+    /// Writes it so that either the old or the new one is there after a power cut.
+    pub fn save(&self, dir: &Path) -> Result<()> {
+        write_atomically(&dir.join(FILE), &serde_json::to_vec_pretty(self)?)
+    }
+
+    /// Forgets it.
+    pub fn remove(dir: &Path) -> Result<()> {
+        match fs::remove_file(dir.join(FILE)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", dir.join(FILE).display()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Replaces a file: written beside it, synced, renamed, mode 0600.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().context("a file has a directory")?;
+    let tmp = path.with_extension("tmp");
+    let write = || -> std::io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&tmp, path)?;
+        fs::File::open(dir)?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// `N` random bytes from the kernel.
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes)
+        .expect("the kernel has random numbers");
+    bytes
+}
