@@ -3,4 +3,5 @@
 
 pub mod access;
 pub mod dial;
+pub mod forward;
 pub mod listen;

@@ -1,0 +1,242 @@
+//! The replicated state as the rest of a manager sees it: read it, wait for it, and change it by a rule.
+
+use super::clock;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use rswarm_control::admission::Refused;
+use rswarm_control::state::{Change, Proposal, State};
+use rswarm_control::time::Timestamp;
+use rswarm_proto::store;
+use rswarm_raft::{Entry, Frozen, Log, ProposeError, StateMachine};
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tonic::Status;
+
+/// How often a rule is tried again when the state moved under it.
+const RETRIES: usize = 16;
+/// How long a write may take, a change of leader included.
+const WRITE: Duration = Duration::from_secs(10);
+
+/// A cheap handle on the replicated state of this manager.
+#[derive(Clone)]
+pub struct Cluster {
+    log: Arc<Log>,
+    view: View,
+}
+
+/// The state as applied here, without the right to change it.
+#[derive(Clone)]
+pub struct View {
+    state: Arc<ArcSwap<State>>,
+    index: watch::Receiver<u64>,
+}
+
+impl View {
+    /// The state as of the last applied entry.
+    pub fn state(&self) -> Arc<State> {
+        self.state.load_full()
+    }
+
+    /// Changes with each applied batch; its value is the index of the last applied entry.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.index.clone()
+    }
+
+    /// Waits until an entry has been applied here.
+    pub async fn reached(&self, index: u64) {
+        let mut watch = self.index.clone();
+        // An error means that the state machine is gone, and with it everybody who waits here.
+        let _ = watch.wait_for(|applied| *applied >= index).await;
+    }
+}
+
+/// Why a rule could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The rule itself said no.
+    #[error("{0}")]
+    Refused(#[from] Refused),
+    /// No quorum, no leader, or not this manager.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    /// Somebody was faster each time.
+    #[error("update out of sequence: the cluster is changing too fast, try again")]
+    Stale,
+    /// What came back cannot be read.
+    #[error("the log gave an answer that cannot be read")]
+    Answer,
+    /// No verdict in time. It may still be carried out.
+    #[error(
+        "no answer within {} s: more than half of the managers must be online (see `rswarm status`)",
+        WRITE.as_secs()
+    )]
+    Timeout,
+}
+
+impl From<WriteError> for Status {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Refused(refused) => refused_status(&refused),
+            WriteError::Propose(_) | WriteError::Timeout => Status::unavailable(error.to_string()),
+            WriteError::Stale => Status::aborted(error.to_string()),
+            WriteError::Answer => Status::internal(error.to_string()),
+        }
+    }
+}
+
+/// The only place where refusals become gRPC's.
+pub fn refused_status(refused: &Refused) -> Status {
+    let text = refused.to_string();
+    match refused {
+        Refused::NotFound(_) => Status::not_found(text),
+        Refused::AlreadyExists(_) => Status::already_exists(text),
+        Refused::Invalid(_) => Status::invalid_argument(text),
+        Refused::FailedPrecondition(_) => Status::failed_precondition(text),
+        Refused::Conflict(_) => Status::aborted(text),
+        Refused::PermissionDenied(_) => Status::permission_denied(text),
+    }
+}
+
+impl Cluster {
+    /// Ties a log to the view of its state machine.
+    pub fn new(log: Arc<Log>, view: View) -> Self {
+        Self { log, view }
+    }
+
+    /// The log beneath.
+    pub fn log(&self) -> &Arc<Log> {
+        &self.log
+    }
+
+    /// The view.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The state as of the last applied entry.
+    pub fn state(&self) -> Arc<State> {
+        self.view.state()
+    }
+
+    /// The state, at least as new as anything that was acknowledged before this call.
+    pub async fn fresh(&self) -> Result<Arc<State>, Status> {
+        let index = tokio::time::timeout(WRITE, self.log.read_index())
+            .await
+            .map_err(|_| Status::unavailable(WriteError::Timeout.to_string()))?
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        self.view.reached(index).await;
+        Ok(self.state())
+    }
+
+    /// Carries out a rule: it is asked on the newest state, and again if the state moved meanwhile. Returns its
+    /// answer and the index of the entry, which has been applied here.
+    pub async fn decide<T>(
+        &self,
+        rule: impl Fn(&State, Timestamp) -> Result<(Vec<Change>, T), Refused>,
+    ) -> Result<(T, u64), WriteError> {
+        let work = async {
+            for _ in 0..RETRIES {
+                let state = self.state();
+                let now = clock::after(state.clock());
+                let (changes, answer) = rule(&state, now)?;
+                if changes.is_empty() {
+                    return Ok((answer, state.index()));
+                }
+                match self.commit(changes, now).await? {
+                    Some(index) => return Ok((answer, index)),
+                    None => continue,
+                }
+            }
+            Err(WriteError::Stale)
+        };
+        tokio::time::timeout(WRITE, work).await.unwrap_or(Err(WriteError::Timeout))
+    }
+
+    /// Proposes changes as they are. `None` when they were stale; else the index, applied here.
+    pub async fn commit(&self, changes: Vec<Change>, at: Timestamp) -> Result<Option<u64>, WriteError> {
+        let bytes = store::encode_proposal(&Proposal { changes, at });
+        let proposed = self.log.propose(bytes.into()).await?;
+        self.view.reached(proposed.index).await;
+        match proposed.answer.first() {
+            Some(&APPLIED) => Ok(Some(proposed.index)),
+            Some(&STALE) => {
+                tracing::debug!(why = %String::from_utf8_lossy(&proposed.answer[1..]), "stale proposal");
+                Ok(None)
+            }
+            _ => Err(WriteError::Answer),
+        }
+    }
+}
+
+const APPLIED: u8 = 1;
+const STALE: u8 = 2;
+const UNREADABLE: u8 = 3;
+
+/// The state machine under the log.
+pub struct Fsm {
+    state: State,
+    shown: Arc<ArcSwap<State>>,
+    index: watch::Sender<u64>,
+}
+
+impl Fsm {
+    /// An empty state, and the view of it.
+    pub fn new() -> (Self, View) {
+        let shown = Arc::new(ArcSwap::from_pointee(State::default()));
+        let (index, watch) = watch::channel(0);
+        (
+            Self { state: State::default(), shown: shown.clone(), index },
+            View { state: shown, index: watch },
+        )
+    }
+
+    fn show(&self, index: u64) {
+        self.shown.store(Arc::new(self.state.clone()));
+        self.index.send_replace(index);
+    }
+}
+
+impl StateMachine for Fsm {
+    fn apply(&mut self, entries: Vec<Entry>) -> Vec<Bytes> {
+        let mut answers = Vec::with_capacity(entries.len());
+        let mut last = None;
+        for entry in entries {
+            last = Some(entry.index);
+            answers.push(match store::decode_proposal(&entry.bytes) {
+                Ok(proposal) => match self.state.apply(entry.index, &proposal) {
+                    Ok(_) => Bytes::from_static(&[APPLIED]),
+                    Err(stale) => [&[STALE], stale.to_string().as_bytes()].concat().into(),
+                },
+                Err(error) => {
+                    // Every manager of this version refuses it alike, so they stay the same.
+                    tracing::error!(index = entry.index, %error, "a log entry cannot be read; passed over");
+                    Bytes::from_static(&[UNREADABLE])
+                }
+            });
+        }
+        if let Some(index) = last {
+            self.show(index);
+        }
+        answers
+    }
+
+    fn freeze(&self) -> Box<dyn Frozen> {
+        Box::new(FrozenState(self.state.clone()))
+    }
+
+    fn restore(&mut self, index: u64, reader: &mut dyn Read) -> io::Result<()> {
+        self.state = store::read_snapshot(reader).map_err(io::Error::other)?;
+        self.show(index);
+        Ok(())
+    }
+}
+
+struct FrozenState(State);
+
+impl Frozen for FrozenState {
+    fn write(self: Box<Self>, writer: &mut dyn Write) -> io::Result<()> {
+        store::write_snapshot(&self.0, writer)
+    }
+}

@@ -1,0 +1,152 @@
+//! What the leader does: look at the state, think (`control::tick`), propose, and sleep until something changes.
+//! It holds nothing that a successor would miss.
+
+use super::clock;
+use super::cluster::{Cluster, WriteError};
+use rswarm_control::ids::{NodeId, RaftId};
+use rswarm_control::liveness::Heard;
+use rswarm_control::state::State;
+use rswarm_control::time::Timestamp;
+use rswarm_control::{membership, tick};
+use rswarm_raft::{Member, RaftId as Seat};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// After a failed attempt to write.
+const BACKOFF: Duration = Duration::from_millis(100);
+/// How long the leader sleeps at the most, so that a clock that jumped does no lasting harm.
+const SLEEP_MAX: Duration = Duration::from_secs(5);
+/// How long a new manager may take to catch up before another attempt.
+const CATCH_UP: Duration = Duration::from_secs(30);
+
+/// What the leader has heard, in its memory only.
+pub struct Ears {
+    heard: Mutex<Heard>,
+    wake: Notify,
+}
+
+impl Ears {
+    /// Ears of a manager that took office `now`.
+    pub fn new(now: Timestamp) -> Self {
+        Self { heard: Mutex::new(Heard::since(now)), wake: Notify::new() }
+    }
+
+    /// A node was heard from.
+    pub fn hear(&self, node: NodeId, now: Timestamp) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).hear(node, now);
+    }
+
+    /// Makes the leader look again now.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    fn heard(&self) -> Heard {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Runs the control plane until `stop`, which is cancelled when this manager no longer leads.
+pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
+    let mut watch = cluster.view().watch();
+    loop {
+        watch.mark_unchanged();
+        let state = cluster.state();
+        let now = clock::after(state.clock());
+        let plan = tick(&state, &ears.heard(), now);
+        if !plan.changes.is_empty() {
+            let committed = tokio::select! {
+                () = stop.cancelled() => return,
+                committed = cluster.commit(plan.changes, now) => committed,
+            };
+            match committed {
+                Ok(_) => continue,
+                Err(WriteError::Propose(error)) => tracing::debug!(%error, "cannot propose"),
+                Err(error) => tracing::warn!(%error, "cannot propose"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(BACKOFF) => continue,
+            }
+        }
+        let nap = plan.wake_at.map_or(SLEEP_MAX, |at| until(at, now).min(SLEEP_MAX));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = watch.changed() => if changed.is_err() { return },
+            () = ears.wake.notified() => {}
+            () = tokio::time::sleep(nap) => {}
+        }
+    }
+}
+
+fn until(at: Timestamp, now: Timestamp) -> Duration {
+    Duration::from_millis(at.0.saturating_sub(now.0))
+}
+
+/// Makes the Raft group follow the managers' roles, one change at a time, until `stop`.
+pub async fn keep_membership(cluster: Cluster, stop: CancellationToken) {
+    let mut watch = cluster.view().watch();
+    loop {
+        watch.mark_unchanged();
+        let state = cluster.state();
+        let step = next_step(&cluster, &state);
+        let idle = step.is_none();
+        let failed = match step {
+            None => false,
+            Some(Step::Add(member)) => {
+                tracing::info!(node = %member.node, addr = %member.addr, "adding a manager");
+                let added = tokio::time::timeout(CATCH_UP, cluster.log().add(member));
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    added = added => match added {
+                        Ok(Ok(())) => false,
+                        Ok(Err(error)) => { tracing::warn!(%error, "cannot add the manager yet"); true }
+                        Err(_) => { tracing::warn!("the new manager does not catch up yet"); true }
+                    }
+                }
+            }
+            Some(Step::Remove(seat)) => {
+                tracing::info!(%seat, "removing a manager");
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    removed = cluster.log().remove(seat) => match removed {
+                        Ok(()) => false,
+                        Err(error) => { tracing::warn!(%error, "cannot remove the manager yet"); true }
+                    }
+                }
+            }
+        };
+        if idle || failed {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = watch.changed(), if !failed => if changed.is_err() { return },
+                () = tokio::time::sleep(Duration::from_millis(500)), if failed => {}
+            }
+        }
+    }
+}
+
+enum Step {
+    Add(Member),
+    Remove(Seat),
+}
+
+fn next_step(cluster: &Cluster, state: &State) -> Option<Step> {
+    let status = cluster.log().watch().borrow().clone();
+    let voters: BTreeSet<RaftId> = status.voters.iter().map(|member| RaftId(member.id.0)).collect();
+    let wanted = membership::voters(state);
+    if let Some(node) = wanted.iter().find(|node| node.raft.is_some_and(|seat| !voters.contains(&seat))) {
+        let seat = node.raft?;
+        return Some(Step::Add(Member {
+            id: Seat(seat.0),
+            addr: node.addr.clone(),
+            node: node.id.to_string(),
+        }));
+    }
+    let seats: BTreeSet<RaftId> = wanted.iter().filter_map(|node| node.raft).collect();
+    let gone = voters.difference(&seats).next()?;
+    Some(Step::Remove(Seat(gone.0)))
+}
