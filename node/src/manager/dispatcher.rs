@@ -1,0 +1,336 @@
+//! The leader's end of the nodes' sessions: what a node should hold and know goes down, what it sees comes up.
+
+use super::cluster::{Cluster, WriteError};
+use super::{Manager, Office, clock};
+use crate::rpc::access;
+use rswarm_control::ids::NodeId;
+use rswarm_control::model::{Description, Role};
+use rswarm_control::state::{Change, Report, State};
+use rswarm_control::{assignment, endpoints};
+use rswarm_proto::convert;
+use rswarm_proto::v1 as pb;
+use rswarm_proto::v1::to_node::What as Down;
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+/// How long reports gather before they are proposed.
+const GATHER: Duration = Duration::from_millis(20);
+/// How many reports one proposal carries.
+const BATCH: usize = 2_000;
+/// Reports that one message may hold.
+const REPORTS_MAX: usize = 10_000;
+
+/// Reports that wait to be proposed: of each task the latest.
+#[derive(Clone)]
+pub struct Reports {
+    waiting: Arc<Mutex<BTreeMap<(rswarm_control::ids::TaskId, NodeId), Report>>>,
+    arrived: Arc<Notify>,
+}
+
+impl Reports {
+    /// None yet.
+    pub fn new() -> Self {
+        Self { waiting: Arc::default(), arrived: Arc::new(Notify::new()) }
+    }
+
+    fn add(&self, reports: impl IntoIterator<Item = Report>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for report in reports {
+            let key = (report.task, report.node);
+            // Of a task's reports the later one counts; observed states only move forward.
+            match waiting.get(&key) {
+                Some(known) if known.observed > report.observed => {}
+                _ => {
+                    waiting.insert(key, report);
+                }
+            }
+        }
+        drop(waiting);
+        self.arrived.notify_one();
+    }
+
+    fn take(&self) -> Vec<Report> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys: Vec<_> = waiting.keys().take(BATCH).copied().collect();
+        keys.iter().filter_map(|key| waiting.remove(key)).collect()
+    }
+}
+
+impl Default for Reports {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Proposes what gathers, until the term of office ends.
+pub async fn pump(cluster: Cluster, reports: Reports, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = reports.arrived.notified() => tokio::time::sleep(GATHER).await,
+        }
+        loop {
+            let batch = reports.take();
+            if batch.is_empty() {
+                break;
+            }
+            // What the state already knows is not news, and does not belong in the log.
+            let state = cluster.state();
+            let batch: Vec<Report> = batch.into_iter().filter(|report| is_news(&state, report)).collect();
+            if batch.is_empty() {
+                continue;
+            }
+            let changes = batch.iter().cloned().map(Change::Report).collect();
+            let now = clock::after(state.clock());
+            let committed = tokio::select! {
+                () = stop.cancelled() => return,
+                committed = cluster.commit(changes, now) => committed,
+            };
+            if let Err(error) = committed {
+                tracing::warn!(%error, "cannot record what nodes report, trying again");
+                reports.add(batch);
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn is_news(state: &State, report: &Report) -> bool {
+    state.task(report.task).is_some_and(|task| {
+        task.node == Some(report.node)
+            && (report.observed > task.observed
+                || report.observed == task.observed
+                    && (report.message != task.status.message
+                        || report.error != task.status.error
+                        || report.pid != task.status.pid))
+    })
+}
+
+/// The service `Dispatcher`.
+pub struct Dispatcher {
+    manager: Arc<dyn Fn() -> Option<Arc<Manager>> + Send + Sync>,
+}
+
+impl Dispatcher {
+    /// `manager` says which manager runs here now, if any.
+    pub fn new(manager: Arc<dyn Fn() -> Option<Arc<Manager>> + Send + Sync>) -> Self {
+        Self { manager }
+    }
+}
+
+type Stream = Pin<Box<dyn tokio_stream::Stream<Item = Result<pb::ToNode, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl pb::dispatcher_server::Dispatcher for Dispatcher {
+    type SessionStream = Stream;
+
+    async fn session(&self, request: Request<Streaming<pb::FromNode>>) -> Result<Response<Stream>, Status> {
+        let node = access::node(&request)?;
+        let manager = (self.manager)().ok_or_else(|| Status::unavailable("this node is not a manager"))?;
+        let mut incoming = request.into_inner();
+        let Some(office) = manager.office() else {
+            return Ok(once(vec![
+                Down::Managers(managers(&manager, node)),
+                refusal(pb::refusal::Reason::NotLeader, "another manager leads"),
+            ]));
+        };
+        let hello = match incoming.message().await? {
+            Some(pb::FromNode { what: Some(pb::from_node::What::Hello(hello)) }) => hello,
+            _ => return Err(Status::invalid_argument("a session begins with a hello")),
+        };
+        if let Err(words) = open(&manager, node, &hello).await? {
+            return Ok(once(vec![words]));
+        }
+        office.ears.hear(node, clock::after(manager.cluster().state().clock()));
+        tracing::info!(%node, hostname = %hello.hostname, "session opened");
+
+        let (sender, receiver) = mpsc::channel(16);
+        let session = Session { node, epoch: hello.epoch, manager, office, sender };
+        tokio::spawn(session.run(incoming));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// Records the session. The inner error is what the node is told instead of being served.
+async fn open(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<Result<(), Down>, Status> {
+    let description = hello.description.clone().unwrap_or_default();
+    let description = Description::try_from(description).map_err(invalid)?;
+    let (epoch, hostname) = (hello.epoch, hello.hostname.clone());
+    let opened = manager
+        .cluster()
+        .decide(move |state, _| {
+            let Some(known) = state.node(node) else {
+                return Ok((Vec::new(), Err(refusal(pb::refusal::Reason::Removed, "the node was removed"))));
+            };
+            if known.session > epoch {
+                let newer = "another daemon has this node's identity and is newer";
+                return Ok((Vec::new(), Err(refusal(pb::refusal::Reason::Superseded, newer))));
+            }
+            let change = Change::OpenSession {
+                node,
+                epoch,
+                hostname: hostname.clone(),
+                addr: known.addr.clone(),
+                description: description.clone(),
+            };
+            Ok((vec![change], Ok(())))
+        })
+        .await;
+    match opened {
+        Ok((verdict, _)) => Ok(verdict),
+        Err(error @ WriteError::Propose(_)) => Err(Status::unavailable(error.to_string())),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn invalid(error: convert::Error) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn refusal(reason: pb::refusal::Reason, words: &str) -> Down {
+    Down::Refusal(pb::Refusal { reason: reason.into(), words: words.to_owned() })
+}
+
+fn once(messages: Vec<Down>) -> Response<Stream> {
+    let messages = messages.into_iter().map(|what| Ok(pb::ToNode { what: Some(what) }));
+    Response::new(Box::pin(tokio_stream::iter(messages.collect::<Vec<_>>())))
+}
+
+/// Who the managers are, and what `node` should be among them.
+pub fn managers(manager: &Manager, node: NodeId) -> pb::ManagerList {
+    let state = manager.cluster().state();
+    let leader = manager.cluster().log().watch().borrow().leader.clone();
+    let me = state.node(node);
+    pb::ManagerList {
+        managers: state
+            .nodes()
+            .filter(|node| node.role == Role::Manager)
+            .map(|node| pb::Manager {
+                node_id: node.id.to_string(),
+                addr: node.addr.clone(),
+                raft_id: node.raft.map_or(0, |seat| seat.0),
+            })
+            .collect(),
+        role: me.map_or(pb::Role::Worker, |node| node.role.into()).into(),
+        raft_id: me.and_then(|node| node.raft).map_or(0, |seat| seat.0),
+        leader_id: leader.map(|member| member.node).unwrap_or_default(),
+    }
+}
+
+struct Session {
+    node: NodeId,
+    epoch: u64,
+    manager: Arc<Manager>,
+    office: Arc<Office>,
+    sender: mpsc::Sender<Result<pb::ToNode, Status>>,
+}
+
+impl Session {
+    async fn run(self, mut incoming: Streaming<pb::FromNode>) {
+        let why = tokio::select! {
+            () = self.office.stop.cancelled() => "this manager no longer leads",
+            () = self.push() => "the node does not take its messages",
+            why = self.hear(&mut incoming) => why,
+        };
+        tracing::info!(node = %self.node, why, "session closed");
+    }
+
+    /// Sends what the node should hold and know, at once and whenever it changes.
+    async fn push(&self) {
+        let view = self.manager.cluster().view();
+        let mut watch = view.watch();
+        let (mut held, mut known, mut listed) = (None, None, None);
+        loop {
+            let index = *watch.borrow_and_update();
+            let state = view.state();
+            match state.node(self.node) {
+                None => {
+                    let _ = self.send(refusal(pb::refusal::Reason::Removed, "the node was removed")).await;
+                    return;
+                }
+                Some(node) if node.session > self.epoch => {
+                    let words = "another daemon has this node's identity and is newer";
+                    let _ = self.send(refusal(pb::refusal::Reason::Superseded, words)).await;
+                    return;
+                }
+                // The leader took the session for dead while it was not: it is heard from, so say it again.
+                Some(_) => {}
+            }
+            let list = managers(&self.manager, self.node);
+            if listed.as_ref() != Some(&list) {
+                if self.send(Down::Managers(list.clone())).await.is_err() {
+                    return;
+                }
+                listed = Some(list);
+            }
+            let table = endpoints::of(&state, self.node);
+            if known.as_ref() != Some(&table) {
+                let mut message = pb::Table::from(&table);
+                message.generation = index;
+                if self.send(Down::Table(message)).await.is_err() {
+                    return;
+                }
+                known = Some(table);
+            }
+            let hold = assignment::of(&state, self.node);
+            if held.as_ref() != Some(&hold) {
+                let mut message = pb::Assignment::from(&hold);
+                message.generation = index;
+                if self.send(Down::Assignment(message)).await.is_err() {
+                    return;
+                }
+                held = Some(hold);
+            }
+            if watch.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn send(&self, what: Down) -> Result<(), ()> {
+        self.sender.send(Ok(pb::ToNode { what: Some(what) })).await.map_err(|_| ())
+    }
+
+    async fn hear(&self, incoming: &mut Streaming<pb::FromNode>) -> &'static str {
+        use pb::from_node::What as Up;
+        while let Some(message) = incoming.next().await {
+            let Ok(message) = message else { return "the connection broke" };
+            let state = self.manager.cluster().state();
+            self.office.ears.hear(self.node, clock::after(state.clock()));
+            let ready = rswarm_control::model::NodeStatus::Ready;
+            if state.node(self.node).is_some_and(|node| node.status != ready) {
+                self.office.ears.wake();
+            }
+            match message.what {
+                Some(Up::Heartbeat(heartbeat)) => {
+                    let reply = pb::HeartbeatReply { sequence: heartbeat.sequence };
+                    // A node that does not read its replies will find its session slow by itself.
+                    let _ = self.sender.try_send(Ok(pb::ToNode { what: Some(Down::Heartbeat(reply)) }));
+                }
+                Some(Up::Reports(reports)) => {
+                    if reports.reports.len() > REPORTS_MAX {
+                        return "too many reports in one message";
+                    }
+                    let reports: Result<Vec<Report>, _> =
+                        reports.reports.into_iter().map(|report| convert::report(report, self.node)).collect();
+                    match reports {
+                        Ok(reports) => self.office.reports.add(reports),
+                        Err(error) => {
+                            tracing::warn!(node = %self.node, %error, "a report cannot be read");
+                            return "a report cannot be read";
+                        }
+                    }
+                }
+                Some(Up::Taken(_) | Up::Hello(_)) | None => {}
+            }
+        }
+        "the node hung up"
+    }
+}

@@ -1,0 +1,139 @@
+//! A manager: a copy of the replicated state, a seat in the Raft group, and, while it leads, the control plane.
+
+pub mod clock;
+pub mod cluster;
+pub mod dispatcher;
+pub mod leader;
+pub mod transport;
+
+use crate::rpc::dial::Dialer;
+use anyhow::{Context, Result};
+use cluster::{Cluster, Fsm, View};
+use leader::Ears;
+use rswarm_control::ids::ClusterId;
+use rswarm_raft::{ClusterTag, Config, Log, Member, RaftId, Role};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Where a manager's log is, in the state directory.
+pub fn raft_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("raft")
+}
+
+/// A running manager.
+pub struct Manager {
+    cluster: Cluster,
+    office: watch::Receiver<Option<Arc<Office>>>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+}
+
+/// A term of office as leader. Gone with it: the sessions of the nodes, and what was heard of them.
+pub struct Office {
+    /// What the leader has heard.
+    pub ears: Arc<Ears>,
+    /// Cancelled when this manager no longer leads.
+    pub stop: CancellationToken,
+    /// What nodes report, on its way to the log.
+    pub reports: dispatcher::Reports,
+}
+
+impl Manager {
+    /// Opens the log and takes part. `founder` is given once, by the node that makes the cluster.
+    pub async fn start(
+        state_dir: &Path,
+        seat: u64,
+        cluster: ClusterId,
+        dialer: Arc<Dialer>,
+        founder: Option<Member>,
+    ) -> Result<Arc<Self>> {
+        let (fsm, view) = Fsm::new();
+        let config = Config::new(raft_dir(state_dir), RaftId(seat), ClusterTag(cluster.0));
+        let log = Log::open(config, fsm, transport::Grpc::new(dialer))
+            .await
+            .context("cannot open the manager's log")?;
+        let log = Arc::new(log);
+        if let Some(founder) = founder {
+            log.bootstrap(founder).await.context("cannot found the Raft group")?;
+        }
+        Ok(Self::run(log, view))
+    }
+
+    fn run(log: Arc<Log>, view: View) -> Arc<Self> {
+        let cluster = Cluster::new(log, view);
+        let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        let (sender, office) = watch::channel(None);
+        tracker.spawn(hold_office(cluster.clone(), sender, stop.clone(), tracker.clone()));
+        Arc::new(Self { cluster, office, stop, tracker })
+    }
+
+    /// The replicated state.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The present term of office, if this manager leads.
+    pub fn office(&self) -> Option<Arc<Office>> {
+        self.office.borrow().clone()
+    }
+
+    /// Hands leadership over if it is held, and stops.
+    pub async fn stop(&self) {
+        if let Err(error) = self.cluster.log().shutdown().await {
+            tracing::warn!(%error, "the log did not stop cleanly");
+        }
+        self.stop.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+/// Starts the control plane when this manager comes to lead, and stops it when it no longer does.
+async fn hold_office(
+    cluster: Cluster,
+    sender: watch::Sender<Option<Arc<Office>>>,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+) {
+    let mut status = cluster.log().watch();
+    loop {
+        let leads = status.borrow_and_update().role == Role::Leader;
+        let holds = sender.borrow().is_some();
+        if leads && !holds {
+            let office = take_office(&cluster, &stop, &tracker).await;
+            sender.send_replace(office);
+        } else if !leads && holds {
+            if let Some(office) = sender.send_replace(None) {
+                tracing::info!("no longer leading");
+                office.stop.cancel();
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = status.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// `None` when leadership was lost before it was taken up.
+async fn take_office(cluster: &Cluster, stop: &CancellationToken, tracker: &TaskTracker) -> Option<Arc<Office>> {
+    // What the predecessor committed must be applied here before anything is decided.
+    tokio::select! {
+        () = stop.cancelled() => return None,
+        fresh = cluster.fresh() => if let Err(error) = fresh {
+            tracing::debug!(%error, "lost leadership before it was taken up");
+            return None;
+        }
+    }
+    tracing::info!("leading");
+    let stop = stop.child_token();
+    let ears = Arc::new(Ears::new(clock::after(cluster.state().clock())));
+    let reports = dispatcher::Reports::new();
+    tracker.spawn(leader::lead(cluster.clone(), ears.clone(), stop.clone()));
+    tracker.spawn(leader::keep_membership(cluster.clone(), stop.clone()));
+    tracker.spawn(dispatcher::pump(cluster.clone(), reports.clone(), stop.clone()));
+    Some(Arc::new(Office { ears, stop, reports }))
+}
