@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod assignment;
+pub mod endpoints;
 pub mod ids;
 pub mod model;
 pub mod state;
