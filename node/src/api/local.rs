@@ -1,0 +1,594 @@
+//! This machine's own affairs: making, joining and leaving a cluster, its status, its images.
+
+use crate::config;
+use crate::daemon::{Daemon, Membership};
+use crate::identity::token::JoinToken;
+use crate::identity::{Identity, ManagerAddr, ca, random, token};
+use crate::manager::{self, Manager};
+use crate::member::{self, Member};
+use crate::rpc::dial::{self, Line};
+use crate::rpc::listen;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rswarm_control::admission;
+use rswarm_control::ids::ClusterId;
+use rswarm_control::model::{Availability, NodeStatus, Role};
+use rswarm_proto::v1 as pb;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+/// How long `init` waits for its own first term, and `join` for its first session.
+const READY: Duration = Duration::from_secs(20);
+
+/// The service `Local`.
+pub struct Local {
+    daemon: Arc<Daemon>,
+}
+
+impl Local {
+    /// Speaks for this daemon.
+    pub fn new(daemon: Arc<Daemon>) -> Self {
+        Self { daemon }
+    }
+
+    fn inactive(&self) -> Result<()> {
+        match self.daemon.membership() {
+            Membership::Inactive => Ok(()),
+            Membership::Active(_) | Membership::Failed(_) => bail!(
+                "this node is already part of a cluster: use `rswarm leave` to leave it before making or joining another"
+            ),
+        }
+    }
+
+    async fn init_cluster(&self, request: pb::InitRequest) -> Result<pb::InitResponse> {
+        let _changing = self.daemon.changing.lock().await;
+        self.inactive()?;
+        let ground = self.daemon.ground.clone();
+        let state_dir = ground.config.state_dir.clone();
+        let listen_addr = listen_addr(&request.listen_addr, ground.config.listen_addr)?;
+        let advertise = config::advertise_addr(&request.advertise_addr, listen_addr.port())?;
+        let availability = availability(request.availability())?;
+        let listener = listen::bind(listen_addr).await?;
+
+        let now = SystemTime::now();
+        let seed = u64::from_le_bytes(random());
+        let cluster = ClusterId::mint(seed, 0);
+        let root = ca::Root::generate(&cluster.to_string(), now)?;
+        let plan = admission::InitRequest {
+            name: if request.name.is_empty() { "default".into() } else { request.name },
+            id_seed: seed,
+            ca_cert_pem: root.cert_pem.clone(),
+            ca_key_pem: root.key_pem.clone(),
+            worker_secret: token::secret(random()),
+            manager_secret: token::secret(random()),
+            hostname: crate::machine::hostname(),
+            addr: advertise.to_string(),
+            availability,
+            description: crate::machine::describe(&ground),
+        };
+        let state = rswarm_control::state::State::default();
+        let (changes, founded) = admission::init(&state, &plan, manager::clock::now())?;
+        let node = founded.node.to_string();
+
+        let (key_pem, csr) = ca::request()?;
+        let life = rswarm_control::model::Settings::default().cert_expiry;
+        let cert_pem = root.sign(&csr, &node, &cluster.to_string(), now, life)?;
+        let seat = rswarm_control::ids::RaftId::FIRST.0;
+        let identity = Identity {
+            format: Identity::FORMAT,
+            node: node.clone(),
+            cluster: cluster.to_string(),
+            cert_pem,
+            key_pem,
+            ca_pem: root.cert_pem.clone(),
+            advertise_addr: advertise.to_string(),
+            listen_addr: listen_addr.to_string(),
+            raft_id: Some(seat),
+            managers: vec![ManagerAddr { node: node.clone(), addr: advertise.to_string(), raft_id: seat }],
+        };
+
+        // Whatever lies here was left by an `init` that did not come to its end: there is no identity beside it.
+        rswarm_raft::wipe(&manager::raft_dir(&state_dir)).context("cannot remove an unfinished cluster")?;
+        member::wipe_other_seats(&state_dir, seat)?;
+        let (_, dialer) = member::connections(&identity)?;
+        let me = rswarm_raft::Member { id: rswarm_raft::RaftId(seat), addr: advertise.to_string(), node };
+        let manager = Manager::start(&state_dir, seat, cluster, dialer, Some(me)).await?;
+        let founded = found(&manager, changes).await;
+        if let Err(error) = founded {
+            manager.stop().await;
+            let _ = rswarm_raft::wipe(&manager::raft_dir(&state_dir));
+            return Err(error);
+        }
+        identity.save(&state_dir)?;
+        let root_der = ca::der(&root.cert_pem)?;
+        let member = Member::start(ground, identity, listener, Some(manager)).await?;
+        let answer = pb::InitResponse {
+            node_id: member.node.to_string(),
+            cluster_id: cluster.to_string(),
+            worker_token: JoinToken::new(&root_der, &plan.worker_secret).to_string(),
+            manager_token: JoinToken::new(&root_der, &plan.manager_secret).to_string(),
+            addr: advertise.to_string(),
+        };
+        self.daemon.set_membership(Membership::Active(member.clone()));
+        session(&member).await.context("the cluster is made, but this node does not answer itself yet")?;
+        Ok(answer)
+    }
+
+    async fn join_cluster(&self, request: pb::JoinRequest) -> Result<pb::JoinResponse> {
+        let _changing = self.daemon.changing.lock().await;
+        self.inactive()?;
+        let token: JoinToken = request.token.parse()?;
+        let ground = self.daemon.ground.clone();
+        let state_dir = ground.config.state_dir.clone();
+        let listen_addr = listen_addr(&request.listen_addr, ground.config.listen_addr)?;
+        let advertise = if request.advertise_addr.is_empty() {
+            // The manager sees where this node calls from.
+            SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), listen_addr.port())
+        } else {
+            config::advertise_addr(&request.advertise_addr, listen_addr.port())?
+        };
+        let availability = availability(request.availability())?;
+        ensure!(!request.addrs.is_empty(), "say the address of a manager, for example 192.0.2.1:2377");
+        let listener = listen::bind(listen_addr).await?;
+        let (key_pem, csr_pem) = ca::request()?;
+        let ask = pb::IssueCertificateRequest {
+            csr_pem,
+            secret: token.secret.clone(),
+            hostname: crate::machine::hostname(),
+            addr: advertise.to_string(),
+            availability: pb::Availability::from(availability).into(),
+            description: Some((&crate::machine::describe(&ground)).into()),
+        };
+        let issued = ask_to_join(&request.addrs, &token, ask).await?;
+        ensure!(
+            token::digest(&ca::der(&issued.ca_pem)?) == token.digest,
+            "{}",
+            crate::identity::tls::FOREIGN_CA
+        );
+        let role = issued.role();
+        let raft_id = Some(issued.raft_id).filter(|seat| *seat != 0);
+        if let Some(seat) = raft_id {
+            rswarm_raft::wipe(&manager::raft_dir(&state_dir)).context("cannot remove an old manager's log")?;
+            member::wipe_other_seats(&state_dir, seat)?;
+        }
+        let identity = Identity {
+            format: Identity::FORMAT,
+            node: issued.node_id.clone(),
+            cluster: issued.cluster_id.clone(),
+            cert_pem: issued.cert_pem,
+            key_pem,
+            ca_pem: issued.ca_pem,
+            advertise_addr: issued.addr,
+            listen_addr: listen_addr.to_string(),
+            raft_id,
+            managers: issued
+                .managers
+                .into_iter()
+                .map(|manager| ManagerAddr {
+                    node: manager.node_id,
+                    addr: manager.addr,
+                    raft_id: manager.raft_id,
+                })
+                .collect(),
+        };
+        identity.save(&state_dir)?;
+        let member = Member::start(ground, identity, listener, None).await?;
+        self.daemon.set_membership(Membership::Active(member.clone()));
+        session(&member).await.context(
+            "joined, but the cluster's leader does not answer this node yet; it goes on trying in the background",
+        )?;
+        if raft_id.is_some() {
+            voting(&member).await?;
+        }
+        let (node_id, cluster_id) = (issued.node_id, issued.cluster_id);
+        Ok(pb::JoinResponse { node_id, cluster_id, role: role.into() })
+    }
+
+    async fn leave_cluster(&self, force: bool) -> Result<()> {
+        let _changing = self.daemon.changing.lock().await;
+        let state_dir = self.daemon.ground.config.state_dir.clone();
+        match self.daemon.membership() {
+            Membership::Inactive => bail!("this node is not part of a cluster"),
+            Membership::Failed(why) => ensure!(
+                force,
+                "this node cannot take part in its cluster ({why}), so it cannot say goodbye; leave with --force"
+            ),
+            Membership::Active(member) => {
+                let wanted = member.refused().is_none();
+                if wanted {
+                    if let Some(manager) = member.manager() {
+                        ensure!(force, "{}", leaving_manager(&manager, &member));
+                    }
+                    if let Err(error) = goodbye(&member, force).await {
+                        ensure!(force, "cannot say goodbye to the cluster: {error:#}; leave anyway with --force");
+                        tracing::warn!(error = format!("{error:#}"), "leaving without a goodbye");
+                    }
+                }
+                member.agent().clear().await.context("cannot stop this node's containers")?;
+                member.stop().await;
+            }
+        }
+        Identity::remove(&state_dir)?;
+        rswarm_raft::wipe(&manager::raft_dir(&state_dir)).context("cannot remove the manager's log")?;
+        for left in ["raft.seat", "agent"] {
+            let path = state_dir.join(left);
+            let removed =
+                if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            match removed {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        self.daemon.set_membership(Membership::Inactive);
+        Ok(())
+    }
+}
+
+fn listen_addr(said: &str, default: SocketAddr) -> Result<SocketAddr> {
+    if said.is_empty() {
+        return Ok(default);
+    }
+    if let Ok(addr) = said.parse() {
+        return Ok(addr);
+    }
+    let ip = said.parse().map_err(|_| anyhow!("`{said}` is not an address to listen on (ip or ip:port)"))?;
+    Ok(SocketAddr::new(ip, default.port()))
+}
+
+fn availability(said: pb::Availability) -> Result<Availability> {
+    match said {
+        pb::Availability::Unspecified => Ok(Availability::Active),
+        other => Ok(other.try_into()?),
+    }
+}
+
+/// Commits the cluster's first facts.
+async fn found(manager: &Manager, changes: Vec<rswarm_control::state::Change>) -> Result<()> {
+    let committed = tokio::time::timeout(READY, async {
+        loop {
+            let now = manager::clock::now();
+            match manager.cluster().commit(changes.clone(), now).await {
+                Ok(Some(_)) => return Ok(()),
+                Ok(None) => bail!("the new cluster's log is not empty"),
+                // The first term has not begun yet.
+                Err(manager::cluster::WriteError::Propose(_)) => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    });
+    committed.await.map_err(|_| anyhow!("the new cluster did not come to life in {} s", READY.as_secs()))?
+}
+
+/// Asks one manager after the other. What a manager refuses is final; one that cannot be reached is not.
+async fn ask_to_join(
+    addrs: &[String],
+    token: &JoinToken,
+    ask: pb::IssueCertificateRequest,
+) -> Result<pb::IssueCertificateResponse> {
+    let mut unreachable = Vec::new();
+    for addr in addrs {
+        let addr = if addr.contains(':') { addr.clone() } else { format!("{addr}:{}", config::PORT) };
+        let channel = match dial::joining(&addr, &token.digest).await {
+            Ok(channel) => channel,
+            Err(error) => {
+                unreachable.push(format!("{error:#}"));
+                continue;
+            }
+        };
+        let answer = pb::join_client::JoinClient::new(channel).issue_certificate(ask.clone()).await;
+        match answer {
+            Ok(issued) => return Ok(issued.into_inner()),
+            Err(status) if status.code() == Code::Unavailable => {
+                unreachable.push(format!("{addr}: {}", status.message()));
+            }
+            Err(status) => bail!("{addr} refused: {}", status.message()),
+        }
+    }
+    bail!("{}", unreachable.join("; "))
+}
+
+/// Waits until the leader has taken this node's session.
+async fn session(member: &Member) -> Result<()> {
+    let mut contact = member.agent().contact();
+    let seen = tokio::time::timeout(READY, contact.wait_for(Option::is_some)).await;
+    match seen {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) => bail!("the agent has stopped"),
+        Err(_) => bail!("no answer within {} s", READY.as_secs()),
+    }
+}
+
+/// Waits until this manager votes.
+async fn voting(member: &Member) -> Result<()> {
+    let manager = member.manager().context("this node is not a manager any more")?;
+    let mut status = manager.cluster().log().watch();
+    let votes = tokio::time::timeout(
+        READY,
+        status.wait_for(|status| status.voters.iter().any(|voter| voter.id == status.id)),
+    );
+    match votes.await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) => bail!("this manager has stopped"),
+        Err(_) => bail!(
+            "joined, but this manager has not caught up with the others within {} s; it goes on in the background",
+            READY.as_secs()
+        ),
+    }
+}
+
+fn leaving_manager(manager: &Manager, member: &Member) -> String {
+    let state = manager.cluster().state();
+    let managers = state.nodes().filter(|node| node.role == Role::Manager).count();
+    let rest = managers.saturating_sub(1);
+    if rest == 0 {
+        return "this node is the cluster's only manager: leaving ends the cluster and all its services; \
+                leave with --force if that is what you want"
+            .into();
+    }
+    format!(
+        "this node is one of {managers} managers: demote it first (`rswarm node demote {}`), or leave with \
+         --force, after which {rest} remain and {} of them must be online",
+        member.node,
+        rest / 2 + 1
+    )
+}
+
+/// Tells the leader that this node goes.
+async fn goodbye(member: &Member, force: bool) -> Result<()> {
+    use crate::rpc::forward::FindLeader;
+    let request = pb::LeaveClusterRequest { node: member.node.to_string(), force };
+    if let Some(manager) = member.manager() {
+        let managers = manager.cluster().state().nodes().filter(|node| node.role == Role::Manager).count();
+        if managers <= 1 {
+            return Ok(());
+        }
+        if manager.office().is_some() {
+            manager.cluster().log().transfer(None).await.context("cannot hand leadership over")?;
+        }
+        let crate::rpc::forward::Leader::Other(channel) = member.leader().await? else {
+            bail!("leadership did not move");
+        };
+        pb::control_client::ControlClient::new(channel).leave(request).await?;
+        return Ok(());
+    }
+    let leader = member.agent().leader().context("no leader is known")?;
+    let channel = member.dialer().channel(&leader.node, &leader.addr, Line::Calls)?;
+    pb::dispatcher_client::DispatcherClient::new(channel).goodbye(pb::GoodbyeRequest {}).await?;
+    Ok(())
+}
+
+type ProgressStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<pb::ImageProgress, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl pb::local_server::Local for Local {
+    async fn init(&self, request: Request<pb::InitRequest>) -> Result<Response<pb::InitResponse>, Status> {
+        self.init_cluster(request.into_inner()).await.map(Response::new).map_err(failed)
+    }
+
+    async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinResponse>, Status> {
+        self.join_cluster(request.into_inner()).await.map(Response::new).map_err(failed)
+    }
+
+    async fn leave(&self, request: Request<pb::LeaveRequest>) -> Result<Response<pb::LeaveResponse>, Status> {
+        self.leave_cluster(request.into_inner().force).await.map_err(failed)?;
+        Ok(Response::new(pb::LeaveResponse {}))
+    }
+
+    async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
+        Ok(Response::new(status(&self.daemon)))
+    }
+
+    async fn list_images(
+        &self,
+        _: Request<pb::ListImagesRequest>,
+    ) -> Result<Response<pb::ListImagesResponse>, Status> {
+        let images = self.daemon.ground.images.clone();
+        let listed = blocking(move || images.list()).await?;
+        let images = listed
+            .into_iter()
+            .map(|image| pb::Image {
+                id: image.id,
+                references: image.references,
+                created_at_ms: image.created_at_ms,
+                size_bytes: image.size_bytes,
+                digest: image.digest,
+            })
+            .collect();
+        Ok(Response::new(pb::ListImagesResponse { images }))
+    }
+
+    type PullImageStream = ProgressStream;
+
+    async fn pull_image(
+        &self,
+        request: Request<pb::PullImageRequest>,
+    ) -> Result<Response<ProgressStream>, Status> {
+        let reference = request.into_inner().reference;
+        let images = self.daemon.ground.images.clone();
+        let (sender, receiver) = mpsc::channel(64);
+        tokio::spawn(async move {
+            let progress = sender.clone();
+            let report = move |step: crate::image::Progress| {
+                // A caller that reads slowly misses steps, not the end.
+                let _ = progress.try_send(Ok(pb::ImageProgress {
+                    id: step.id,
+                    status: step.status,
+                    current: step.current,
+                    total: step.total,
+                    ..Default::default()
+                }));
+            };
+            let last = match images.pull(&reference, &report).await {
+                Ok(pulled) => Ok(pb::ImageProgress {
+                    status: if pulled.new { "Downloaded newer image" } else { "Image is up to date" }.into(),
+                    digest: pulled.digest,
+                    reference: pulled.reference,
+                    ..Default::default()
+                }),
+                Err(error) => Err(failed(error.into())),
+            };
+            let _ = sender.send(last).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn load_image(
+        &self,
+        request: Request<Streaming<pb::LoadImageChunk>>,
+    ) -> Result<Response<pb::LoadImageResponse>, Status> {
+        use tokio_stream::StreamExt;
+        let chunks = request.into_inner().map(|chunk| chunk.map(|chunk| chunk.data).map_err(std::io::Error::other));
+        let reader = tokio_util::io::StreamReader::new(chunks);
+        let images = self.daemon.ground.images.clone();
+        let mut reader = tokio_util::io::SyncIoBridge::new(Box::pin(reader));
+        let references = blocking(move || images.load(&mut reader)).await?;
+        Ok(Response::new(pb::LoadImageResponse { references }))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<pb::RemoveImageRequest>,
+    ) -> Result<Response<pb::RemoveImageResponse>, Status> {
+        let request = request.into_inner();
+        let images = self.daemon.ground.images.clone();
+        let removed = blocking(move || images.remove(&request.reference, request.force)).await?;
+        Ok(Response::new(pb::RemoveImageResponse { untagged: removed.untagged, deleted: removed.deleted }))
+    }
+}
+
+/// Runs what touches the disk off the async threads.
+async fn blocking<T: Send + 'static, E: Into<anyhow::Error> + Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await.map_err(|error| Status::internal(error.to_string()))?;
+    done.map_err(|error| failed(error.into()))
+}
+
+fn failed(error: anyhow::Error) -> Status {
+    match error.downcast::<Status>() {
+        Ok(status) => status,
+        Err(error) => Status::failed_precondition(format!("{error:#}")),
+    }
+}
+
+fn millis(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+fn status(daemon: &Daemon) -> pb::StatusResponse {
+    let mut answer = pb::StatusResponse {
+        hostname: crate::machine::hostname(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        started_at_ms: millis(daemon.started_at),
+        state_dir: daemon.ground.config.state_dir.display().to_string(),
+        ..Default::default()
+    };
+    let member = match daemon.membership() {
+        Membership::Inactive => {
+            answer.state = pb::status_response::State::Inactive.into();
+            return answer;
+        }
+        Membership::Failed(why) => {
+            answer.state = pb::status_response::State::Error.into();
+            answer.problems.push(why.clone());
+            answer.error = why;
+            return answer;
+        }
+        Membership::Active(member) => member,
+    };
+    let identity = member.identity();
+    answer.state = pb::status_response::State::Active.into();
+    answer.node_id = identity.node;
+    answer.cluster_id = identity.cluster;
+    answer.addr = identity.advertise_addr;
+    answer.role = pb::Role::Worker.into();
+    if let Some(words) = member.refused() {
+        answer.state = pb::status_response::State::Error.into();
+        answer.problems.push(words.clone());
+        answer.error = words;
+    }
+    let silent = member.agent().silent_for();
+    match member.manager() {
+        Some(manager) => manager_status(&manager, &mut answer),
+        None => {
+            answer.leader_id = member.agent().leader().map(|leader| leader.node).unwrap_or_default();
+            answer.quorum = silent.is_some_and(|silent| silent < Duration::from_secs(3));
+            answer.managers = member
+                .agent()
+                .managers()
+                .into_iter()
+                .map(|manager| pb::ManagerStatus {
+                    leader: manager.node == answer.leader_id,
+                    node_id: manager.node,
+                    addr: manager.addr,
+                    voter: true,
+                    ..Default::default()
+                })
+                .collect();
+        }
+    }
+    if silent.is_none_or(|silent| silent > Duration::from_secs(3)) && answer.error.is_empty() {
+        let since = silent.map_or("since it started".into(), |silent| format!("for {} s", silent.as_secs()));
+        answer.problems.push(format!("this node has not heard from a leader {since}; its containers go on running"));
+    }
+    answer
+}
+
+fn manager_status(manager: &Manager, answer: &mut pb::StatusResponse) {
+    use rswarm_control::model::Observed;
+    let state = manager.cluster().state();
+    let raft = manager.cluster().log().watch().borrow().clone();
+    answer.role = pb::Role::Manager.into();
+    answer.leader_id = raft.leader.as_ref().map(|leader| leader.node.clone()).unwrap_or_default();
+    answer.term = raft.term;
+    answer.applied = raft.applied;
+    answer.quorum = raft.leader.is_some();
+    answer.managers = state
+        .nodes()
+        .filter(|node| node.role == Role::Manager)
+        .map(|node| pb::ManagerStatus {
+            node_id: node.id.to_string(),
+            hostname: node.hostname.clone(),
+            addr: node.addr.clone(),
+            leader: node.id.to_string() == answer.leader_id,
+            // As the leader last wrote it down.
+            reachable: matches!(node.status, NodeStatus::Ready | NodeStatus::Unknown),
+            voter: raft.voters.iter().any(|voter| voter.node == node.id.to_string()),
+        })
+        .collect();
+    answer.nodes = state.nodes().map(|node| (&**node).into()).collect();
+    answer.services = state.services().count() as u32;
+    answer.tasks_running =
+        state.tasks().filter(|task| task.observed == Observed::Running && task.is_wanted()).count() as u32;
+    answer.tasks_wanted = state.services().map(|service| service.spec.mode.replicas()).sum();
+    if !answer.quorum {
+        let managers = answer.managers.len();
+        answer.problems.push(format!(
+            "no leader: {} of {managers} managers must be online and reach each other before anything can be \
+             changed; containers go on running",
+            managers / 2 + 1
+        ));
+    }
+    for node in state.nodes() {
+        if matches!(node.status, NodeStatus::Down | NodeStatus::Suspect) {
+            let seconds = manager::clock::now().0.saturating_sub(node.status_since.0) / 1000;
+            answer.problems.push(format!("node {} is {:?} since {seconds} s: {}", node.hostname, node.status, node.message));
+        }
+    }
+    let waiting: Vec<_> =
+        state.tasks().filter(|task| task.observed == Observed::Pending && task.is_wanted() && !task.note.is_empty()).collect();
+    for task in waiting.iter().take(5) {
+        answer.problems.push(format!("task {} waits: {}", task.name(), task.note));
+    }
+    if waiting.len() > 5 {
+        answer.problems.push(format!("{} more tasks wait", waiting.len() - 5));
+    }
+}

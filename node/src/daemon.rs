@@ -1,0 +1,216 @@
+//! The wiring of a node, and the only file that knows everyone: what is opened in which order, and how it is
+//! shut down.
+//!
+//! Order of shutdown: leadership is handed over, sessions and listeners close, then the process ends. Containers
+//! are the children of their shims and go on.
+
+use crate::api;
+use crate::config::Config;
+use crate::executor::Executor;
+use crate::identity::Identity;
+use crate::image::Store;
+use crate::member::{Ground, Member};
+use crate::rpc::access::{Gate, Roles};
+use crate::rpc::forward::{FindLeader, Forward, Leader};
+use crate::rpc::listen;
+use anyhow::{Context, Result};
+use rswarm_control::ids::NodeId;
+use rswarm_proto::v1 as pb;
+use std::fs::File;
+use std::pin::Pin;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::transport::Server;
+
+/// How long the daemon takes to say goodbye before it simply ends.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// A running daemon.
+pub struct Daemon {
+    /// What everything stands on.
+    pub ground: Ground,
+    /// When it started.
+    pub started_at: SystemTime,
+    membership: RwLock<Membership>,
+    /// Held while the membership changes: `init`, `join` and `leave` do not run into each other.
+    pub changing: Mutex<()>,
+}
+
+/// What this machine is to a cluster.
+#[derive(Clone)]
+pub enum Membership {
+    /// Nothing.
+    Inactive,
+    /// A member.
+    Active(Arc<Member>),
+    /// A member by its identity, but it cannot take part, for this reason.
+    Failed(String),
+}
+
+impl Daemon {
+    /// What this machine is to a cluster now.
+    pub fn membership(&self) -> Membership {
+        self.membership.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets it. The caller holds [`Daemon::changing`].
+    pub fn set_membership(&self, membership: Membership) {
+        *self.membership.write().unwrap_or_else(PoisonError::into_inner) = membership;
+    }
+
+    /// The member this machine is, or what to do about it.
+    pub fn member(&self) -> Result<Arc<Member>, Status> {
+        match self.membership() {
+            Membership::Active(member) => Ok(member),
+            Membership::Inactive => Err(Status::failed_precondition(
+                "this node is not part of a cluster: make one with `rswarm init`, or join one with `rswarm join`",
+            )),
+            Membership::Failed(why) => Err(Status::failed_precondition(format!(
+                "this node cannot take part in its cluster: {why} (`rswarm leave --force` gives the membership up)"
+            ))),
+        }
+    }
+
+    /// Takes up the membership that is on disk.
+    async fn resume(self: &Arc<Self>) {
+        let _changing = self.changing.lock().await;
+        let membership = match self.try_resume().await {
+            Ok(Some(member)) => Membership::Active(member),
+            Ok(None) => Membership::Inactive,
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "cannot take part in the cluster");
+                Membership::Failed(format!("{error:#}"))
+            }
+        };
+        self.set_membership(membership);
+    }
+
+    async fn try_resume(&self) -> Result<Option<Arc<Member>>> {
+        let Some(identity) = Identity::load(&self.ground.config.state_dir)? else { return Ok(None) };
+        let addr = identity.listen_addr.parse().context("the identity on disk has a malformed listen address")?;
+        let listener = listen::bind(addr).await?;
+        Member::start(self.ground.clone(), identity, listener, None).await.map(Some)
+    }
+}
+
+impl Roles for Daemon {
+    fn is_member(&self, _: NodeId) -> bool {
+        false
+    }
+
+    fn is_manager(&self, _: NodeId) -> bool {
+        false
+    }
+}
+
+impl FindLeader for Daemon {
+    fn leader(&self) -> Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>> {
+        Box::pin(async move { self.member()?.leader().await })
+    }
+}
+
+/// Runs a node until it is told to stop.
+pub async fn run(config: Config) -> Result<()> {
+    let _lock = lock(&config)?;
+    let config = Arc::new(config);
+    let stop = CancellationToken::new();
+    let arrivals = listen::unix(&config.socket, stop.clone()).await?;
+    let images = Store::open(&config.state_dir.join("images"))
+        .with_context(|| format!("cannot open the image store in {}", config.state_dir.display()))?;
+    let images = Arc::new(images.with_insecure_registries(&config.insecure_registries));
+    let executor = Executor::open(crate::executor::Config {
+        root_dir: config.state_dir.join("containers"),
+        run_dir: config.run_dir.join("containers"),
+        cgroup_parent: config.cgroup_parent.clone(),
+    })
+    .await
+    .context("cannot open the container executor")?;
+    let ground = Ground { config: config.clone(), executor: Arc::new(executor), images };
+    let daemon = Arc::new(Daemon {
+        ground,
+        started_at: SystemTime::now(),
+        membership: RwLock::new(Membership::Inactive),
+        changing: Mutex::new(()),
+    });
+    daemon.resume().await;
+
+    let whose = daemon.clone();
+    let manager = Arc::new(move || match whose.membership() {
+        Membership::Active(member) => member.manager(),
+        Membership::Inactive | Membership::Failed(_) => None,
+    });
+    let whose = daemon.clone();
+    let control = api::control::Control::local(manager, Arc::new(move || whose.member().ok()));
+    let router = Server::builder()
+        .layer(Gate::new(daemon.clone()))
+        .layer(Forward::new(daemon.clone()))
+        .add_service(pb::control_server::ControlServer::new(control).max_encoding_message_size(64 << 20))
+        .add_service(pb::local_server::LocalServer::new(api::local::Local::new(daemon.clone())));
+    let served = tokio::spawn(router.serve_with_incoming(arrivals));
+    tracing::info!(socket = %config.socket.display(), state = %config.state_dir.display(), "ready");
+    notify_systemd("READY=1");
+
+    let why = told_to_stop().await?;
+    tracing::info!(why, "stopping; containers go on");
+    notify_systemd("STOPPING=1");
+    let goodbye = async {
+        let _changing = daemon.changing.lock().await;
+        if let Membership::Active(member) = daemon.membership() {
+            member.stop().await;
+        }
+    };
+    if tokio::time::timeout(SHUTDOWN, goodbye).await.is_err() {
+        tracing::warn!("did not stop in {} s, ending anyway", SHUTDOWN.as_secs());
+    }
+    stop.cancel();
+    served.abort();
+    let _ = std::fs::remove_file(&config.socket);
+    Ok(())
+}
+
+/// One daemon to a state directory.
+fn lock(config: &Config) -> Result<File> {
+    let dir = &config.state_dir;
+    for dir in [dir, &config.run_dir] {
+        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    }
+    let path = dir.join("lock");
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(|| format!("cannot write in the state directory {}", dir.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            anyhow::bail!("another daemon uses {}: give this one its own --state-dir", dir.display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+async fn told_to_stop() -> Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+    let mut int = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    Ok(tokio::select! {
+        _ = term.recv() => "SIGTERM",
+        _ = int.recv() => "SIGINT",
+    })
+}
+
+/// Tells systemd, where it asked to be told.
+fn notify_systemd(what: &str) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let told = std::os::unix::net::UnixDatagram::unbound()
+        .and_then(|socket| socket.send_to(what.as_bytes(), std::path::Path::new(&path)));
+    if let Err(error) = told {
+        tracing::debug!(%error, "cannot tell systemd");
+    }
+}

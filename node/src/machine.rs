@@ -1,0 +1,32 @@
+//! What this machine says of itself.
+
+use crate::member::Ground;
+use rswarm_control::model::{Description, Resources};
+
+/// The machine's host name.
+pub fn hostname() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "unknown".into())
+}
+
+/// Its means, its kind, and what does not work on it.
+pub fn describe(ground: &Ground) -> Description {
+    let kernel = nix::sys::utsname::uname().ok();
+    Description {
+        capacity: Resources { nano_cpus: cpus() * 1_000_000_000, memory_bytes: memory() },
+        os: std::env::consts::OS.into(),
+        arch: std::env::consts::ARCH.into(),
+        kernel: kernel.map(|names| names.release().to_string_lossy().into_owned()).unwrap_or_default(),
+        engine_version: env!("CARGO_PKG_VERSION").into(),
+        warnings: ground.executor.warnings(),
+    }
+}
+
+fn cpus() -> u64 {
+    std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64)
+}
+
+fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
+}

@@ -1,0 +1,405 @@
+//! This machine as a member of a cluster: its listener, its agent, its overlay, and its manager while it is one.
+
+use crate::agent::{self, Agent};
+use crate::api;
+use crate::config::Config;
+use crate::executor::Executor;
+use crate::identity::tls::{self, Credentials};
+use crate::identity::{Identity, ManagerAddr};
+use crate::image::Store;
+use crate::manager::{self, Manager, dispatcher::Dispatcher};
+use crate::rpc::access::{Gate, Roles};
+use crate::rpc::dial::{ALPN, Dialer, Line};
+use crate::rpc::forward::{FindLeader, Forward, Leader};
+use crate::rpc::listen;
+use anyhow::{Context, Result};
+use arc_swap::ArcSwapOption;
+use rswarm_control::ids::{ClusterId, NodeId};
+use rswarm_control::model::Role;
+use rswarm_proto::v1 as pb;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+use tonic::transport::Server;
+
+/// How long a call waits for an election to end.
+const ELECTION: Duration = Duration::from_secs(3);
+/// How long open calls may go on when the node stops.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Messages up to this size are taken: a table or an assignment of a large cluster.
+const MESSAGE_MAX: usize = 64 << 20;
+
+/// What a member stands on.
+#[derive(Clone)]
+pub struct Ground {
+    /// The daemon's configuration.
+    pub config: Arc<Config>,
+    /// Runs containers.
+    pub executor: Arc<Executor>,
+    /// Keeps images.
+    pub images: Arc<Store>,
+}
+
+/// This machine as a member.
+pub struct Member {
+    /// Which node it is.
+    pub node: NodeId,
+    /// Of which cluster.
+    pub cluster: ClusterId,
+    state_dir: PathBuf,
+    identity: Mutex<Identity>,
+    credentials: Arc<Credentials>,
+    dialer: Arc<Dialer>,
+    manager: ArcSwapOption<Manager>,
+    agent: Agent,
+    stop: CancellationToken,
+    tracker: TaskTracker,
+    /// Set when the cluster no longer wants this node.
+    refused: watch::Sender<Option<String>>,
+}
+
+impl Member {
+    /// Takes part, with the identity that is on disk. `manager` is given when it already runs.
+    pub async fn start(
+        ground: Ground,
+        identity: Identity,
+        listener: TcpListener,
+        founded: Option<Arc<Manager>>,
+    ) -> Result<Arc<Self>> {
+        let node: NodeId = identity.node.parse().context("the identity on disk has a malformed node id")?;
+        let cluster: ClusterId =
+            identity.cluster.parse().context("the identity on disk has a malformed cluster id")?;
+        let (credentials, dialer) = connections(&identity)?;
+        let stop = CancellationToken::new();
+        let tracker = TaskTracker::new();
+        let (refused, _) = watch::channel(None);
+        let state_dir = ground.config.state_dir.clone();
+
+        let manager = match (founded, identity.raft_id) {
+            (Some(manager), _) => Some(manager),
+            (None, Some(seat)) => {
+                Some(Manager::start(&state_dir, seat, cluster, dialer.clone(), None).await?)
+            }
+            (None, None) => None,
+        };
+        let agent = Agent::start(agent::Setting {
+            ground,
+            node,
+            identity: identity.clone(),
+            credentials: credentials.clone(),
+            dialer: dialer.clone(),
+            stop: stop.child_token(),
+            tracker: tracker.clone(),
+        })
+        .await?;
+        let member = Arc::new(Self {
+            node,
+            cluster,
+            state_dir,
+            identity: Mutex::new(identity),
+            credentials,
+            dialer,
+            manager: ArcSwapOption::new(manager),
+            agent,
+            stop,
+            tracker,
+            refused,
+        });
+        member.serve(listener)?;
+        member.tracker.spawn(member.clone().follow_role());
+        member.tracker.spawn(member.clone().renew());
+        Ok(member)
+    }
+
+    /// The manager that runs here, if one does.
+    pub fn manager(&self) -> Option<Arc<Manager>> {
+        self.manager.load_full()
+    }
+
+    /// A copy of the identity.
+    pub fn identity(&self) -> Identity {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The node's half of the work.
+    pub fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    /// Makes connections to other nodes.
+    pub fn dialer(&self) -> &Arc<Dialer> {
+        &self.dialer
+    }
+
+    /// Why the cluster no longer wants this node, if so.
+    pub fn refused(&self) -> Option<String> {
+        self.refused.borrow().clone()
+    }
+
+    /// Stops taking part; containers go on.
+    pub async fn stop(&self) {
+        if let Some(manager) = self.manager.swap(None) {
+            manager.stop().await;
+        }
+        self.stop.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    fn serve(self: &Arc<Self>, listener: TcpListener) -> Result<()> {
+        let identity = self.identity();
+        let config = tls::server(self.credentials.clone(), &identity.ca_pem, true, ALPN)?;
+        let arrivals = listen::tls(listener, config, identity.cluster, self.stop.clone());
+        let this = self.clone();
+        let manager: Arc<dyn Fn() -> Option<Arc<Manager>> + Send + Sync> =
+            Arc::new(move || this.manager.load_full());
+        let router = Server::builder()
+            .layer(Gate::new(self.clone()))
+            .layer(Forward::new(self.clone()))
+            .add_service(pb::join_server::JoinServer::new(api::join::Join::new(manager.clone())))
+            .add_service(
+                pb::dispatcher_server::DispatcherServer::new(Dispatcher::new(manager.clone()))
+                    .max_decoding_message_size(MESSAGE_MAX),
+            )
+            .add_service(
+                pb::raft_server::RaftServer::new(manager::transport::Receiver::new(manager.clone()))
+                    .max_decoding_message_size(MESSAGE_MAX)
+                    .max_encoding_message_size(MESSAGE_MAX),
+            )
+            .add_service(pb::agent_server::AgentServer::new(self.agent.doors()))
+            .add_service(
+                pb::control_server::ControlServer::new(api::control::Control::new(manager, self.dialer.clone()))
+                    .max_encoding_message_size(MESSAGE_MAX),
+            );
+        let stop = self.stop.clone();
+        self.tracker.spawn(async move {
+            let goodbye = async {
+                stop.cancelled().await;
+                tokio::time::sleep(GOODBYE).await;
+            };
+            tokio::select! {
+                () = goodbye => {}
+                served = router.serve_with_incoming_shutdown(arrivals, stop.cancelled()) => {
+                    if let Err(error) = served {
+                        tracing::error!(%error, "the control port is no longer served");
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Starts and stops the manager as the cluster says what this node should be, and keeps the identity on disk
+    /// in step with it.
+    async fn follow_role(self: Arc<Self>) {
+        let mut orders = self.agent.orders();
+        loop {
+            let order = orders.borrow_and_update().clone();
+            match order {
+                agent::Order::None => {}
+                agent::Order::Be(list) => {
+                    if let Err(error) = self.be(&list).await {
+                        tracing::error!(error = format!("{error:#}"), "cannot take the role the cluster gives");
+                    }
+                }
+                agent::Order::Gone(words) => {
+                    self.refused.send_replace(Some(words));
+                    if let Some(manager) = self.manager.swap(None) {
+                        manager.stop().await;
+                    }
+                }
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = orders.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn be(&self, list: &pb::ManagerList) -> Result<()> {
+        let manages = self.manager.load().is_some();
+        let shall = list.role() == pb::Role::Manager && list.raft_id != 0;
+        {
+            let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut next = identity.clone();
+            next.raft_id = shall.then_some(list.raft_id);
+            next.managers = list
+                .managers
+                .iter()
+                .map(|manager| ManagerAddr {
+                    node: manager.node_id.clone(),
+                    addr: manager.addr.clone(),
+                    raft_id: manager.raft_id,
+                })
+                .collect();
+            if next.raft_id != identity.raft_id || next.managers != identity.managers {
+                next.save(&self.state_dir)?;
+                *identity = next;
+            }
+        }
+        if shall && !manages {
+            tracing::info!(seat = list.raft_id, "becoming a manager");
+            // A log that lies here is of another seat: this node's earlier one was given up.
+            wipe_other_seats(&self.state_dir, list.raft_id)?;
+            let dialer = self.dialer.clone();
+            let manager = Manager::start(&self.state_dir, list.raft_id, self.cluster, dialer, None).await?;
+            self.manager.store(Some(manager));
+        } else if !shall && manages {
+            tracing::info!("no longer a manager");
+            if let Some(manager) = self.manager.swap(None) {
+                manager.stop().await;
+            }
+            rswarm_raft::wipe(&manager::raft_dir(&self.state_dir)).context("cannot remove the manager's log")?;
+        }
+        Ok(())
+    }
+
+    /// Renews the certificate somewhere between half and four fifths of its life.
+    async fn renew(self: Arc<Self>) {
+        loop {
+            let wait = match api::join::renewal_due(&self.identity()) {
+                Ok(wait) => wait,
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "the certificate cannot be read");
+                    return;
+                }
+            };
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(wait.min(Duration::from_secs(3600))) => {}
+            }
+            if wait > Duration::from_secs(3600) {
+                continue;
+            }
+            if let Err(error) = self.renew_once().await {
+                tracing::warn!(error = format!("{error:#}"), "cannot renew the certificate yet");
+                tokio::select! {
+                    () = self.stop.cancelled() => return,
+                    () = tokio::time::sleep(Duration::from_secs(30)) => {}
+                }
+            }
+        }
+    }
+
+    async fn renew_once(&self) -> Result<()> {
+        let (key_pem, csr_pem) = crate::identity::ca::request()?;
+        let identity = self.identity();
+        let leader = self.agent.leader().context("no leader is known")?;
+        let channel = self.dialer.channel(&leader.node, &leader.addr, Line::Calls)?;
+        let request = pb::IssueCertificateRequest { csr_pem, ..Default::default() };
+        let issued =
+            pb::join_client::JoinClient::new(channel).issue_certificate(request).await?.into_inner();
+        self.credentials.replace(&issued.cert_pem, &identity.ca_pem, &key_pem)?;
+        let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        identity.cert_pem = issued.cert_pem;
+        identity.key_pem = key_pem;
+        identity.save(&self.state_dir)?;
+        tracing::info!("certificate renewed");
+        Ok(())
+    }
+}
+
+/// The node's certificate, and the dialer that shows it.
+pub fn connections(identity: &Identity) -> Result<(Arc<Credentials>, Arc<Dialer>)> {
+    let credentials = Credentials::new(&identity.cert_pem, &identity.ca_pem, &identity.key_pem)?;
+    let config = tls::client(credentials.clone(), &identity.ca_pem, ALPN)?;
+    Ok((credentials, Arc::new(Dialer::new(config, identity.cluster.clone()))))
+}
+
+const SEAT: &str = "raft.seat";
+
+/// Removes a log that belongs to another seat than `seat`, and remembers whose the next one is.
+pub fn wipe_other_seats(state_dir: &std::path::Path, seat: u64) -> Result<()> {
+    let note = state_dir.join(SEAT);
+    let ours = std::fs::read_to_string(&note).is_ok_and(|text| text.trim() == seat.to_string());
+    if !ours {
+        rswarm_raft::wipe(&manager::raft_dir(state_dir)).context("cannot remove an old manager's log")?;
+        crate::identity::write_atomically(&note, seat.to_string().as_bytes())?;
+    }
+    Ok(())
+}
+
+impl Roles for Member {
+    fn is_member(&self, node: NodeId) -> bool {
+        match self.manager.load().as_ref() {
+            Some(manager) => {
+                let state = manager.cluster().state();
+                // A node that was removed is let in to be told so.
+                state.node(node).is_some() || state.removed_at(node).is_some()
+            }
+            None => false,
+        }
+    }
+
+    fn is_manager(&self, node: NodeId) -> bool {
+        if let Some(manager) = self.manager.load().as_ref() {
+            let state = manager.cluster().state();
+            if let Some(node) = state.node(node) {
+                return node.role == Role::Manager;
+            }
+            if state.removed_at(node).is_some() {
+                return false;
+            }
+        }
+        // A worker, and a manager that has not caught up yet, believe the list that the leader sent.
+        let text = node.to_string();
+        self.agent.managers().iter().any(|manager| manager.node == text)
+    }
+}
+
+impl FindLeader for Member {
+    fn leader(&self) -> Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>> {
+        Box::pin(async move {
+            if let Some(words) = self.refused() {
+                return Err(Status::failed_precondition(format!("{words}: `rswarm leave --force`, then join again")));
+            }
+            let Some(manager) = self.manager() else {
+                return Err(Status::failed_precondition(
+                    "this node is a worker: run the command on a manager, or promote this node from one with \
+                     `rswarm node promote`",
+                ));
+            };
+            let log = manager.cluster().log().clone();
+            let mut status = log.watch();
+            let found = async {
+                loop {
+                    let leader = status.borrow_and_update().leader.clone();
+                    match leader {
+                        Some(leader) if leader.node == self.node.to_string() => {
+                            if manager.office().is_some() {
+                                return Ok(Leader::Me);
+                            }
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                            continue;
+                        }
+                        Some(leader) => {
+                            let channel = self.dialer.channel(&leader.node, &leader.addr, Line::Calls);
+                            return channel
+                                .map(Leader::Other)
+                                .map_err(|error| Status::unavailable(format!("{error:#}")));
+                        }
+                        None => {}
+                    }
+                    if status.changed().await.is_err() {
+                        return Err(Status::unavailable("this manager is stopping"));
+                    }
+                }
+            };
+            tokio::time::timeout(ELECTION, found).await.unwrap_or_else(|_| Err(no_leader(&manager)))
+        })
+    }
+}
+
+fn no_leader(manager: &Manager) -> Status {
+    let managers = manager.cluster().state().nodes().filter(|node| node.role == Role::Manager).count();
+    Status::unavailable(format!(
+        "the cluster has no leader: more than half of its {managers} managers must be online and reach each \
+         other; containers go on running (see `rswarm status`)"
+    ))
+}
