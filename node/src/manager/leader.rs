@@ -31,12 +31,12 @@ pub struct Ears {
 impl Ears {
     /// Ears of a manager that took office `now`.
     pub fn new(now: Timestamp) -> Self {
-        Self { heard: Mutex::new(Heard::since(now)), wake: Notify::new() }
+        Self { heard: Mutex::new(Heard::new(now)), wake: Notify::new() }
     }
 
     /// A node was heard from.
     pub fn hear(&self, node: NodeId, now: Timestamp) {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).hear(node, now);
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).beat(node, now);
     }
 
     /// Makes the leader look again now.

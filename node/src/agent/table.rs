@@ -1,0 +1,88 @@
+//! What the leader says of the overlay, as the overlay wants to be told.
+
+use rswarm_control::endpoints as told;
+use rswarm_control::ids::{NetworkId, NodeId};
+use rswarm_control::model::Protocol;
+use rswarm_netoverlay::table as overlay;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// Translates a table. What cannot be said to the overlay is left out and logged: one odd entry must not take
+/// the others with it.
+pub fn translate(table: &told::Table, generation: u64, me: NodeId, my_addr: SocketAddr) -> overlay::Table {
+    let mut nodes = vec![overlay::Node { id: node(me), underlay: my_addr }];
+    for (id, addr) in &table.peers {
+        match addr.parse() {
+            Ok(underlay) => nodes.push(overlay::Node { id: node(*id), underlay }),
+            Err(_) => tracing::warn!(node = %id, addr, "a node's address cannot be used"),
+        }
+    }
+    let known = |id: &NodeId| *id == me || table.peers.get(id).is_some_and(|addr| addr.parse::<SocketAddr>().is_ok());
+    let numbers: BTreeMap<NetworkId, overlay::NetworkId> = table
+        .networks
+        .values()
+        .filter_map(|entry| Some((entry.network.id, overlay::NetworkId::new(entry.network.vni)?)))
+        .collect();
+
+    let mut networks = Vec::new();
+    let mut endpoints = Vec::new();
+    let mut services = Vec::new();
+    for (id, entry) in &table.networks {
+        let Some(number) = numbers.get(id).copied() else { continue };
+        networks.push(overlay::Network {
+            id: number,
+            subnet: entry.network.subnet.address(),
+            prefix: entry.network.subnet.prefix(),
+            gateway: entry.network.gateway,
+            mtu: u16::try_from(entry.network.mtu).unwrap_or(1400),
+        });
+        let mut names: BTreeMap<Ipv4Addr, Vec<String>> = BTreeMap::new();
+        for service in &entry.services {
+            for backend in &service.backends {
+                names.entry(backend.address).or_default().push(format!("{}.{}", service.name, backend.slot));
+            }
+            services.push(overlay::Service {
+                network: number,
+                name: service.name.clone(),
+                aliases: Vec::new(),
+                vip: Some(service.vip),
+                backends: service.backends.iter().map(|backend| backend.address).collect(),
+            });
+        }
+        for (address, home) in entry.routes.iter().filter(|(_, home)| known(home)) {
+            endpoints.push(overlay::Endpoint {
+                network: number,
+                address: *address,
+                node: node(*home),
+                names: names.remove(address).unwrap_or_default(),
+            });
+        }
+    }
+    let mut ports = Vec::new();
+    for port in &table.ports {
+        let network = port.backends.first().and_then(|backend| overlay::NetworkId::new(backend.vni));
+        let backends = port
+            .backends
+            .iter()
+            .filter(|backend| known(&backend.node))
+            .map(|backend| overlay::Backend { node: node(backend.node), address: backend.address })
+            .collect();
+        ports.push(overlay::PublishedPort {
+            port: port.published,
+            protocol: match port.protocol {
+                Protocol::Tcp => overlay::Protocol::Tcp,
+                Protocol::Udp => overlay::Protocol::Udp,
+            },
+            service: port.service_name.clone(),
+            // Without a backend there is nothing to reach; the port is held all the same.
+            network: network.unwrap_or(overlay::NetworkId::new(0).expect("0 has 24 bits")),
+            target_port: port.target,
+            backends,
+        });
+    }
+    overlay::Table { generation, nodes, networks, endpoints, services, ports }
+}
+
+fn node(id: NodeId) -> overlay::NodeId {
+    overlay::NodeId::new(id.to_string())
+}
