@@ -1,0 +1,245 @@
+//! Carries out one step of one task: makes its sandbox and containers, removes them. Every step may be repeated.
+
+use crate::executor::{self, ContainerRequest, Executor};
+use crate::image::{self, ImageConfig, Reference, Registries, Store};
+use anyhow::{Context, Result, anyhow, bail};
+use rswarm_control::assignment::AssignedTask;
+use rswarm_control::ids::TaskId;
+use rswarm_control::model::{ContainerSpec, Mount};
+use rswarm_netoverlay::{Overlay, SandboxSpec};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The address that containers find their name server at.
+const RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
+/// Who holds a container's image, in the names of leases.
+const LEASE: &str = "task-";
+
+/// What steps are carried out with.
+#[derive(Clone)]
+pub struct Hands {
+    /// Runs containers.
+    pub executor: Arc<Executor>,
+    /// Keeps images.
+    pub images: Arc<Store>,
+    /// Where images come from.
+    pub registries: Arc<Registries>,
+    /// Joins networks.
+    pub overlay: Arc<Overlay>,
+    /// This node's id, for its containers to know.
+    pub node: String,
+}
+
+/// The id of a task's container in the executor.
+pub fn container_id(task: TaskId) -> String {
+    task.to_string()
+}
+
+/// The task of a container, if it is one of ours.
+pub fn task_of(container: &str) -> Option<TaskId> {
+    container.parse().ok()
+}
+
+impl Hands {
+    /// Gets the image, joins the networks, makes the container. What was made before is kept.
+    pub async fn prepare(&self, task: &AssignedTask) -> Result<()> {
+        let id = container_id(task.id);
+        if self.executor.contains(&id) {
+            return Ok(());
+        }
+        let [spec] = task.spec.containers.as_slice() else {
+            bail!("the task has {} containers; this version runs tasks of one", task.spec.containers.len());
+        };
+        let image = self.image(spec).await?;
+        let (store, holder, held) = (self.images.clone(), format!("{LEASE}{id}"), image.clone());
+        let (config, lower) = blocking(move || {
+            store.lease(&holder, &held)?;
+            Ok((store.config(&held)?, store.layers(&held)?))
+        })
+        .await?;
+        let hostname = spec.hostname.clone().unwrap_or_else(|| id.chars().take(12).collect());
+        let netns = self.sandbox(task).await?;
+        let request = self.request(task, spec, &config, lower, hostname, netns)?;
+        if let Err(error) = self.executor.create(request).await {
+            let _ = self.remove(task.id).await;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Lets it run.
+    pub async fn start(&self, task: TaskId) -> Result<()> {
+        Ok(self.executor.start(&container_id(task)).await?)
+    }
+
+    /// Asks it to end, and ends it when its grace is over.
+    pub async fn stop(&self, task: TaskId, grace: std::time::Duration) -> Result<()> {
+        match self.executor.stop(&container_id(task), grace).await {
+            Err(executor::Error::NotFound { .. }) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    /// Removes its container, its sandbox and its hold on the image.
+    pub async fn remove(&self, task: TaskId) -> Result<()> {
+        let id = container_id(task);
+        match self.executor.remove(&id).await {
+            Ok(()) | Err(executor::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.overlay.detach(&id).await.context("cannot remove the task's network")?;
+        let (store, holder) = (self.images.clone(), format!("{LEASE}{id}"));
+        blocking(move || store.release(&holder)).await
+    }
+
+    /// The image on this machine, fetched if it is not there yet.
+    async fn image(&self, spec: &ContainerSpec) -> Result<image::Image> {
+        let reference: Reference = spec.image.parse().map_err(|error| anyhow!("{error}"))?;
+        let reference = match &spec.image_digest {
+            Some(digest) => reference.pinned(digest.parse().map_err(|error| anyhow!("{error}"))?),
+            None => reference,
+        };
+        let (store, name) = (self.images.clone(), reference.to_string());
+        if let Ok(image) = blocking(move || store.resolve(&name)).await {
+            return Ok(image);
+        }
+        Ok(self.images.pull(&reference, &self.registries, |_| {}).await?)
+    }
+
+    async fn sandbox(&self, task: &AssignedTask) -> Result<PathBuf> {
+        let spec = SandboxSpec {
+            id: container_id(task.id),
+            addresses: task
+                .addresses
+                .iter()
+                .map(|address| address.address)
+                .collect(),
+        };
+        self.overlay.attach(spec).await.context("cannot join the task's networks")
+    }
+
+    fn request(
+        &self,
+        task: &AssignedTask,
+        spec: &ContainerSpec,
+        config: &ImageConfig,
+        lower: Vec<PathBuf>,
+        hostname: String,
+        netns: PathBuf,
+    ) -> Result<ContainerRequest> {
+        let mut request = ContainerRequest::new(container_id(task.id), lower, command(spec, config)?);
+        request.env = self.env(task, spec, config);
+        request.user = spec.user.clone().unwrap_or_else(|| config.user.clone());
+        request.workdir = spec.workdir.clone().unwrap_or_else(|| config.working_dir.clone());
+        request.hostname = hostname;
+        request.addresses = task.addresses.iter().map(|(_, address)| IpAddr::V4(*address)).collect();
+        request.dns.servers = vec![RESOLVER];
+        request.dns.options = vec!["ndots:0".into()];
+        request.mounts = spec.mounts.iter().map(mount).collect();
+        request.netns = Some(netns);
+        request.privileges.read_only_root = spec.read_only;
+        let limits = task.spec.resources.limits;
+        request.limits.nano_cpus = Some(limits.nano_cpus).filter(|cpus| *cpus > 0);
+        request.limits.memory_bytes = Some(limits.memory_bytes).filter(|bytes| *bytes > 0);
+        let signal = spec.stop_signal.clone().unwrap_or_else(|| config.stop_signal.clone());
+        if !signal.is_empty() {
+            request.stop_signal = signal_number(&signal)?;
+        }
+        request.labels.insert("rswarm.service".into(), task.service_name.clone());
+        request.labels.insert("rswarm.task".into(), format!("{}.{}", task.service_name, task.slot));
+        Ok(request)
+    }
+
+    /// The image's environment, then who the task is, then what the service says; later ones win.
+    fn env(&self, task: &AssignedTask, spec: &ContainerSpec, config: &ImageConfig) -> Vec<String> {
+        let who = [
+            ("RSWARM_SERVICE", task.service_name.clone()),
+            ("RSWARM_SLOT", task.slot.to_string()),
+            ("RSWARM_TASK", task.id.to_string()),
+            ("RSWARM_NODE", crate::machine::hostname()),
+            ("RSWARM_NODE_ID", self.node.clone()),
+        ];
+        let said = spec.env.iter().map(|var| format!("{}={}", var.name, var.value));
+        let mut env: Vec<String> = Vec::new();
+        for line in config.env.iter().cloned().chain(who.map(|(name, value)| format!("{name}={value}"))).chain(said) {
+            let name = line.split('=').next().unwrap_or_default();
+            env.retain(|known| known.split('=').next() != Some(name));
+            env.push(line);
+        }
+        env
+    }
+}
+
+/// Docker's rule: a command given replaces the image's entrypoint and its arguments; arguments given replace the
+/// image's arguments alone.
+fn command(spec: &ContainerSpec, config: &ImageConfig) -> Result<Vec<String>> {
+    let args = match (spec.command.is_empty(), spec.args.is_empty()) {
+        (true, true) => [&config.entrypoint[..], &config.cmd].concat(),
+        (true, false) => [&config.entrypoint[..], &spec.args].concat(),
+        (false, _) => [&spec.command[..], &spec.args].concat(),
+    };
+    if args.is_empty() {
+        bail!("the image {} says no command to run: give one after the image's name", spec.image);
+    }
+    Ok(args)
+}
+
+fn mount(mount: &Mount) -> executor::Mount {
+    match mount {
+        Mount::Bind { source, target, read_only } => executor::Mount::Bind {
+            source: source.into(),
+            target: target.clone(),
+            readonly: *read_only,
+        },
+        Mount::Tmpfs { target, size_bytes, mode } => executor::Mount::Tmpfs {
+            target: target.clone(),
+            size_bytes: *size_bytes,
+            mode: mode.unwrap_or(0o1777),
+        },
+    }
+}
+
+/// `SIGTERM`, `TERM` or `15`.
+fn signal_number(text: &str) -> Result<i32> {
+    use nix::sys::signal::Signal;
+    if let Ok(number) = text.parse::<i32>() {
+        return Signal::try_from(number).map(|signal| signal as i32).map_err(|_| anyhow!("no signal {number}"));
+    }
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    name.parse::<Signal>().map(|signal| signal as i32).map_err(|_| anyhow!("`{text}` is not a signal"))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> image::Result<T> + Send + 'static,
+) -> Result<T> {
+    Ok(tokio::task::spawn_blocking(work).await.context("the image store has panicked")??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn joined(command: &[&str], args: &[&str]) -> String {
+        let own = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let spec = ContainerSpec { command: own(command), args: own(args), ..ContainerSpec::new("x") };
+        let config = ImageConfig { entrypoint: own(&["/run"]), cmd: own(&["serve"]), ..Default::default() };
+        super::command(&spec, &config).unwrap().join(" ")
+    }
+
+    #[test]
+    fn command_and_arguments_replace_the_images_as_in_docker() {
+        assert_eq!(joined(&[], &[]), "/run serve");
+        assert_eq!(joined(&[], &["test"]), "/run test");
+        assert_eq!(joined(&["/other"], &[]), "/other");
+        assert_eq!(joined(&["/other"], &["x"]), "/other x");
+    }
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for (text, number) in [("SIGTERM", Some(15)), ("int", Some(2)), ("9", Some(9)), ("SIGNONE", None), ("99", None)] {
+            assert_eq!(signal_number(text).ok(), number, "{text}");
+        }
+    }
+}
