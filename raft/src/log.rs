@@ -1,0 +1,376 @@
+//! The log itself: opened from a directory, proposed to, watched, shut down.
+
+use std::fmt::Display;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, InitializeError, RaftError};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout};
+
+use crate::network::{Network, Ties};
+use crate::reads::Reads;
+use crate::status::Heard;
+use crate::storage::log::LogStore;
+use crate::storage::machine::{Machine, blocking};
+use crate::storage::snapshot::Snapshots;
+use crate::storage::wal::Wal;
+use crate::storage::{Dir, Identity};
+use crate::types::{Command, Types};
+use crate::wire::COMMAND_BYTES_MAX;
+use crate::{
+    Config, Member, OpenError, ProposeError, RaftId, Role, StateMachine, Status, TransferError, Transport,
+    membership, reads, status,
+};
+
+pub(crate) type Raft = openraft::Raft<Types, Machine>;
+
+/// A committed and applied proposal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposed {
+    /// Its place in the log.
+    pub index: u64,
+    /// What the state machine answered.
+    pub answer: Bytes,
+}
+
+/// A manager's handle to the replicated log; clones share it.
+///
+/// It runs on the tokio runtime it was opened on until [`Log::shutdown`] is called or the last clone is gone. If it
+/// fails ([`Status::failed`]), shut it down and open it again: what it acknowledged is on disk.
+#[derive(Clone)]
+pub struct Log(Arc<Handle>);
+
+struct Handle {
+    core: Arc<Core>,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.stop_tasks();
+        // Nobody waits for this; whoever cares calls `shutdown`.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let core = self.core.clone();
+            runtime.spawn(async move { core.stop().await });
+        }
+    }
+}
+
+impl Handle {
+    fn stop_tasks(&self) {
+        let mut tasks = self.tasks.lock().expect("nothing panics while it holds this lock");
+        for task in tasks.drain(..) {
+            task.abort();
+        }
+    }
+}
+
+/// What the log's parts and tasks share.
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    pub(crate) raft: Raft,
+    pub(crate) ties: Arc<Ties>,
+    pub(crate) status: watch::Receiver<Status>,
+    /// Held while the membership is being changed.
+    pub(crate) changing: tokio::sync::Mutex<()>,
+    proposals: Semaphore,
+    reads: Reads,
+    store: LogStore,
+    snapshots: Snapshots,
+}
+
+impl Log {
+    /// Continues the log in [`Config::dir`], or prepares an empty one, which then waits for [`Log::bootstrap`] or for
+    /// a leader that [adds](Log::add) it.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. A torn last write is cut off; any other damage is refused.
+    pub async fn open(
+        config: Config,
+        machine: impl StateMachine,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Self, OpenError> {
+        let settings = Arc::new(config.to_openraft()?);
+        let (store, snapshots) = {
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || open_storage(&config))
+                .await
+                .map_err(|error| OpenError::Start { dir: Default::default(), reason: error.to_string() })??
+        };
+        let ties = Arc::new(Ties {
+            me: config.id,
+            cluster: config.cluster,
+            transport,
+            append_patience: config.append_patience,
+            snapshot_patience: config.snapshot_patience,
+            snapshots: snapshots.clone(),
+            removed_by: AtomicU64::new(0),
+            heard: Heard::default(),
+        });
+        let machine = Machine::new(Box::new(machine), snapshots.clone());
+        let started = Raft::new(config.id.0, settings, Network(ties.clone()), store.clone(), machine).await;
+        let raft = match started {
+            Ok(raft) => raft,
+            Err(error) => {
+                snapshots.close();
+                drop(blocking(move || Ok(store.close())).await);
+                return Err(OpenError::Start { dir: config.dir, reason: error.to_string() });
+            }
+        };
+
+        let (publisher, status) =
+            watch::channel(Status { id: config.id, role: Role::Learner, ..Status::default() });
+        let publishing = status::publish(raft.metrics(), publisher, ties.clone(), config.stall);
+        let mut tasks = vec![tokio::spawn(publishing).abort_handle()];
+        let (reads, asked) = Reads::new();
+        let core = Arc::new(Core {
+            proposals: Semaphore::new(config.proposals_max),
+            changing: tokio::sync::Mutex::new(()),
+            config,
+            raft,
+            ties,
+            status,
+            reads,
+            store,
+            snapshots,
+        });
+        tasks.push(tokio::spawn(reads::serve(core.clone(), asked)).abort_handle());
+        tasks.push(tokio::spawn(membership::finish_changes(core.clone())).abort_handle());
+        Ok(Self(Arc::new(Handle { core, tasks: Mutex::new(tasks) })))
+    }
+
+    /// Makes this manager the first and only member of a new cluster, and waits until it leads. Does nothing if the
+    /// log has begun already.
+    ///
+    /// # Errors
+    /// [`OpenError::Start`] if it does not come to lead.
+    pub async fn bootstrap(&self, me: Member) -> Result<(), OpenError> {
+        let core = &self.0.core;
+        let failed = |reason: String| OpenError::Start { dir: core.config.dir.clone(), reason };
+        if me.id != core.config.id {
+            return Err(failed(format!("it belongs to manager {}, not {}", core.config.id, me.id)));
+        }
+        let members = std::collections::BTreeMap::from([(me.id.0, me.contact())]);
+        match core.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            Err(error) => return Err(failed(error.to_string())),
+        }
+        // Only once its own first entry is committed can a leader take others in.
+        let ready = |status: &Status| status.leader.is_some() && status.applied > 0;
+        if core.wait(core.config.patience, ready).await.is_none() {
+            return Err(failed("no manager came to lead".into()));
+        }
+        Ok(())
+    }
+
+    /// Appends a command, and answers once a quorum has it on disk and it was applied here. Many may be under way
+    /// at once; they are committed in batches.
+    ///
+    /// # Errors
+    /// See [`ProposeError`], which tells whether the command may still be committed.
+    pub async fn propose(&self, command: Bytes) -> Result<Proposed, ProposeError> {
+        self.0.core.propose(command).await
+    }
+
+    /// An index that covers everything acknowledged before this call, and that has been applied here: what is
+    /// read from the state machine afterwards is linearizable. Works on any member.
+    ///
+    /// # Errors
+    /// See [`crate::ReadError`]; without a quorum there is no such read.
+    pub async fn read_index(&self) -> Result<u64, crate::ReadError> {
+        self.0.core.reads.ask(self.0.core.config.patience).await
+    }
+
+    /// The state, and each change of it.
+    pub fn watch(&self) -> watch::Receiver<Status> {
+        self.0.core.status.clone()
+    }
+
+    /// The state now.
+    pub fn status(&self) -> Status {
+        self.0.core.status()
+    }
+
+    /// Waits until the status satisfies `wanted`, and answers it; `None` if it did not within `patience`.
+    pub async fn wait(&self, patience: Duration, wanted: impl FnMut(&Status) -> bool) -> Option<Status> {
+        self.0.core.wait(patience, wanted).await
+    }
+
+    /// The payload bytes of the entries held in memory.
+    pub fn bytes_in_memory(&self) -> usize {
+        self.0.core.store.bytes()
+    }
+
+    /// Asks for a snapshot now, and for the entries it covers, but the last [`Config::keep_entries`], to be let go.
+    ///
+    /// # Errors
+    /// [`ProposeError::Stopped`].
+    pub async fn snapshot(&self) -> Result<(), ProposeError> {
+        let asked = self.0.core.raft.trigger().snapshot().await;
+        asked.map_err(|error| ProposeError::Stopped(error.to_string()))
+    }
+
+    /// Hands leadership to `to`, or to the voter that is furthest, and answers who leads once it is another.
+    /// Proposals meanwhile are turned away as [`ProposeError::NotLeader`].
+    ///
+    /// # Errors
+    /// See [`TransferError`].
+    pub async fn transfer(&self, to: Option<RaftId>) -> Result<Member, TransferError> {
+        self.0.core.transfer(to).await
+    }
+
+    /// Hands leadership over if it is held and somebody can take it, stops, and lets the directory go; what was
+    /// acknowledged is on disk.
+    pub async fn shutdown(&self) {
+        let core = &self.0.core;
+        if self.status().is_leader()
+            && let Err(error) = core.transfer(None).await
+        {
+            tracing::info!(reason = %error, "shutting down without handing over leadership");
+        }
+        self.0.stop_tasks();
+        core.stop().await;
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.0.core
+    }
+}
+
+fn open_storage(config: &Config) -> Result<(LogStore, Snapshots), OpenError> {
+    let identity = Identity { cluster: config.cluster, id: config.id };
+    let dir = Arc::new(Dir::open(&config.dir, identity)?);
+    let snapshots = Snapshots::open(dir.clone())?;
+    let (wal, recovered) = Wal::open(&dir.path, identity, dir.key.clone(), config.segment_bytes)?;
+    Ok((LogStore::new(wal, recovered), snapshots))
+}
+
+impl Core {
+    pub(crate) fn status(&self) -> Status {
+        let mut status = self.status.borrow().clone();
+        if status.role != Role::Leader {
+            status.quorum_heard_at = self.ties.heard.at();
+        }
+        status
+    }
+
+    pub(crate) async fn wait(
+        &self,
+        patience: Duration,
+        wanted: impl FnMut(&Status) -> bool,
+    ) -> Option<Status> {
+        let mut status = self.status.clone();
+        let found = timeout(patience, status.wait_for(wanted)).await.ok()?.ok()?;
+        Some(found.clone())
+    }
+
+    async fn propose(&self, command: Bytes) -> Result<Proposed, ProposeError> {
+        if command.len() > COMMAND_BYTES_MAX {
+            return Err(ProposeError::TooLarge { bytes: command.len() });
+        }
+        let deadline = Instant::now() + self.config.patience;
+        let turn = tokio::time::timeout_at(deadline, self.proposals.acquire()).await;
+        let _turn = match turn {
+            Ok(Ok(turn)) => turn,
+            Ok(Err(_)) => return Err(ProposeError::Stopped("it was shut down".into())),
+            Err(_) => return Err(ProposeError::Unavailable),
+        };
+        let write = self.raft.client_write(Command(command));
+        let Ok(written) = tokio::time::timeout_at(deadline, write).await else {
+            let patience = self.config.patience;
+            return Err(ProposeError::Unknown(format!("no majority confirmed it within {patience:?}")));
+        };
+        match written {
+            Ok(written) => Ok(Proposed { index: written.log_id.index, answer: written.data }),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(match self.elsewhere(&forward) {
+                    Some(leader) => ProposeError::NotLeader { leader },
+                    None => ProposeError::Unavailable,
+                })
+            }
+            Err(RaftError::APIError(error)) => Err(ProposeError::Unknown(error.to_string())),
+            Err(RaftError::Fatal(error)) => Err(self.stopped(error)),
+        }
+    }
+
+    /// Had it stopped before, nothing was proposed; else nobody knows.
+    fn stopped(&self, error: impl Display) -> ProposeError {
+        match self.status.borrow().role {
+            Role::Stopped => ProposeError::Stopped(error.to_string()),
+            _ => ProposeError::Unknown(error.to_string()),
+        }
+    }
+
+    /// Whom openraft points to instead of us; none if we lead, without a quorum.
+    pub(crate) fn elsewhere(&self, forward: &ForwardToLeader<Types>) -> Option<Option<Member>> {
+        let me = self.config.id;
+        match (&forward.leader_id, &forward.leader_node) {
+            (Some(id), Some(contact)) if *id != me.0 => Some(Some(Member::new(*id, contact))),
+            _ if forward.reason == ForwardReason::LeaseExpired => None,
+            _ => Some(self.status.borrow().leader.clone().filter(|leader| leader.id != me)),
+        }
+    }
+
+    pub(crate) async fn transfer(&self, to: Option<RaftId>) -> Result<Member, TransferError> {
+        let status = self.status();
+        if !status.is_leader() {
+            return Err(TransferError::NotLeader { leader: status.leader });
+        }
+        let to = match to {
+            Some(to) if to == self.config.id => return Err(TransferError::NoCandidate),
+            Some(to) if !status.voters.iter().any(|voter| voter.id == to) => {
+                return Err(TransferError::NotVoter(to));
+            }
+            Some(to) => to,
+            None => self.successor().ok_or(TransferError::NoCandidate)?,
+        };
+        let asked = self.raft.trigger().transfer_leader(to.0).await;
+        asked.map_err(|error| TransferError::Stopped(error.to_string()))?;
+        let patience = 4 * self.config.election_max;
+        let me = self.config.id;
+        let others = |status: &Status| status.leader.as_ref().is_some_and(|leader| leader.id != me);
+        let status = self.wait(patience, others).await;
+        status.and_then(|status| status.leader).ok_or(TransferError::TimedOut(patience))
+    }
+
+    /// The voter that would lose the least time to take over.
+    fn successor(&self) -> Option<RaftId> {
+        use crate::status::WatchReceiverOf;
+        let metrics = self.raft.metrics().current();
+        let replication = metrics.replication.as_ref()?;
+        let reachable = self.reachable(&metrics);
+        metrics
+            .membership_config
+            .voter_ids()
+            .filter(|id| reachable.contains(id))
+            .max_by_key(|id| replication.get(id).copied().flatten())
+            .map(RaftId)
+    }
+
+    /// The other members a leader heard from lately.
+    pub(crate) fn reachable(&self, metrics: &status::Metrics) -> std::collections::BTreeSet<u64> {
+        use openraft::Instant as _;
+        let lately = self.config.election_max + self.config.heartbeat;
+        let heard = metrics.heartbeat.iter().flatten();
+        heard
+            .filter(|(id, at)| **id != self.config.id.0 && at.is_some_and(|at| at.elapsed() < lately))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    async fn stop(&self) {
+        self.proposals.close();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::error!(%error, "the consensus ended badly");
+        }
+        self.snapshots.close();
+        let store = self.store.clone();
+        if let Err(error) = blocking(move || Ok(store.close())).await {
+            tracing::error!(%error, "the log could not be closed");
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! The way out: what openraft wants to say, put into frames and handed to a [`Transport`].
+//!
+//! Whatever goes wrong on the way is reported to openraft as unreachable, which makes it wait before the next
+//! try. Every exchange has a bound on how long nothing may happen.
+
+use std::io::Read;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{BoxStream, Stream, StreamExt};
+use openraft::OptionalSend;
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError};
+use openraft::network::{
+    Backoff, NetAppend, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+    RaftNetworkFactory, stream_append_sequential,
+};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+use crate::format::LogIdPb;
+use crate::status::Heard;
+use crate::storage::snapshot::{CHUNK_BYTES, SnapshotFile, Snapshots};
+use crate::types::{Contact, LogId, Types, Vote};
+use crate::wire::{self, Body, SnapshotBeginPb, SnapshotEndPb, TransferPb};
+use crate::{ClusterTag, Member, RaftId};
+
+/// Frames on their way to a peer.
+pub type Frames = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
+/// Frames that come back, until the connection breaks.
+pub type Answers = Pin<Box<dyn Stream<Item = Result<Bytes, Unreachable>> + Send>>;
+
+/// A peer could not be reached, or the exchange broke off.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unreachable(
+    /// What happened, in words.
+    pub String,
+);
+
+impl Unreachable {
+    /// From whatever the transport calls its error.
+    pub fn new(reason: impl std::fmt::Display) -> Self {
+        Self(reason.to_string())
+    }
+}
+
+/// Moves frames (opaque bytes, at most [`crate::FRAME_BYTES_MAX`]) to other managers, and what they answer back.
+///
+/// A transport connects as needed, authenticates the peer as [`Member::node`], and hands what arrives to
+/// [`crate::Log::handle_call`], [`crate::Log::handle_append`] and [`crate::Log::handle_snapshot`] there. Append
+/// and snapshot streams should have connections of their own, so that neither holds up a call. Dropping a
+/// future or an answer stream ends the exchange.
+pub trait Transport: Send + Sync + 'static {
+    /// One frame there, one back, within `deadline`.
+    fn call<'a>(
+        &'a self,
+        to: &'a Member,
+        frame: Bytes,
+        deadline: Duration,
+    ) -> BoxFuture<'a, Result<Bytes, Unreachable>>;
+
+    /// Frames there and back, in order, until either side ends its stream. Must not wait for the first answer
+    /// before it sends the second frame.
+    fn append<'a>(&'a self, to: &'a Member, frames: Frames) -> BoxFuture<'a, Result<Answers, Unreachable>>;
+
+    /// Many large frames there, one back.
+    fn snapshot<'a>(&'a self, to: &'a Member, frames: Frames) -> BoxFuture<'a, Result<Bytes, Unreachable>>;
+}
+
+/// What every exchange with a peer needs.
+pub(crate) struct Ties {
+    pub(crate) me: RaftId,
+    pub(crate) cluster: ClusterTag,
+    pub(crate) transport: Arc<dyn Transport>,
+    /// How long an append stream may owe an answer.
+    pub(crate) append_patience: Duration,
+    /// How long a snapshot may make no progress, its installation included.
+    pub(crate) snapshot_patience: Duration,
+    pub(crate) snapshots: Snapshots,
+    /// The index of a committed membership, heard from a peer, that leaves us out.
+    pub(crate) removed_by: AtomicU64,
+    pub(crate) heard: Heard,
+}
+
+impl Ties {
+    /// Asks a peer something.
+    pub(crate) async fn ask(&self, to: &Member, body: Body, deadline: Duration) -> Result<Body, Unreachable> {
+        let frame = wire::seal(self.cluster, self.me, to.id, body);
+        let answer = timeout(deadline, self.transport.call(to, frame, deadline))
+            .await
+            .map_err(|_| Unreachable(format!("no answer from {to} within {deadline:?}")))??;
+        self.read(to, answer)
+    }
+
+    fn read(&self, from: &Member, frame: Bytes) -> Result<Body, Unreachable> {
+        let (sender, body) = wire::open(self.cluster, self.me, frame).map_err(Unreachable)?;
+        if sender != from.id {
+            return Err(Unreachable(format!("{from} answered as manager {sender}")));
+        }
+        match body {
+            Body::Refused(refused) => Err(Unreachable(format!("{from} refused: {}", refused.reason))),
+            body => Ok(body),
+        }
+    }
+}
+
+fn unexpected(from: &Member) -> Unreachable {
+    Unreachable(format!("{from} answered something else than was asked"))
+}
+
+fn rpc_error(error: Unreachable) -> RPCError<Types> {
+    RPCError::Unreachable(openraft::errors::Unreachable::from_string(error))
+}
+
+/// Makes a [`Client`] for each peer openraft wants to speak to.
+pub(crate) struct Network(pub(crate) Arc<Ties>);
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: u64, contact: &Contact) -> Client {
+        Client { ties: self.0.clone(), to: Member::new(target, contact), streams: true }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, contact: &Contact) -> Client {
+        // A heartbeat is one message: not worth a stream.
+        Client { ties: self.0.clone(), to: Member::new(target, contact), streams: false }
+    }
+}
+
+/// Speaks to one peer.
+pub(crate) struct Client {
+    ties: Arc<Ties>,
+    to: Member,
+    streams: bool,
+}
+
+impl NetBackoff<Types> for Client {
+    fn backoff(&self) -> Option<Backoff> {
+        None
+    }
+}
+
+impl NetAppend<Types> for Client {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        let asked = Body::Append(request.into());
+        match self.ties.ask(&self.to, asked, option.hard_ttl()).await.map_err(rpc_error)? {
+            Body::AppendDone(done) => Ok(match StreamAppendResult::<Types>::from(done) {
+                Ok(matched) => AppendEntriesResponse::PartialSuccess(matched),
+                Err(StreamAppendError::Conflict(_)) => AppendEntriesResponse::Conflict,
+                Err(StreamAppendError::HigherVote(vote)) => AppendEntriesResponse::HigherVote(vote),
+            }),
+            _ => Err(rpc_error(unexpected(&self.to))),
+        }
+    }
+}
+
+impl NetStreamAppend<Types> for Client {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        if !self.streams {
+            return stream_append_sequential(self, input, option);
+        }
+        Box::pin(async move {
+            let owed = Arc::new(AtomicU64::new(0));
+            let frames = {
+                let (ties, to, owed) = (self.ties.clone(), self.to.id, owed.clone());
+                input.map(move |request| {
+                    owed.fetch_add(1, Ordering::Relaxed);
+                    wire::seal(ties.cluster, ties.me, to, Body::Append(request.into()))
+                })
+            };
+            let patience = self.ties.append_patience;
+            let answers = timeout(patience, self.ties.transport.append(&self.to, Box::pin(frames)))
+                .await
+                .map_err(|_| rpc_error(Unreachable(format!("{} takes no append stream", self.to))))?
+                .map_err(rpc_error)?;
+            let state = Some((answers, owed));
+            let (ties, from) = (&*self.ties, &self.to);
+            let results = futures_util::stream::unfold(state, move |state| async move {
+                let (mut answers, owed) = state?;
+                let answer = patient_next(&mut answers, &owed, patience, from).await?;
+                let result = answer.and_then(|frame| match ties.read(from, frame)? {
+                    Body::AppendDone(done) => Ok(StreamAppendResult::<Types>::from(done)),
+                    _ => Err(unexpected(from)),
+                });
+                owed.fetch_sub(1, Ordering::Relaxed);
+                let state = result.is_ok().then_some((answers, owed));
+                Some((result.map_err(rpc_error), state))
+            });
+            Ok(Box::pin(results) as BoxStream<'s, _>)
+        })
+    }
+}
+
+/// The next answer; an error once one has been owed for longer than `patience` without any coming.
+async fn patient_next(
+    answers: &mut Answers,
+    owed: &AtomicU64,
+    patience: Duration,
+    from: &Member,
+) -> Option<Result<Bytes, Unreachable>> {
+    loop {
+        let in_debt = owed.load(Ordering::Relaxed) > 0;
+        match timeout(patience, answers.next()).await {
+            Ok(answer) => return answer,
+            Err(_) if in_debt => {
+                return Some(Err(Unreachable(format!("{from} owes an answer since {patience:?}"))));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl Client {
+    async fn ask_vote(
+        &self,
+        asked: Body,
+        option: &RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        match self.ties.ask(&self.to, asked, option.hard_ttl()).await.map_err(rpc_error)? {
+            Body::VoteDone(done) => {
+                if let Some(index) = done.removed_by {
+                    self.ties.removed_by.fetch_max(index, Ordering::Relaxed);
+                }
+                Ok(done.into())
+            }
+            _ => Err(rpc_error(unexpected(&self.to))),
+        }
+    }
+}
+
+impl NetVote<Types> for Client {
+    async fn vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.ask_vote(Body::Vote(request.into()), &option).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.ask_vote(Body::PreVote(request.into()), &option).await
+    }
+}
+
+impl NetTransferLeader<Types> for Client {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        let asked = Body::Transfer(TransferPb {
+            from: (*request.from_leader()).into(),
+            to: *request.to_node_id(),
+            last: request.last_log_id().copied().map(LogIdPb::from),
+        });
+        match self.ties.ask(&self.to, asked, option.hard_ttl()).await.map_err(rpc_error)? {
+            Body::TransferDone(done) => Ok(match (done.vote_changed, done.not_flushed) {
+                (Some(actual), _) => Err(TransferLeaderError::VoteChanged {
+                    expected: *request.from_leader(),
+                    actual: actual.into(),
+                }),
+                (None, Some(flushed)) => Err(TransferLeaderError::LogNotFlushed {
+                    expected: request.last_log_id().copied(),
+                    actual: flushed.actual.map(LogId::from),
+                }),
+                (None, None) => Ok(()),
+            }),
+            _ => Err(rpc_error(unexpected(&self.to))),
+        }
+    }
+}
+
+impl NetSnapshot<Types> for Client {
+    type SnapshotData = SnapshotFile;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: openraft::alias::SnapshotOf<Types, SnapshotFile>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let taken = Arc::new(AtomicU64::new(0));
+        let (frames, reader) = self.snapshot_frames(vote, snapshot.snapshot, taken.clone());
+        let sending = self.ties.transport.snapshot(&self.to, frames);
+        let sent = tokio::select! {
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            sent = while_progress(sending, &taken, self.ties.snapshot_patience) => sent,
+        };
+        let answered = sent.and_then(|frame| match self.ties.read(&self.to, frame)? {
+            Body::SnapshotDone(done) => Ok(SnapshotResponse::new(done.vote.into())),
+            _ => Err(unexpected(&self.to)),
+        });
+        answered.map_err(|error| {
+            if reader.load(Ordering::Relaxed) {
+                tracing::error!(to = %self.to, "a snapshot could not be read and was not sent");
+            }
+            StreamingError::Unreachable(openraft::errors::Unreachable::from_string(error))
+        })
+    }
+}
+
+impl Client {
+    /// The frames of a snapshot, read as they are taken; and whether reading failed.
+    fn snapshot_frames(
+        &self,
+        vote: Vote,
+        file: SnapshotFile,
+        taken: Arc<AtomicU64>,
+    ) -> (Frames, Arc<AtomicBool>) {
+        let failed = Arc::new(AtomicBool::new(false));
+        let (frames, out) = mpsc::channel(2);
+        let (ties, to, unread) = (self.ties.clone(), self.to.id, failed.clone());
+        tokio::task::spawn_blocking(move || {
+            let send = |body| frames.blocking_send(wire::seal(ties.cluster, ties.me, to, body)).is_ok();
+            if let Err(error) = read_snapshot(&ties.snapshots, &file, vote, send) {
+                tracing::error!(file = %file.path.display(), %error, "cannot read a snapshot");
+                unread.store(true, Ordering::Relaxed);
+            }
+        });
+        let frames = futures_util::stream::unfold(out, move |mut out| {
+            let taken = taken.clone();
+            async move {
+                let frame = out.recv().await?;
+                taken.fetch_add(1, Ordering::Relaxed);
+                Some((frame, out))
+            }
+        });
+        (Box::pin(frames), failed)
+    }
+}
+
+/// Without its end, which a failure leaves out, the receiver refuses what it got.
+fn read_snapshot(
+    snapshots: &Snapshots,
+    file: &SnapshotFile,
+    vote: Vote,
+    send: impl Fn(Body) -> bool,
+) -> std::io::Result<()> {
+    let mut reader = snapshots.read(file)?;
+    let begin = SnapshotBeginPb { vote: vote.into(), meta: (&reader.meta).into() };
+    if !send(Body::SnapshotBegin(begin)) {
+        return Ok(());
+    }
+    let mut end = SnapshotEndPb { bytes: 0, crc32c: 0 };
+    loop {
+        let mut chunk = BytesMut::zeroed(CHUNK_BYTES);
+        let mut len = 0;
+        while len < chunk.len() {
+            match reader.read(&mut chunk[len..])? {
+                0 => break,
+                read => len += read,
+            }
+        }
+        chunk.truncate(len);
+        if len == 0 {
+            send(Body::SnapshotEnd(end));
+            return Ok(());
+        }
+        end.bytes += len as u64;
+        end.crc32c = crc32c::crc32c_append(end.crc32c, &chunk);
+        if !send(Body::SnapshotChunk(chunk.freeze())) {
+            return Ok(());
+        }
+    }
+}
+
+/// Waits for as long as frames keep being taken.
+async fn while_progress<T>(
+    sending: impl Future<Output = Result<T, Unreachable>>,
+    taken: &AtomicU64,
+    patience: Duration,
+) -> Result<T, Unreachable> {
+    let mut sending = std::pin::pin!(sending);
+    let mut before = taken.load(Ordering::Relaxed);
+    let mut since = Instant::now();
+    loop {
+        if let Ok(sent) = timeout(patience / 4, &mut sending).await {
+            return sent;
+        }
+        let now = taken.load(Ordering::Relaxed);
+        if now != before {
+            (before, since) = (now, Instant::now());
+        } else if since.elapsed() > patience {
+            return Err(Unreachable(format!("a snapshot made no progress for {patience:?}")));
+        }
+    }
+}
