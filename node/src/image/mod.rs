@@ -1,0 +1,90 @@
+//! Container images on this machine: named, fetched, verified, unpacked and collected.
+//!
+//! A [`Store`] is a directory. Whatever enters it is checked against its digest first and appears by a
+//! rename, so a crash leaves either the whole thing or nothing. See [`Store`] for the layout.
+
+mod builtin;
+mod config;
+mod digest;
+mod load;
+mod pull;
+mod reference;
+mod store;
+mod tarball;
+mod unpack;
+
+pub use builtin::{BUILTIN, is_builtin};
+pub use config::{Healthcheck, ImageConfig};
+pub use digest::Digest;
+pub use load::Loaded;
+pub use pull::{Progress, Registries};
+pub use reference::{Reference, ReferenceError};
+pub use store::{Image, Limits, Store, Swept};
+
+use std::io;
+
+/// Why an image operation did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The words given do not name an image.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// The store has no such image.
+    #[error("no image `{0}` on this machine: fetch it with `rswarm image pull` or `rswarm image load`")]
+    NotFound(String),
+    /// A short id fits several images.
+    #[error("`{0}` is the beginning of several image ids: give more of it")]
+    Ambiguous(String),
+    /// Containers still use the image.
+    #[error("image `{image}` is used by {holders}: remove them first, or force the removal")]
+    InUse {
+        /// The image, as the caller named it.
+        image: String,
+        /// Who holds it, comma separated.
+        holders: String,
+    },
+    /// Bytes that are damaged, hostile or not what their digest promised.
+    #[error("{what}: {why}")]
+    Refused {
+        /// The archive, layer or blob.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The registry could not be reached or said no.
+    #[error("cannot pull `{reference}` from {registry}: {why}")]
+    Registry {
+        /// What was asked for.
+        reference: String,
+        /// Who was asked.
+        registry: String,
+        /// The answer, or why there was none.
+        why: String,
+    },
+    /// The store's own disk.
+    #[error("image store: cannot {what}: {source}")]
+    Io {
+        /// What was being done, with its path.
+        what: String,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+}
+
+/// A result of this module.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Says what was being done when the operating system refused.
+trait Doing<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for std::result::Result<T, E> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|error| Error::Io { what: what(), source: error.into() })
+    }
+}
+
+fn refused<T>(what: impl Into<String>, why: impl Into<String>) -> Result<T> {
+    Err(Error::Refused { what: what.into(), why: why.into() })
+}

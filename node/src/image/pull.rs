@@ -1,0 +1,526 @@
+//! Images from registries, over HTTPS, or HTTP where that is allowed.
+
+use std::collections::BTreeMap;
+use std::error::Error as StdError;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol, SizedStream};
+use oci_client::errors::OciDistributionError;
+use oci_client::manifest::OciDescriptor;
+use oci_client::secrets::RegistryAuth;
+use serde::Deserialize;
+
+use super::load::{Descriptor, Manifest, UNPACKERS};
+use super::store::{DOCUMENT_MAX, Ingest, is_disk};
+use super::{Digest, Doing, Error, Image, Reference, Result, Store, refused};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A registry that sends nothing for so long has gone.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Blobs fetched at the same time, as Docker does.
+const DOWNLOADS: usize = 3;
+/// How often the rest of a blob is asked for after an interruption, and the first pause between.
+const ATTEMPTS: u32 = 4;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// More layers than overlayfs can stack.
+const LAYERS_MAX: usize = 500;
+
+const MANIFEST_TYPES: [&str; 4] = [
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+];
+
+/// Which registries are spoken to, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Registries {
+    /// Hosts, with their ports if not standard, spoken to by plain HTTP. `localhost` and 127.0.0.0/8 always are.
+    pub insecure: Vec<String>,
+    /// Hosts to ask, in this order, before the registry that is the key: `docker.io` → `["mirror.lan:5000"]`.
+    pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Docker's `config.json` with credentials; `None` for none.
+    pub credentials: Option<PathBuf>,
+}
+
+impl Registries {
+    /// No mirrors, and the credentials of `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
+    pub fn from_environment() -> Self {
+        let directory = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
+        let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker"));
+        let credentials = directory.or_else(home).map(|directory| directory.join("config.json"));
+        Self { credentials, ..Self::default() }
+    }
+
+    /// Whether `host[:port]` is spoken to by plain HTTP.
+    fn is_insecure(&self, registry: &str) -> bool {
+        let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+        let loopback =
+            host.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+        loopback || host == "localhost" || self.insecure.iter().any(|insecure| insecure == registry)
+    }
+
+    /// The user name and password kept for a registry, if any.
+    fn credentials(&self, registry: &str) -> RegistryAuth {
+        let Some(path) = &self.credentials else { return RegistryAuth::Anonymous };
+        let Ok(bytes) = std::fs::read(path) else { return RegistryAuth::Anonymous };
+        match serde_json::from_slice::<DockerConfig>(&bytes) {
+            Ok(config) => config.basic(registry),
+            Err(error) => {
+                tracing::warn!("{} is no docker configuration: {error}", path.display());
+                RegistryAuth::Anonymous
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct DockerConfig {
+    #[serde(default)]
+    auths: BTreeMap<String, DockerAuth>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct DockerAuth {
+    auth: Option<String>,
+    username: Option<String>,
+    password: Option<String>,
+}
+
+impl DockerConfig {
+    fn basic(&self, registry: &str) -> RegistryAuth {
+        // Docker files its own registry under an address of the last decade.
+        let is_hub = |host: &str| matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io");
+        let host_of = |key: &str| {
+            let key = key.trim_start_matches("https://").trim_start_matches("http://");
+            key.split('/').next().unwrap_or_default().to_owned()
+        };
+        let fits = |key: &str| host_of(key) == registry || is_hub(registry) && is_hub(&host_of(key));
+        let found = self.auths.iter().find(|(key, _)| fits(key)).map(|(_, auth)| auth);
+        let basic = found.and_then(|auth| match (&auth.auth, &auth.username, &auth.password) {
+            (Some(encoded), _, _) if !encoded.is_empty() => {
+                let decoded = base64::engine::general_purpose::STANDARD.decode(encoded.trim()).ok()?;
+                let decoded = String::from_utf8(decoded).ok()?;
+                let (user, password) = decoded.trim_end_matches('\0').split_once(':')?;
+                Some(RegistryAuth::Basic(user.into(), password.into()))
+            }
+            (_, Some(user), Some(password)) => Some(RegistryAuth::Basic(user.clone(), password.clone())),
+            _ => None,
+        });
+        basic.unwrap_or(RegistryAuth::Anonymous)
+    }
+}
+
+/// How far a pull has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The registry said which image the name means now.
+    Resolved {
+        /// The digest of the manifest, or of the index of manifests.
+        digest: Digest,
+        /// The layers, lowest first, with their sizes in bytes as transferred.
+        layers: Vec<(Digest, u64)>,
+    },
+    /// A layer was here already.
+    Exists(Digest),
+    /// Bytes of a layer have come.
+    Downloading {
+        /// The layer.
+        layer: Digest,
+        /// Bytes so far; falls back if the transfer has to start again.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// A layer is whole and being unpacked.
+    Unpacking(Digest),
+    /// A layer is ready.
+    Ready(Digest),
+}
+
+type Report<'a> = &'a (dyn Fn(Progress) + Send + Sync);
+
+impl Store {
+    /// Fetches an image, or what is new of it, and returns it. The built-in image needs no fetching.
+    ///
+    /// `report` is called often, from several threads. Blobs and layers are checked against their digests. If
+    /// the future is dropped, what has come completely stays until the next collection.
+    ///
+    /// # Errors
+    /// [`Error::Registry`] if the registry cannot be reached, does not have the image or refuses it,
+    /// [`Error::Refused`] if what it sent is not what it promised.
+    pub async fn pull(
+        &self,
+        reference: &Reference,
+        registries: &Registries,
+        report: impl Fn(Progress) + Send + Sync,
+    ) -> Result<Image> {
+        if super::is_builtin(reference) {
+            let (store, reference) = (self.clone(), reference.clone());
+            return blocking(move || store.builtin(&reference)).await;
+        }
+        let turn = self.turn(reference);
+        let _turn = turn.lock().await;
+        let store = self.clone();
+        let adding = blocking(move || store.adding()).await?;
+        let mut hosts = registries.mirrors.get(reference.registry()).cloned().unwrap_or_default();
+        hosts.push(reference.registry().to_owned());
+        let mut result = Err(Error::NotFound(reference.to_string()));
+        for host in hosts {
+            result = self.pull_from(&host, reference, registries, &report).await;
+            match &result {
+                Err(error) if host != reference.registry() => {
+                    tracing::info!("mirror {host} did not help: {error}")
+                }
+                _ => break,
+            }
+        }
+        drop(adding);
+        if result.is_err() {
+            let store = self.clone();
+            blocking(move || store.sweep()).await?;
+        }
+        result
+    }
+
+    /// The lock that lets one pull of a name work at a time.
+    fn turn(&self, reference: &Reference) -> Arc<tokio::sync::Mutex<()>> {
+        let mut pulls = self.inner.pulls.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        pulls.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = pulls.get(reference).and_then(std::sync::Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::default();
+        pulls.insert(reference.clone(), Arc::downgrade(&turn));
+        turn
+    }
+
+    async fn pull_from(
+        &self,
+        host: &str,
+        reference: &Reference,
+        registries: &Registries,
+        report: Report<'_>,
+    ) -> Result<Image> {
+        let source = Source::connect(self, host, reference, registries)?;
+        let (top, mut manifest) = source.manifest(None).await?;
+        let mut digest = top.clone();
+        if manifest.config.is_none() {
+            let what = format!("image `{}`", reference.familiar());
+            digest = manifest.for_this_machine(&what)?.digest.clone();
+            (_, manifest) = source.manifest(Some(&digest)).await?;
+        }
+        let Some(config) = manifest.config.clone() else {
+            return refused(format!("manifest {digest}"), "it is not an image's manifest");
+        };
+        if manifest.layers.len() > LAYERS_MAX {
+            return refused(format!("manifest {digest}"), format!("it has more than {LAYERS_MAX} layers"));
+        }
+        report(Progress::Resolved {
+            digest: top.clone(),
+            layers: manifest.layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect(),
+        });
+
+        source.blob(&config, DOCUMENT_MAX, None).await?;
+        let config_digest = config.digest.clone();
+        let store = self.clone();
+        let diff_ids = blocking(move || {
+            super::config::parse(&config_digest, &store.document(&config_digest)?)
+                .map(|(_, diff_ids)| diff_ids)
+        })
+        .await?;
+        if diff_ids.len() != manifest.layers.len() {
+            let why =
+                format!("it has {} layers, its configuration {}", manifest.layers.len(), diff_ids.len());
+            return refused(format!("manifest {digest}"), why);
+        }
+
+        let source = &source;
+        let fetch = |(layer, diff_id): (Descriptor, Digest)| async move {
+            if self.has_blob(&layer.digest) {
+                report(Progress::Exists(layer.digest.clone()));
+            } else {
+                source.blob(&layer, self.inner.limits.blob_bytes, Some(report)).await?;
+            }
+            report(Progress::Unpacking(layer.digest.clone()));
+            let (store, blob) = (self.clone(), layer.digest.clone());
+            blocking(move || store.unpack(&blob, &diff_id)).await?;
+            report(Progress::Ready(layer.digest));
+            Ok::<_, Error>(())
+        };
+        let layers = manifest.layers.clone().into_iter().zip(diff_ids);
+        futures_util::stream::iter(layers.map(fetch))
+            .buffer_unordered(DOWNLOADS.min(UNPACKERS))
+            .try_collect::<()>()
+            .await?;
+
+        let (store, reference) = (self.clone(), reference.clone());
+        blocking(move || {
+            let (record, _) = store.describe(&format!("manifest {digest}"), &manifest)?;
+            let pinned = reference.by_digest(top);
+            store.enter(&digest, record, &[reference], Some(pinned))
+        })
+        .await
+    }
+}
+
+/// Runs what waits for the disk where it may.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(std::io::Error::other("this program is shutting down")).doing(|| "finish".into()),
+        },
+    }
+}
+
+/// One registry, asked for one image.
+struct Source<'a> {
+    store: &'a Store,
+    reference: &'a Reference,
+    client: oci_client::Client,
+    auth: RegistryAuth,
+    /// The reference in the client's terms, at the host that is asked.
+    image: oci_client::Reference,
+    host: &'a str,
+}
+
+impl<'a> Source<'a> {
+    fn connect(
+        store: &'a Store,
+        host: &'a str,
+        reference: &'a Reference,
+        registries: &Registries,
+    ) -> Result<Self> {
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            // If another thread was faster, its choice is as good.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        let (name, registry) = (reference.repository().to_owned(), host.to_owned());
+        let tag = reference.tag().unwrap_or("latest").to_owned();
+        let image = match reference.digest() {
+            Some(digest) => oci_client::Reference::with_digest(registry, name, digest.to_string()),
+            None => oci_client::Reference::with_tag(registry, name, tag),
+        };
+        let failed =
+            |why: String| Error::Registry { reference: reference.familiar(), registry: host.into(), why };
+        // The client would panic without a single root certificate.
+        if rustls_native_certs::load_native_certs().certs.is_empty() {
+            return Err(failed(
+                "this machine has no root certificates: install the package ca-certificates, or set SSL_CERT_FILE".into(),
+            ));
+        }
+        let insecure = registries.is_insecure(host);
+        let config = ClientConfig {
+            protocol: if insecure { ClientProtocol::Http } else { ClientProtocol::Https },
+            connect_timeout: Some(CONNECT_TIMEOUT),
+            read_timeout: Some(READ_TIMEOUT),
+            user_agent: concat!("rswarm/", env!("CARGO_PKG_VERSION")),
+            ..ClientConfig::default()
+        };
+        let client = oci_client::Client::try_from(config).map_err(|error| failed(chain(&error)))?;
+        Ok(Self { store, reference, client, auth: registries.credentials(host), image, host })
+    }
+
+    fn failed(&self, error: &OciDistributionError) -> Error {
+        let why = match error {
+            OciDistributionError::RegistryError { envelope, .. } => {
+                let said = envelope.errors.iter().map(|error| {
+                    let code = serde_json::to_value(&error.code).ok();
+                    let code =
+                        code.as_ref().and_then(serde_json::Value::as_str).unwrap_or("error").to_owned();
+                    if error.message.is_empty() { code } else { format!("{} ({code})", error.message) }
+                });
+                format!("it says: {}", said.collect::<Vec<_>>().join(", "))
+            }
+            OciDistributionError::ServerError { code: 404, .. }
+            | OciDistributionError::ImageManifestNotFoundError(_) => "it has no such image".into(),
+            OciDistributionError::ServerError { code, .. } => format!("it answers with status {code}"),
+            OciDistributionError::UnauthorizedError { .. }
+            | OciDistributionError::AuthenticationFailure(_) => {
+                "it has no such image, or it wants credentials (docker login)".into()
+            }
+            other => chain(other),
+        };
+        Error::Registry { reference: self.reference.familiar(), registry: self.host.into(), why }
+    }
+
+    /// Fetches and stores the manifest the reference means, or the one with the digest given.
+    async fn manifest(&self, digest: Option<&Digest>) -> Result<(Digest, Manifest)> {
+        let image = match digest {
+            Some(digest) => self.image.clone_with_digest(digest.to_string()),
+            None => self.image.clone(),
+        };
+        let pulled = self.client.pull_manifest_raw(&image, &self.auth, &MANIFEST_TYPES).await;
+        let (bytes, _) = pulled.map_err(|error| self.failed(&error))?;
+        let got = Digest::of(&bytes);
+        let what = format!("manifest {got}");
+        if bytes.len() as u64 > DOCUMENT_MAX {
+            return refused(what, format!("it is larger than {DOCUMENT_MAX} bytes"));
+        }
+        if let Some(expected) = digest.or(self.reference.digest()).filter(|expected| **expected != got) {
+            return refused(format!("manifest {expected}"), format!("the registry sent another one ({got})"));
+        }
+        let manifest = Manifest::parse(&what, &bytes)?;
+        let store = self.store.clone();
+        blocking(move || store.put_document(&bytes)).await?;
+        Ok((got, manifest))
+    }
+
+    /// Fetches a blob into the store; after an interruption only the rest is asked for.
+    async fn blob(&self, blob: &Descriptor, max: u64, report: Option<Report<'_>>) -> Result<()> {
+        if self.store.has_blob(&blob.digest) {
+            return Ok(());
+        }
+        let what = || format!("blob {}", blob.digest);
+        if blob.size > max {
+            return refused(what(), format!("it has {} bytes, more than {max}", blob.size));
+        }
+        let mut ingest = self.store.ingest(blob.size)?;
+        let mut pause = FIRST_PAUSE;
+        for attempt in 1.. {
+            match self.transfer(blob, &mut ingest, report).await? {
+                Ok(()) => break,
+                Err(error) if attempt >= ATTEMPTS || is_final(&error) => return Err(self.failed(&error)),
+                Err(error) => {
+                    tracing::info!(
+                        "{} was interrupted at {} bytes: {}",
+                        what(),
+                        ingest.size(),
+                        chain(&error)
+                    );
+                    tokio::time::sleep(pause).await;
+                    pause *= 2;
+                }
+            }
+        }
+        if ingest.size() != blob.size {
+            return refused(what(), format!("it has {} bytes instead of {}", ingest.size(), blob.size));
+        }
+        let digest = blob.digest.clone();
+        blocking(move || ingest.commit(Some(&digest))).await.map(drop)
+    }
+
+    /// Appends to `ingest` what comes. The outer error is final, the inner one may be tried again.
+    async fn transfer(
+        &self,
+        blob: &Descriptor,
+        ingest: &mut Ingest,
+        report: Option<Report<'_>>,
+    ) -> Result<Result<(), OciDistributionError>> {
+        let descriptor = OciDescriptor {
+            media_type: blob.media_type.clone(),
+            digest: blob.digest.to_string(),
+            size: i64::try_from(blob.size).unwrap_or(i64::MAX),
+            ..OciDescriptor::default()
+        };
+        let restart = |ingest: &mut Ingest| ingest.restart().doing(|| "restart a blob".into());
+        let opened = match ingest.size() {
+            0 => self.client.pull_blob_stream_partial(&self.image, &descriptor, 0, None).await,
+            done => self.client.pull_blob_stream_partial(&self.image, &descriptor, done, None).await,
+        };
+        let SizedStream { mut stream, .. } = match opened {
+            Ok(BlobResponse::Partial(stream)) => stream,
+            Ok(BlobResponse::Full(stream)) => {
+                restart(ingest)?;
+                stream
+            }
+            Err(error) => return Ok(Err(error)),
+        };
+        while let Some(chunk) = stream.next().await {
+            let chunk = match chunk {
+                Ok(chunk) => chunk,
+                // All has come, so it is its content that is wrong; `commit` says so in our words.
+                Err(_) if ingest.size() == blob.size => return Ok(Ok(())),
+                Err(error) => return Ok(Err(error.into())),
+            };
+            match ingest.write_all(&chunk) {
+                Ok(()) => {}
+                Err(error) if is_disk(&error) => {
+                    return Err(error).doing(|| format!("store blob {}", blob.digest));
+                }
+                Err(_) => {
+                    return refused(
+                        format!("blob {}", blob.digest),
+                        format!("it has more than the {} bytes it should", blob.size),
+                    );
+                }
+            }
+            if let Some(report) = report {
+                report(Progress::Downloading {
+                    layer: blob.digest.clone(),
+                    done: ingest.size(),
+                    total: blob.size,
+                });
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// Whether asking again would bring the same answer.
+fn is_final(error: &OciDistributionError) -> bool {
+    match error {
+        OciDistributionError::RequestError(_) | OciDistributionError::IoError(_) => false,
+        OciDistributionError::ServerError { code, .. } => *code < 500 && *code != 429,
+        _ => true,
+    }
+}
+
+/// An error with its causes, which the client's own words often leave out.
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_for_loopback_and_the_configured() {
+        let registries = Registries { insecure: vec!["lan:5000".into()], ..Registries::default() };
+        for (registry, insecure) in [
+            ("localhost:5000", true),
+            ("127.0.0.1", true),
+            ("127.9.9.9:80", true),
+            ("[::1]:5000", true),
+            ("lan:5000", true),
+            ("lan", false),
+            ("docker.io", false),
+            ("localhost.example.com", false),
+            ("127.0.0.1.example.com:5000", false),
+        ] {
+            assert_eq!(registries.is_insecure(registry), insecure, "{registry}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_found_by_host() {
+        let config: DockerConfig = serde_json::from_str(
+            r#"{"auths": {"https://index.docker.io/v1/": {"auth": "dXNlcjpwYXNzOndvcmQ="},
+                "lan:5000": {"username": "u", "password": "p"}, "empty": {}}, "credsStore": "x"}"#,
+        )
+        .unwrap();
+        assert_eq!(config.basic("docker.io"), RegistryAuth::Basic("user".into(), "pass:word".into()));
+        assert_eq!(config.basic("lan:5000"), RegistryAuth::Basic("u".into(), "p".into()));
+        for registry in ["empty", "lan", "elsewhere"] {
+            assert_eq!(config.basic(registry), RegistryAuth::Anonymous);
+        }
+    }
+}
