@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What breaks rswarm on purpose, and checks that it holds.
+
+pub mod lab;

@@ -1,0 +1,147 @@
+//! Forming a cluster in a lab, by the commands a user would type, and the demonstration after it.
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Lab, PATIENCE, Progress, machine::SOCKET, running, tail};
+
+/// The port of the control plane, on every node.
+const CONTROL_PORT: u16 = 2377;
+
+/// Where the demonstration is published, on every node.
+pub const DEMO_PORT: u16 = 8080;
+
+/// How long the demonstration may take from its creation to its first answer.
+const DEMO_PATIENCE: Duration = Duration::from_secs(120);
+
+impl Lab {
+    /// Waits for the daemons, and makes one cluster of the nodes.
+    pub(super) fn form(&self, progress: Progress<'_>, interrupted: &AtomicBool) -> Result<()> {
+        let nodes = self.record()?.nodes;
+        let first = nodes.first().context("a lab has a node")?;
+        for node in &nodes {
+            self.await_daemon(&node.name, interrupted)?;
+        }
+        let began = Instant::now();
+        let address = self.node(&first.name).address()?;
+        self.run(&first.name, &["init", "--advertise-addr", &address.to_string()])?;
+        progress(&first.name, &format!("{address} manager, cluster made in {}", seconds(began)));
+
+        let meeting_point = format!("{address}:{CONTROL_PORT}");
+        for node in &nodes[1..] {
+            if interrupted.load(Ordering::Relaxed) {
+                bail!("interrupted");
+            }
+            let began = Instant::now();
+            let role = if node.manager { "manager" } else { "worker" };
+            let token = self.run(&first.name, &["join-token", role, "-q"])?;
+            self.run(&node.name, &["join", "--token", token.trim(), &meeting_point])?;
+            let own = self.node(&node.name).address()?;
+            progress(&node.name, &format!("{own} {role}, joined in {}", seconds(began)));
+        }
+        Ok(())
+    }
+
+    /// Runs the built-in demo service, one replica per node, and waits until it answers this machine.
+    /// Returns its address.
+    pub fn demo(&self, progress: Progress<'_>, interrupted: &AtomicBool) -> Result<String> {
+        let nodes = self.record()?.nodes;
+        let first = nodes.first().context("a lab has a node")?;
+        let began = Instant::now();
+        let replicas = nodes.len().to_string();
+        let publish = format!("{DEMO_PORT}:80");
+        progress("web", "creating, one replica per node");
+        let words = [
+            "service",
+            "create",
+            "--name",
+            "web",
+            "--replicas",
+            &replicas,
+            "--publish",
+            &publish,
+            "rswarm/demo",
+        ];
+        self.run(&first.name, &words)?;
+        let address = self.node(&first.name).address()?;
+        let url = format!("http://{address}:{DEMO_PORT}");
+        let mut reason = String::new();
+        while began.elapsed() < DEMO_PATIENCE {
+            if interrupted.load(Ordering::Relaxed) {
+                bail!("interrupted");
+            }
+            match get(address, DEMO_PORT) {
+                Ok(()) => {
+                    progress("web", &format!("answers at {url} after {}", seconds(began)));
+                    return Ok(url);
+                }
+                Err(error) => reason = format!("{error:#}"),
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        bail!("{url} does not answer within {DEMO_PATIENCE:?}: {reason}")
+    }
+
+    fn run(&self, node: &str, words: &[&str]) -> Result<String> {
+        let ran = self.node(node).rswarm(words).and_then(super::Ran::ok);
+        ran.with_context(|| self.last_words(node))
+    }
+
+    fn await_daemon(&self, name: &str, interrupted: &AtomicBool) -> Result<()> {
+        let init = running(self.record()?.node(name)?)?;
+        let socket = format!("/proc/{}/root{SOCKET}", init.pid);
+        let end = Instant::now() + PATIENCE;
+        while UnixStream::connect(&socket).is_err() {
+            let state = super::order(init, "status")?;
+            if !state.starts_with("running") {
+                bail!("the daemon of {name} {state}. {}", self.last_words(name));
+            }
+            if Instant::now() > end {
+                bail!("the daemon of {name} does not listen within {PATIENCE:?}. {}", self.last_words(name));
+            }
+            if interrupted.load(Ordering::Relaxed) {
+                bail!("interrupted");
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// The end of a daemon's log: it is gone with the lab, so it goes into the error.
+    fn last_words(&self, node: &str) -> String {
+        let log = tail(&self.node(node).log(), 15);
+        if log.is_empty() {
+            format!("{node}'s log is empty")
+        } else {
+            format!("the end of {node}'s log:\n{log}")
+        }
+    }
+}
+
+/// Succeeds if an HTTP server answers `200` to `GET /`.
+fn get(address: Ipv4Addr, port: u16) -> Result<()> {
+    let bound = Duration::from_secs(2);
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), bound)?;
+    stream.set_read_timeout(Some(bound))?;
+    stream.set_write_timeout(Some(bound))?;
+    write!(stream, "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).context("it accepts but does not answer")?;
+    let head = String::from_utf8_lossy(&head);
+    if !head.ends_with(" 200") {
+        bail!("it answers {head}");
+    }
+    Ok(())
+}
+
+fn seconds(since: Instant) -> String {
+    format!("{:.1}s", since.elapsed().as_secs_f32())
+}

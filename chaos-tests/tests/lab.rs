@@ -1,0 +1,372 @@
+//! The lab under test, with a stand-in for the daemon that answers over TCP.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use rswarm_chaos::lab::{Lab, Options, Power};
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_lab-stand-in");
+const PORT: &str = "7000";
+
+#[test]
+fn nodes_hear_each_other_and_a_partition_cuts_them() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let lab = Lab::up(&options(&base, "hear", 3))?;
+    for from in ["n1", "n2", "n3"] {
+        for to in ["n1", "n2", "n3"] {
+            expect_heard(&lab, from, to)?;
+        }
+    }
+    lab.partition(&[vec!["n1".into(), "n2".into()], vec!["n3".into()]])?;
+    expect_heard(&lab, "n1", "n2")?;
+    expect_silence(&lab, "n1", "n3")?;
+    expect_silence(&lab, "n3", "n2")?;
+    expect_heard_from_here(&lab, "n3")?;
+
+    lab.partition(&[vec!["n1".into()]])?;
+    expect_heard(&lab, "n2", "n3")?;
+    expect_silence(&lab, "n1", "n2")?;
+
+    lab.heal()?;
+    for (from, to) in [("n1", "n3"), ("n3", "n2"), ("n2", "n1")] {
+        expect_heard(&lab, from, to)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_link_is_cut_in_one_direction() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let lab = Lab::up(&options(&base, "oneway", 2))?;
+    lab.cut("n1", "n2")?;
+    // A connection needs both directions, whoever begins it.
+    expect_silence(&lab, "n1", "n2")?;
+    expect_silence(&lab, "n2", "n1")?;
+    let status = lab.status()?;
+    ensure!(status.cuts.len() == 1 && status.cuts[0].from == "n1", "{:?}", status.cuts);
+    lab.heal()?;
+    expect_heard(&lab, "n1", "n2")
+}
+
+#[test]
+fn power_off_leaves_nothing_but_the_disk() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let lab = Lab::up(&options(&base, "power", 2))?;
+    let state = lab.directory().join("n2/state");
+    lab.node("n2")
+        .exec(&["sh", "-c", &format!("echo kept > {}/kept; setsid sleep 1000 &", state.display())])?
+        .ok()?;
+    lab.node("n2").exec(&["sh", "-c", "echo lost > /run/lost"])?.ok()?;
+    let before = processes_in(&lab, "n2");
+    ensure!(before.len() >= 3, "init, daemon and sleep should run: {before:?}");
+
+    let began = Instant::now();
+    lab.kill("n2")?;
+    let took = began.elapsed();
+    ensure!(before.iter().all(|pid| !alive(*pid)), "all of {before:?} should be gone");
+    ensure!(took < Duration::from_secs(5), "power off took {took:?}");
+    expect_silence(&lab, "n1", "n2")?;
+    let refused = lab.node("n2").exec(&["true"]).unwrap_err().to_string();
+    ensure!(refused.contains("n2 is off"), "{refused}");
+    ensure!(lab.status()?.nodes[1].power == Power::Off);
+
+    lab.start("n2")?;
+    expect_heard(&lab, "n1", "n2")?;
+    ensure!(fs::read_to_string(state.join("kept"))? == "kept\n");
+    ensure!(lab.node("n2").exec(&["cat", "/run/lost"])?.code != 0, "a new boot has a new /run");
+    ensure!(lab.status()?.nodes[1].boots == 2);
+    Ok(())
+}
+
+#[test]
+fn a_cut_outlives_a_power_cycle() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let lab = Lab::up(&options(&base, "cycle", 3))?;
+    lab.partition(&[vec!["n2".into()]])?;
+    lab.kill("n2")?;
+    lab.kill("n3")?;
+    lab.start("n2")?;
+    lab.start("n3")?;
+    expect_silence(&lab, "n1", "n2")?;
+    expect_heard(&lab, "n1", "n3")?;
+    lab.heal()?;
+    expect_heard(&lab, "n1", "n2")
+}
+
+#[test]
+fn a_paused_node_does_not_answer() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let lab = Lab::up(&options(&base, "pause", 2))?;
+    lab.pause("n2")?;
+    ensure!(lab.status()?.nodes[1].power == Power::Paused);
+    expect_silence(&lab, "n1", "n2")?;
+    let refused = lab.node("n2").exec(&["true"]).unwrap_err().to_string();
+    ensure!(refused.contains("paused"), "{refused}");
+
+    lab.resume("n2")?;
+    expect_heard(&lab, "n1", "n2")?;
+    // A frozen machine can lose its power, too.
+    lab.pause("n2")?;
+    lab.kill("n2")?;
+    lab.start("n2")?;
+    expect_heard(&lab, "n1", "n2")
+}
+
+#[test]
+fn a_daemon_dies_alone() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let lab = Lab::up(&options(&base, "daemon", 2))?;
+    lab.node("n2").exec(&["sh", "-c", "setsid sleep 1000 > /dev/null 2>&1 & echo $! > /run/pid"])?.ok()?;
+    lab.daemon_kill("n2")?;
+    ensure!(lab.status()?.nodes[1].daemon == "killed by SIGKILL", "{:?}", lab.status()?.nodes[1]);
+    lab.node("n2").exec(&["sh", "-c", "kill -0 $(cat /run/pid)"])?.ok()?;
+    expect_silence(&lab, "n1", "n2")?;
+
+    lab.daemon_start("n2")?;
+    expect_heard(&lab, "n1", "n2")?;
+    let again = lab.daemon_start("n2").unwrap_err().to_string();
+    ensure!(again.contains("runs already"), "{again}");
+    Ok(())
+}
+
+#[test]
+fn a_command_in_a_node_sees_a_machine() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let lab = Lab::up(&options(&base, "exec", 2))?;
+    let n2 = lab.node("n2");
+    ensure!(n2.exec(&["uname", "-n"])?.ok()? == "n2\n");
+    ensure!(n2.exec(&["cat", "/etc/hostname"])?.ok()? == "n2\n");
+    ensure!(n2.exec(&["sh", "-c", "echo $RSWARM_SOCKET"])?.ok()? == "/run/rswarm/rswarm.sock\n");
+    ensure!(
+        n2.exec(&["sh", "-c", "readlink /proc/1/exe; command -v rswarm"])?
+            .ok()?
+            .ends_with("/run/lab/bin/rswarm\n")
+    );
+    ensure!(n2.exec(&["ls", "/sys/class/net"])?.ok()? == "eth0\nlo\n");
+    ensure!(n2.rswarm(&["nonsense"])?.code == 1);
+    ensure!(n2.exec(&["sh", "-c", "exit 7"])?.code == 7);
+    ensure!(n2.exec(&["sh", "-c", "kill -9 $$"])?.code == 137);
+    ensure!(n2.exec(&["no-such-program"])?.code == 127);
+
+    let began = Instant::now();
+    let late = n2.exec_within(&["sleep", "1000"], Duration::from_millis(300)).unwrap_err().to_string();
+    ensure!(late.contains("did not end") && began.elapsed() < Duration::from_secs(10), "{late}");
+    eventually("the late command is gone", || {
+        Ok(!n2.exec(&["sh", "-c", "cat /proc/[0-9]*/cmdline"])?.stdout.contains("sleep\x001000"))
+    })
+}
+
+#[test]
+fn two_labs_live_side_by_side() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let one = Lab::up(&options(&base, "one", 2))?;
+    let two = Lab::up(&options(&base, "two", 2))?;
+    ensure!(Lab::list(base.path())? == ["one", "two"]);
+    ensure!(one.node("n1").address()? != two.node("n1").address()?);
+    let again = Lab::up(&options(&base, "one", 2)).unwrap_err().to_string();
+    ensure!(again.contains("already"), "{again}");
+
+    drop(one);
+    expect_heard(&two, "n1", "n2")?;
+    expect_heard_from_here(&two, "n2")?;
+    ensure!(Lab::list(base.path())? == ["two"]);
+    Ok(())
+}
+
+#[test]
+fn down_leaves_nothing() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let mut lab = Lab::up(&options(&base, "down", 2))?;
+    lab.keep();
+    let (directory, status) = (lab.directory().to_path_buf(), lab.status()?);
+    lab.node("n1")
+        .exec(&["sh", "-c", "mkdir /run/m; mount -t tmpfs none /run/m; setsid sleep 1000 &"])?
+        .ok()?;
+    lab.pause("n2")?;
+    drop(lab);
+    let traces = traces_of(&directory, status.network.as_deref());
+    ensure!(traces.len() > 4, "a lab that is up leaves traces: {traces:?}");
+
+    ensure!(Lab::down(base.path(), "down")?);
+    expect_no_trace(&directory, status.network.as_deref())?;
+    ensure!(!Lab::down(base.path(), "down")?, "a second time there is nothing to remove");
+    Ok(())
+}
+
+#[test]
+fn an_interrupted_lab_is_removed() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    for steps in 0..4 {
+        let interrupted = std::sync::atomic::AtomicBool::new(false);
+        let mut seen = 0;
+        let result = Lab::up_with(
+            &options(&base, "torn", 4),
+            &mut |_, _| {
+                seen += 1;
+                interrupted.store(seen > steps, std::sync::atomic::Ordering::Relaxed);
+            },
+            &interrupted,
+        );
+        ensure!(result.unwrap_err().to_string() == "interrupted");
+        expect_no_trace(&base.path().join("torn"), None)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_a_crash_left_is_found_without_the_record() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let mut lab = Lab::up(&options(&base, "crashed", 2))?;
+    lab.keep();
+    let network = lab.status()?.network;
+    fs::write(lab.directory().join("lab.json"), "{ torn")?;
+    ensure!(Lab::down(base.path(), "crashed")?);
+    expect_no_trace(lab.directory(), network.as_deref())
+}
+
+#[test]
+fn a_node_that_cannot_boot_says_why() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let mut options = options(&base, "broken", 1);
+    options.daemon_command = Some(vec!["/no/such/daemon".into()]);
+    let error = format!("{:#}", Lab::up(&options).unwrap_err());
+    ensure!(error.contains("n1") && error.contains("/no/such/daemon"), "{error}");
+    expect_no_trace(&base.path().join("broken"), None)
+}
+
+#[test]
+fn impossible_labs_are_refused() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let good = options(&base, "fine", 3);
+    for (bad, why) in [
+        (Options { name: "../x".into(), ..good.clone() }, "cannot name a lab"),
+        (Options { nodes: 0, ..good.clone() }, "1 to 200 nodes"),
+        (Options { managers: 4, ..good.clone() }, "1 to 3 can be managers"),
+        (Options { base: "/run/labs".into(), ..good.clone() }, "cannot lie in"),
+        (Options { program: "/no/such/rswarm".into(), ..good.clone() }, "/no/such/rswarm"),
+    ] {
+        let error = format!("{:#}", Lab::up(&bad).unwrap_err());
+        ensure!(error.contains(why), "{error}");
+    }
+    expect_no_trace(&base.path().join("fine"), None)
+}
+
+/// A directory for labs, or `None` where there can be none.
+fn workplace() -> Option<TempDir> {
+    if let Err(error) = rswarm_chaos::lab::require_root() {
+        eprintln!("skipped: {error}");
+        return None;
+    }
+    Some(tempfile::Builder::new().prefix("rswarm-lab-").tempdir().unwrap())
+}
+
+fn options(base: &TempDir, name: &str, nodes: u8) -> Options {
+    Options {
+        name: name.into(),
+        nodes,
+        managers: 1,
+        base: base.path().into(),
+        daemon_command: Some(["rswarm", "answer", PORT].map(String::from).into()),
+        ..Options::new(PROGRAM)
+    }
+}
+
+/// The daemon takes a moment to listen, and a healed wire a moment to be asked again.
+fn expect_heard(lab: &Lab, from: &str, to: &str) -> Result<()> {
+    let address = format!("{}:{PORT}", lab.node(to).address()?);
+    eventually(&format!("{from} hears {to}"), || {
+        Ok(lab.node(from).rswarm(&["ask", &address])?.stdout == format!("{to}\n"))
+    })
+}
+
+fn expect_silence(lab: &Lab, from: &str, to: &str) -> Result<()> {
+    let address = format!("{}:{PORT}", lab.node(to).address()?);
+    let ran = lab.node(from).rswarm(&["ask", &address])?;
+    ensure!(ran.code == 1 && ran.stdout.is_empty(), "{from} should not hear {to}: {ran:?}");
+    Ok(())
+}
+
+fn expect_heard_from_here(lab: &Lab, to: &str) -> Result<()> {
+    let address = format!("{}:{PORT}", lab.node(to).address()?);
+    eventually(&format!("this machine hears {to}"), || {
+        let out = Command::new(PROGRAM).args(["ask", &address]).output()?;
+        Ok(out.stdout == format!("{to}\n").as_bytes())
+    })
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition()? {
+        ensure!(Instant::now() < end, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+fn processes_in(lab: &Lab, node: &str) -> Vec<i32> {
+    let init = [b"lab-init".as_slice(), lab.directory().as_os_str().as_encoded_bytes(), node.as_bytes()];
+    let init = pids().find(|pid| command_line(*pid).split(|b| *b == 0).skip(1).take(3).eq(init));
+    let namespace = init.and_then(|pid| fs::read_link(format!("/proc/{pid}/ns/pid")).ok());
+    pids().filter(|pid| fs::read_link(format!("/proc/{pid}/ns/pid")).ok() == namespace).collect()
+}
+
+fn pids() -> impl Iterator<Item = i32> {
+    fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+}
+
+fn command_line(pid: i32) -> Vec<u8> {
+    fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+}
+
+fn alive(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// Whatever on this machine has to do with the lab in `directory` and, if given, its network.
+fn traces_of(directory: &Path, network: Option<&str>) -> BTreeSet<String> {
+    let mut traces = BTreeSet::new();
+    let text = directory.to_str().unwrap();
+    for pid in pids().filter(|pid| alive(*pid)) {
+        let line = String::from_utf8_lossy(&command_line(pid)).replace('\0', " ");
+        if line.contains(text) {
+            traces.insert(format!("process {pid}: {line}"));
+        }
+        // Another namespace's mounts count as well: they would keep a disk busy.
+        let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        traces.extend(
+            mounts.lines().filter(|line| line.contains(text)).map(|line| format!("mount in {pid}: {line}")),
+        );
+    }
+    let name = directory.file_name().unwrap().to_str().unwrap();
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        for group in fs::read_dir(hierarchy.path().join("rswarm-lab")).into_iter().flatten().flatten() {
+            if group.file_name().to_str().unwrap().starts_with(&format!("{name}-")) {
+                traces.insert(format!("control group {}", group.path().display()));
+            }
+        }
+    }
+    if let Some(network) = network {
+        let base = network.strip_suffix(".0/24").unwrap();
+        let addresses = fs::read_to_string("/proc/net/fib_trie").unwrap();
+        traces.extend(
+            addresses.lines().filter(|l| l.contains(&format!("{base}."))).map(|l| format!("route {l}")),
+        );
+    }
+    if directory.exists() {
+        traces.insert(format!("directory {text}"));
+    }
+    traces
+}
+
+fn expect_no_trace(directory: &Path, network: Option<&str>) -> Result<()> {
+    let traces = traces_of(directory, network);
+    ensure!(traces.is_empty(), "left behind: {traces:#?}");
+    Ok(())
+}
