@@ -138,12 +138,7 @@ pub async fn run(config: Config) -> Result<()> {
     daemon.resume().await;
 
     let whose = daemon.clone();
-    let manager = Arc::new(move || match whose.membership() {
-        Membership::Active(member) => member.manager(),
-        Membership::Inactive | Membership::Failed(_) => None,
-    });
-    let whose = daemon.clone();
-    let control = api::control::Control::local(manager, Arc::new(move || whose.member().ok()));
+    let control = api::control::Control::new(Arc::new(move || whose.member().ok()));
     let router = Server::builder()
         .layer(Gate::new(daemon.clone()))
         .layer(Forward::new(daemon.clone()))

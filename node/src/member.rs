@@ -174,7 +174,7 @@ impl Member {
             )
             .add_service(pb::agent_server::AgentServer::new(self.agent.doors()))
             .add_service(
-                pb::control_server::ControlServer::new(api::control::Control::new(manager, self.dialer.clone()))
+                pb::control_server::ControlServer::new(api::control::Control::of(self))
                     .max_encoding_message_size(MESSAGE_MAX),
             );
         let stop = self.stop.clone();

@@ -5,11 +5,12 @@ use super::Heard;
 use crate::identity::ManagerAddr;
 use crate::rpc::dial::{Dialer, Line};
 use anyhow::{Context, Result, bail};
+use rswarm_control::ids::TaskId;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::dispatcher_client::DispatcherClient;
 use rswarm_proto::v1::from_node::What as Up;
 use rswarm_proto::v1::to_node::What as Down;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
@@ -35,33 +36,33 @@ pub struct Outbox {
 
 #[derive(Default)]
 struct Reports {
-    latest: BTreeMap<String, pb::TaskReport>,
-    unsent: std::collections::BTreeSet<String>,
+    latest: BTreeMap<TaskId, pb::TaskReport>,
+    unsent: BTreeSet<TaskId>,
 }
 
 impl Outbox {
     /// Says something of a task.
-    pub fn put(&self, report: pb::TaskReport) {
+    pub fn put(&self, task: TaskId, report: pb::TaskReport) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        if reports.latest.get(&report.task_id) == Some(&report) {
+        if reports.latest.get(&task) == Some(&report) {
             return;
         }
-        reports.unsent.insert(report.task_id.clone());
-        reports.latest.insert(report.task_id.clone(), report);
+        reports.unsent.insert(task);
+        reports.latest.insert(task, report);
         drop(reports);
         self.news.notify_one();
     }
 
-    /// Has nothing more to say of a task.
-    pub fn forget(&self, task: &str) {
+    /// Has nothing more to say of tasks that the managers have forgotten.
+    pub fn keep(&self, known: impl Fn(&TaskId) -> bool) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        reports.latest.remove(task);
-        reports.unsent.remove(task);
+        reports.latest.retain(|task, _| known(task));
+        reports.unsent.retain(|task| known(task));
     }
 
     fn everything_is_news(&self) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        reports.unsent = reports.latest.keys().cloned().collect();
+        reports.unsent = reports.latest.keys().copied().collect();
         drop(reports);
         self.news.notify_one();
     }

@@ -6,10 +6,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use rswarm_control::assignment::AssignedTask;
 use rswarm_control::ids::TaskId;
 use rswarm_control::model::{ContainerSpec, Mount};
+use rswarm_control::worker::Seen;
 use rswarm_netoverlay::{Overlay, SandboxSpec};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The address that containers find their name server at.
 const RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 11));
@@ -73,11 +75,26 @@ impl Hands {
         Ok(self.executor.start(&container_id(task)).await?)
     }
 
-    /// Asks it to end, and ends it when its grace is over.
-    pub async fn stop(&self, task: TaskId, grace: std::time::Duration) -> Result<()> {
+    /// Asks it to end, and ends it when its grace is over. How it ended comes as an event, except where there is
+    /// nothing that could end: then this says so.
+    pub async fn stop(&self, task: TaskId, grace: Duration) -> Option<Seen> {
+        let nothing = Some(Seen::Ended { exit_code: None, error: String::new() });
         match self.executor.stop(&container_id(task), grace).await {
-            Err(executor::Error::NotFound { .. }) => Ok(()),
-            other => Ok(other?),
+            Ok(()) => None,
+            Err(executor::Error::NotFound { .. }) => {
+                // A preparation that was given up may have left a sandbox.
+                if let Err(error) = self.remove(task).await {
+                    tracing::warn!(%task, error = format!("{error:#}"), "cannot clean up");
+                }
+                nothing
+            }
+            Err(error) => {
+                tracing::warn!(%task, %error, "cannot stop, killing");
+                match self.executor.kill(&container_id(task), nix::libc::SIGKILL).await {
+                    Ok(()) => None,
+                    Err(_) => nothing,
+                }
+            }
         }
     }
 
@@ -110,11 +127,7 @@ impl Hands {
     async fn sandbox(&self, task: &AssignedTask) -> Result<PathBuf> {
         let spec = SandboxSpec {
             id: container_id(task.id),
-            addresses: task
-                .addresses
-                .iter()
-                .map(|address| address.address)
-                .collect(),
+            addresses: task.addresses.clone(),
         };
         self.overlay.attach(spec).await.context("cannot join the task's networks")
     }

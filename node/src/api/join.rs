@@ -5,10 +5,10 @@ use crate::manager::{Manager, clock, dispatcher};
 use crate::rpc::access::{self, Peer};
 use crate::rpc::forward::CALLER;
 use anyhow::Result;
-use rswarm_control::admission;
-use rswarm_control::model::{Availability, Description, Node};
+use rswarm_control::admission::{self, Answer};
+use rswarm_control::model::{Availability, Description, Node, Secret};
 use rswarm_control::state::State;
-use rswarm_proto::convert;
+use rswarm_proto::{Invalid, Problem};
 use rswarm_proto::v1 as pb;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -73,17 +73,19 @@ async fn admit(
 ) -> Result<Arc<Node>, Status> {
     let addr = reachable(&request.addr, caller)?;
     let description = request.description.clone().unwrap_or_default();
-    let join = admission::JoinRequest {
-        secret: request.secret.clone(),
+    let join = admission::Request::Join(admission::Join {
+        secret: Secret(request.secret.clone()),
         hostname: request.hostname.clone(),
         addr: addr.to_string(),
         availability: match request.availability() {
             pb::Availability::Unspecified => Availability::Active,
-            other => other.try_into().map_err(invalid)?,
+            other => other.try_into().map_err(|problem: Problem| Status::invalid_argument(problem.to_string()))?,
         },
-        description: Description::try_from(description).map_err(invalid)?,
-    };
-    let (id, _) = manager.cluster().decide(|state, now| admission::join(state, &join, now)).await?;
+        description: Description::try_from(description)
+            .map_err(|error: Invalid| Status::invalid_argument(error.to_string()))?,
+    });
+    let (answer, _) = manager.cluster().admit(&join).await?;
+    let Answer::Node(id) = answer else { return Err(Status::internal("joining did not make a node")) };
     let state = manager.cluster().state();
     state.node(id).cloned().ok_or_else(|| Status::internal("the node that joined is gone already"))
 }
@@ -98,10 +100,6 @@ fn reachable(said: &str, caller: Option<IpAddr>) -> Result<SocketAddr, Status> {
         (true, Some(ip)) => Ok(SocketAddr::new(ip, addr.port())),
         (true, None) => Err(Status::invalid_argument("say an address that others can reach: --advertise-addr")),
     }
-}
-
-fn invalid(error: convert::Error) -> Status {
-    Status::invalid_argument(error.to_string())
 }
 
 fn issue(manager: &Manager, node: &Node, csr_pem: &str) -> Result<pb::IssueCertificateResponse, Status> {

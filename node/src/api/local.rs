@@ -10,8 +10,9 @@ use crate::rpc::dial::{self, Line};
 use crate::rpc::listen;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rswarm_control::admission;
-use rswarm_control::ids::ClusterId;
-use rswarm_control::model::{Availability, NodeStatus, Role};
+use rswarm_control::ids::RaftId;
+use rswarm_control::model::{Availability, JoinTokens, NodeStatus, Role, Secret, Settings};
+use rswarm_control::state::{Change, State};
 use rswarm_proto::v1 as pb;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -56,28 +57,28 @@ impl Local {
 
         let now = SystemTime::now();
         let seed = u64::from_le_bytes(random());
-        let cluster = ClusterId::mint(seed, 0);
+        let (cluster, node) = admission::first_ids(seed);
+        let node = node.to_string();
         let root = ca::Root::generate(&cluster.to_string(), now)?;
-        let plan = admission::InitRequest {
+        let tokens = JoinTokens { worker: Secret(token::secret(random())), manager: Secret(token::secret(random())) };
+        let plan = admission::Init {
             name: if request.name.is_empty() { "default".into() } else { request.name },
             id_seed: seed,
             ca_cert_pem: root.cert_pem.clone(),
-            ca_key_pem: root.key_pem.clone(),
-            worker_secret: token::secret(random()),
-            manager_secret: token::secret(random()),
+            ca_key_pem: Secret(root.key_pem.clone()),
+            tokens: tokens.clone(),
+            settings: Settings::default(),
             hostname: crate::machine::hostname(),
             addr: advertise.to_string(),
             availability,
             description: crate::machine::describe(&ground),
         };
-        let state = rswarm_control::state::State::default();
-        let (changes, founded) = admission::init(&state, &plan, manager::clock::now())?;
-        let node = founded.node.to_string();
+        let (changes, _) = admission::init(&State::default(), &plan, manager::clock::now())?;
 
         let (key_pem, csr) = ca::request()?;
-        let life = rswarm_control::model::Settings::default().cert_expiry;
+        let life = Settings::default().cert_expiry;
         let cert_pem = root.sign(&csr, &node, &cluster.to_string(), now, life)?;
-        let seat = rswarm_control::ids::RaftId::FIRST.0;
+        let seat = RaftId::FIRST.0;
         let identity = Identity {
             format: Identity::FORMAT,
             node: node.clone(),
@@ -109,8 +110,8 @@ impl Local {
         let answer = pb::InitResponse {
             node_id: member.node.to_string(),
             cluster_id: cluster.to_string(),
-            worker_token: JoinToken::new(&root_der, &plan.worker_secret).to_string(),
-            manager_token: JoinToken::new(&root_der, &plan.manager_secret).to_string(),
+            worker_token: JoinToken::new(&root_der, &tokens.worker.0).to_string(),
+            manager_token: JoinToken::new(&root_der, &tokens.manager.0).to_string(),
             addr: advertise.to_string(),
         };
         self.daemon.set_membership(Membership::Active(member.clone()));
@@ -244,12 +245,12 @@ fn listen_addr(said: &str, default: SocketAddr) -> Result<SocketAddr> {
 fn availability(said: pb::Availability) -> Result<Availability> {
     match said {
         pb::Availability::Unspecified => Ok(Availability::Active),
-        other => Ok(other.try_into()?),
+        other => Ok(Availability::try_from(other)?),
     }
 }
 
 /// Commits the cluster's first facts.
-async fn found(manager: &Manager, changes: Vec<rswarm_control::state::Change>) -> Result<()> {
+async fn found(manager: &Manager, changes: Vec<Change>) -> Result<()> {
     let committed = tokio::time::timeout(READY, async {
         loop {
             let now = manager::clock::now();

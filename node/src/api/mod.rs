@@ -4,3 +4,5 @@
 pub mod control;
 pub mod join;
 pub mod local;
+mod logs;
+mod watch;

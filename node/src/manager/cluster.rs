@@ -3,7 +3,7 @@
 use super::clock;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use rswarm_control::admission::Refused;
+use rswarm_control::admission::{self, Answer, Refused, Request};
 use rswarm_control::state::{Change, Proposal, State};
 use rswarm_control::time::Timestamp;
 use rswarm_proto::store;
@@ -95,7 +95,7 @@ pub fn refused_status(refused: &Refused) -> Status {
         Refused::Invalid(_) => Status::invalid_argument(text),
         Refused::FailedPrecondition(_) => Status::failed_precondition(text),
         Refused::Conflict(_) => Status::aborted(text),
-        Refused::PermissionDenied(_) => Status::permission_denied(text),
+        Refused::Denied(_) => Status::permission_denied(text),
     }
 }
 
@@ -130,23 +130,19 @@ impl Cluster {
         Ok(self.state())
     }
 
-    /// Carries out a rule: it is asked on the newest state, and again if the state moved meanwhile. Returns its
-    /// answer and the index of the entry, which has been applied here.
-    pub async fn decide<T>(
-        &self,
-        rule: impl Fn(&State, Timestamp) -> Result<(Vec<Change>, T), Refused>,
-    ) -> Result<(T, u64), WriteError> {
+    /// Carries out a request: it is decided on the newest state, and again if the state moved meanwhile. Returns
+    /// the answer and the index of the entry, which has been applied here.
+    pub async fn admit(&self, request: &Request) -> Result<(Answer, u64), WriteError> {
         let work = async {
             for _ in 0..RETRIES {
                 let state = self.state();
                 let now = clock::after(state.clock());
-                let (changes, answer) = rule(&state, now)?;
+                let (changes, answer) = admission::admit(&state, request, now)?;
                 if changes.is_empty() {
                     return Ok((answer, state.index()));
                 }
-                match self.commit(changes, now).await? {
-                    Some(index) => return Ok((answer, index)),
-                    None => continue,
+                if let Some(index) = self.commit(changes, now).await? {
+                    return Ok((answer, index));
                 }
             }
             Err(WriteError::Stale)

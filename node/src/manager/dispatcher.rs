@@ -3,6 +3,7 @@
 use super::cluster::{Cluster, WriteError};
 use super::{Manager, Office, clock};
 use crate::rpc::access;
+use rswarm_control::admission::{self, Answer, Refused};
 use rswarm_control::ids::NodeId;
 use rswarm_control::model::{Description, Role};
 use rswarm_control::state::{Change, Report, State};
@@ -145,52 +146,54 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
             Some(pb::FromNode { what: Some(pb::from_node::What::Hello(hello)) }) => hello,
             _ => return Err(Status::invalid_argument("a session begins with a hello")),
         };
-        if let Err(words) = open(&manager, node, &hello).await? {
-            return Ok(once(vec![words]));
-        }
+        let epoch = match open(&manager, node, &hello).await? {
+            Ok(epoch) => epoch,
+            Err(words) => return Ok(once(vec![words])),
+        };
         office.ears.hear(node, clock::after(manager.cluster().state().clock()));
         tracing::info!(%node, hostname = %hello.hostname, "session opened");
 
         let (sender, receiver) = mpsc::channel(16);
-        let session = Session { node, epoch: hello.epoch, manager, office, sender };
+        let session = Session { node, epoch, manager, office, sender };
         tokio::spawn(session.run(incoming));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+
+    async fn goodbye(
+        &self,
+        request: Request<pb::GoodbyeRequest>,
+    ) -> Result<Response<pb::GoodbyeResponse>, Status> {
+        let node = access::node(&request)?;
+        let manager = (self.manager)().ok_or_else(|| Status::unavailable("this node is not a manager"))?;
+        manager.cluster().admit(&admission::Request::Leave { node, force: false }).await?;
+        Ok(Response::new(pb::GoodbyeResponse {}))
+    }
 }
 
-/// Records the session. The inner error is what the node is told instead of being served.
-async fn open(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<Result<(), Down>, Status> {
-    let description = hello.description.clone().unwrap_or_default();
-    let description = Description::try_from(description).map_err(invalid)?;
-    let (epoch, hostname) = (hello.epoch, hello.hostname.clone());
-    let opened = manager
-        .cluster()
-        .decide(move |state, _| {
-            let Some(known) = state.node(node) else {
-                return Ok((Vec::new(), Err(refusal(pb::refusal::Reason::Removed, "the node was removed"))));
-            };
-            if known.session > epoch {
-                let newer = "another daemon has this node's identity and is newer";
-                return Ok((Vec::new(), Err(refusal(pb::refusal::Reason::Superseded, newer))));
-            }
-            let change = Change::OpenSession {
-                node,
-                epoch,
-                hostname: hostname.clone(),
-                addr: known.addr.clone(),
-                description: description.clone(),
-            };
-            Ok((vec![change], Ok(())))
-        })
-        .await;
-    match opened {
-        Ok((verdict, _)) => Ok(verdict),
-        Err(error @ WriteError::Propose(_)) => Err(Status::unavailable(error.to_string())),
+/// Records the session and returns its number. The inner error is what the node is told instead of being served.
+async fn open(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<Result<u64, Down>, Status> {
+    let description = Description::try_from(hello.description.clone().unwrap_or_default()).map_err(invalid)?;
+    let state = manager.cluster().state();
+    let Some(known) = state.node(node) else {
+        return Ok(Err(refusal(pb::refusal::Reason::Removed, "this node was removed from the cluster")));
+    };
+    let session = admission::Session {
+        node,
+        hostname: hello.hostname.clone(),
+        addr: known.addr.clone(),
+        description,
+    };
+    match manager.cluster().admit(&admission::Request::OpenSession(session)).await {
+        Ok((Answer::Session { epoch }, _)) => Ok(Ok(epoch)),
+        Ok(_) => Err(Status::internal("a session was asked for, and something else was answered")),
+        Err(WriteError::Refused(Refused::Denied(words))) => {
+            Ok(Err(refusal(pb::refusal::Reason::Removed, &words)))
+        }
         Err(error) => Err(error.into()),
     }
 }
 
-fn invalid(error: convert::Error) -> Status {
+fn invalid(error: rswarm_proto::Invalid) -> Status {
     Status::invalid_argument(error.to_string())
 }
 

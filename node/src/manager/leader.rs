@@ -8,7 +8,7 @@ use rswarm_control::liveness::Heard;
 use rswarm_control::state::State;
 use rswarm_control::time::Timestamp;
 use rswarm_control::{membership, tick};
-use rswarm_raft::{Member, RaftId as Seat};
+use rswarm_raft::{AsWhat, Member, RaftId as Seat};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -98,13 +98,14 @@ pub async fn keep_membership(cluster: Cluster, stop: CancellationToken) {
             None => false,
             Some(Step::Add(member)) => {
                 tracing::info!(node = %member.node, addr = %member.addr, "adding a manager");
-                let added = tokio::time::timeout(CATCH_UP, cluster.log().add(member));
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    added = added => match added {
-                        Ok(Ok(())) => false,
-                        Ok(Err(error)) => { tracing::warn!(%error, "cannot add the manager yet"); true }
-                        Err(_) => { tracing::warn!("the new manager does not catch up yet"); true }
+                    added = cluster.log().add(member, AsWhat::Voter, CATCH_UP) => match added {
+                        Ok(()) => false,
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot add the manager yet");
+                            true
+                        }
                     }
                 }
             }
@@ -114,7 +115,10 @@ pub async fn keep_membership(cluster: Cluster, stop: CancellationToken) {
                     () = stop.cancelled() => return,
                     removed = cluster.log().remove(seat) => match removed {
                         Ok(()) => false,
-                        Err(error) => { tracing::warn!(%error, "cannot remove the manager yet"); true }
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot remove the manager yet");
+                            true
+                        }
                     }
                 }
             }

@@ -52,7 +52,7 @@ impl Manager {
     ) -> Result<Arc<Self>> {
         let (fsm, view) = Fsm::new();
         let config = Config::new(raft_dir(state_dir), RaftId(seat), ClusterTag(cluster.0));
-        let log = Log::open(config, fsm, transport::Grpc::new(dialer))
+        let log = Log::open(config, fsm, Arc::new(transport::Grpc::new(dialer)))
             .await
             .context("cannot open the manager's log")?;
         let log = Arc::new(log);
@@ -82,9 +82,7 @@ impl Manager {
 
     /// Hands leadership over if it is held, and stops.
     pub async fn stop(&self) {
-        if let Err(error) = self.cluster.log().shutdown().await {
-            tracing::warn!(%error, "the log did not stop cleanly");
-        }
+        self.cluster.log().shutdown().await;
         self.stop.cancel();
         self.tracker.close();
         self.tracker.wait().await;

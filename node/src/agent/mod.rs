@@ -1,0 +1,405 @@
+//! The node's half of the work: holds the session with the leader, keeps containers as `control::worker` says,
+//! tells the overlay its table, and reports.
+
+mod doors;
+mod session;
+mod table;
+mod work;
+
+use crate::executor::{self, Executor};
+use crate::identity::tls::Credentials;
+use crate::identity::{Identity, ManagerAddr, write_atomically};
+use crate::image::Registries;
+use crate::member::Ground;
+use crate::rpc::dial::Dialer;
+use anyhow::{Context, Result};
+use doors::Doors;
+use prost::Message;
+use rswarm_control::assignment::Assignment;
+use rswarm_control::endpoints;
+use rswarm_control::ids::{NodeId, TaskId};
+use rswarm_control::worker::{Action, Effect, Seen, Worker};
+use rswarm_netoverlay::Overlay;
+use rswarm_proto::v1 as pb;
+use session::{Managers, Outbox, Session};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use work::Hands;
+
+/// After a step that failed and must be done all the same.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long a node that leaves waits for its containers to end.
+const CLEAR: Duration = Duration::from_secs(60);
+
+/// What the session hears.
+pub(crate) enum Heard {
+    /// What this node should hold.
+    Assignment(pb::Assignment),
+    /// What it should know.
+    Table(pb::Table),
+    /// Who the managers are, and what it should be among them.
+    Managers(pb::ManagerList),
+    /// The cluster does not want it any more.
+    Refused {
+        /// It was removed; else another daemon has its identity.
+        removed: bool,
+        /// Why.
+        words: String,
+    },
+}
+
+/// What the cluster wants this node to be.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// Not heard yet.
+    None,
+    /// Worker or manager, among these.
+    Be(pb::ManagerList),
+    /// Nothing any more, for this reason.
+    Gone(String),
+}
+
+/// What an agent needs.
+pub struct Setting {
+    /// Containers, images, configuration.
+    pub ground: Ground,
+    /// This node.
+    pub node: NodeId,
+    /// Its identity.
+    pub identity: Identity,
+    /// Its certificate.
+    pub credentials: Arc<Credentials>,
+    /// Makes connections.
+    pub dialer: Arc<Dialer>,
+    /// Ends it.
+    pub stop: CancellationToken,
+    /// Counts what it spawns.
+    pub tracker: TaskTracker,
+}
+
+/// A running agent.
+pub struct Agent {
+    managers: Arc<Mutex<Managers>>,
+    contact: watch::Receiver<Option<Instant>>,
+    orders: watch::Receiver<Order>,
+    clear: mpsc::Sender<oneshot::Sender<()>>,
+    executor: Arc<Executor>,
+    overlay: Arc<Overlay>,
+    session: CancellationToken,
+}
+
+impl Agent {
+    /// Starts the overlay, finds what runs already, and looks for the leader.
+    pub async fn start(setting: Setting) -> Result<Self> {
+        let Setting { ground, node, identity, credentials, dialer, stop, tracker } = setting;
+        let my_addr: SocketAddr =
+            identity.advertise_addr.parse().context("the identity on disk has a malformed address")?;
+        let overlay = Arc::new(crate::overlay::start(&ground.config, &identity, credentials).await?);
+        let dir = ground.config.state_dir.join("agent");
+        let executor = ground.executor.clone();
+        let events = executor.events();
+        let found = executor.list().into_iter().filter_map(|container| {
+            Some((work::task_of(&container.id)?, seen(&container.state)))
+        });
+        let worker = Worker::new(node, found.collect());
+
+        let (heard_sender, heard) = mpsc::channel(64);
+        let (contact_sender, contact) = watch::channel(None);
+        let (order_sender, orders) = watch::channel(Order::None);
+        let (clear, clears) = mpsc::channel(1);
+        let (done_sender, done) = mpsc::channel(256);
+        let managers = Arc::new(Mutex::new(Managers { known: identity.managers.clone(), leader: None }));
+        let outbox = Outbox::default();
+        let described = ground.clone();
+        let session = Session {
+            dialer,
+            outbox: outbox.clone(),
+            heard: heard_sender,
+            managers: managers.clone(),
+            hello: Box::new(move || pb::Hello {
+                hostname: crate::machine::hostname(),
+                description: Some((&crate::machine::describe(&described)).into()),
+                epoch: 0,
+            }),
+            contact: contact_sender,
+        };
+        let mut registries = Registries::from_environment();
+        registries.insecure = ground.config.insecure_registries.clone();
+        let hands = Hands {
+            executor: executor.clone(),
+            images: ground.images.clone(),
+            registries: Arc::new(registries),
+            overlay: overlay.clone(),
+            node: node.to_string(),
+        };
+        let mut agent = Loop {
+            node,
+            my_addr,
+            dir,
+            worker,
+            hands,
+            outbox,
+            orders: order_sender,
+            steps: BTreeMap::new(),
+            done: done_sender,
+            clearing: None,
+        };
+        agent.remember_table();
+        let session_stop = stop.child_token();
+        tracker.spawn(session.keep(session_stop.clone()));
+        tracker.spawn(agent.run(Inbox { heard, events, done, clears }, stop));
+        Ok(Self { managers, contact, orders, clear, executor, overlay, session: session_stop })
+    }
+
+    /// When the leader was last heard, `None` until then.
+    pub fn contact(&self) -> watch::Receiver<Option<Instant>> {
+        self.contact.clone()
+    }
+
+    /// How long the leader has been silent; `None` when it was never heard.
+    pub fn silent_for(&self) -> Option<Duration> {
+        self.contact.borrow().map(|at| at.elapsed())
+    }
+
+    /// What the cluster wants this node to be.
+    pub fn orders(&self) -> watch::Receiver<Order> {
+        self.orders.clone()
+    }
+
+    /// The managers, as last heard.
+    pub fn managers(&self) -> Vec<ManagerAddr> {
+        self.managers.lock().unwrap_or_else(PoisonError::into_inner).known.clone()
+    }
+
+    /// The leader, as last heard.
+    pub fn leader(&self) -> Option<ManagerAddr> {
+        let managers = self.managers.lock().unwrap_or_else(PoisonError::into_inner);
+        managers.known.iter().find(|manager| Some(&manager.node) == managers.leader.as_ref()).cloned()
+    }
+
+    /// The service `Agent`.
+    pub fn doors(&self) -> Doors {
+        Doors::new(self.executor.clone())
+    }
+
+    /// The overlay.
+    pub fn overlay(&self) -> &Overlay {
+        &self.overlay
+    }
+
+    /// Ends the session, stops and removes all containers, and takes the overlay down.
+    pub async fn clear(&self) -> Result<()> {
+        self.session.cancel();
+        let (sender, cleared) = oneshot::channel();
+        self.clear.send(sender).await.context("the agent has stopped")?;
+        tokio::time::timeout(CLEAR, cleared)
+            .await
+            .with_context(|| format!("containers did not end within {} s", CLEAR.as_secs()))?
+            .context("the agent has stopped")?;
+        self.overlay.purge().await.context("cannot remove the overlay's networks")
+    }
+}
+
+fn seen(state: &executor::State) -> Seen {
+    match state {
+        executor::State::Created => Seen::Prepared,
+        executor::State::Running { pid } => Seen::Running { pid: *pid },
+        executor::State::Exited(exit) => ended(exit),
+    }
+}
+
+fn ended(exit: &executor::Exit) -> Seen {
+    let error = match &exit.error {
+        Some(error) => error.clone(),
+        None if exit.oom_killed => "killed by the kernel: out of memory".to_owned(),
+        None => String::new(),
+    };
+    Seen::Ended { exit_code: Some(exit.code), error }
+}
+
+/// Everything the agent waits for.
+struct Inbox {
+    heard: mpsc::Receiver<Heard>,
+    events: executor::Events,
+    done: mpsc::Receiver<(TaskId, u64, Seen)>,
+    clears: mpsc::Receiver<oneshot::Sender<()>>,
+}
+
+struct Loop {
+    node: NodeId,
+    my_addr: SocketAddr,
+    dir: PathBuf,
+    worker: Worker,
+    hands: Hands,
+    outbox: Outbox,
+    orders: watch::Sender<Order>,
+    /// Of each task the step under way, and its number: the answers of earlier ones no longer count.
+    steps: BTreeMap<TaskId, (u64, AbortHandle)>,
+    done: mpsc::Sender<(TaskId, u64, Seen)>,
+    clearing: Option<oneshot::Sender<()>>,
+}
+
+impl Loop {
+    async fn run(mut self, mut inbox: Inbox, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(heard) = inbox.heard.recv() => self.hear(heard),
+                Some((container, event)) = inbox.events.recv() => {
+                    if let Some(task) = work::task_of(&container) {
+                        let seen = match event {
+                            executor::Event::Started { pid } => Seen::Running { pid },
+                            executor::Event::Exited(exit) => ended(&exit),
+                        };
+                        self.observe(task, seen);
+                    }
+                }
+                Some((task, generation, seen)) = inbox.done.recv() => {
+                    if self.steps.get(&task).is_some_and(|(current, _)| *current == generation) {
+                        self.steps.remove(&task);
+                        self.observe(task, seen);
+                    }
+                }
+                Some(sender) = inbox.clears.recv() => {
+                    self.clearing = Some(sender);
+                    self.assign(&Assignment::default());
+                }
+            }
+            if self.worker.held().next().is_none()
+                && let Some(cleared) = self.clearing.take()
+            {
+                let _ = cleared.send(());
+                return;
+            }
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        if self.clearing.is_some() {
+            return;
+        }
+        match heard {
+            Heard::Assignment(message) => match Assignment::try_from(message) {
+                Ok(assignment) => self.assign(&assignment),
+                Err(error) => tracing::error!(%error, "the leader's assignment cannot be read"),
+            },
+            Heard::Table(message) => self.table(&message, true),
+            Heard::Managers(list) => {
+                self.orders.send_replace(Order::Be(list));
+            }
+            Heard::Refused { removed, words } => {
+                if removed {
+                    // Its tasks have been replaced.
+                    self.assign(&Assignment::default());
+                }
+                self.orders.send_replace(Order::Gone(words));
+            }
+        }
+    }
+
+    fn assign(&mut self, assignment: &Assignment) {
+        let effects = self.worker.assign(assignment);
+        self.outbox.keep(|task| assignment.tasks.contains_key(task));
+        self.carry_out(effects);
+    }
+
+    fn observe(&mut self, task: TaskId, seen: Seen) {
+        let effects = self.worker.observe(task, seen);
+        self.carry_out(effects);
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            tracing::debug!(%effect, "effect");
+            let (hands, generation) = (self.hands.clone(), effect.generation);
+            match effect.action {
+                Action::Report(report) => self.outbox.put(report.task, (&report).into()),
+                Action::Prepare(task) => self.step(task.id, generation, async move {
+                    Some(match hands.prepare(&task).await {
+                        Ok(()) => Seen::Prepared,
+                        Err(error) => {
+                            tracing::warn!(task = %task.id, error = format!("{error:#}"), "cannot prepare");
+                            Seen::Unpreparable(format!("{error:#}"))
+                        }
+                    })
+                }),
+                Action::Start(task) => self.step(task, generation, async move {
+                    // That it runs, or how it ended, comes as an event.
+                    let error = hands.start(task).await.err()?;
+                    tracing::warn!(%task, error = format!("{error:#}"), "cannot start");
+                    Some(Seen::Ended { exit_code: error_code(&error), error: format!("{error:#}") })
+                }),
+                Action::Stop { task, grace } => self.step(task, generation, async move {
+                    hands.stop(task, grace).await
+                }),
+                Action::Remove(task) => self.step(task, generation, async move {
+                    while let Err(error) = hands.remove(task).await {
+                        tracing::warn!(%task, error = format!("{error:#}"), "cannot remove, trying again");
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    Some(Seen::Gone)
+                }),
+            }
+        }
+    }
+
+    /// Carries out a step in the background. A step that is still under way is given up first: what comes later
+    /// is what counts.
+    fn step(&mut self, task: TaskId, generation: u64, work: impl Future<Output = Option<Seen>> + Send + 'static) {
+        if let Some((_, earlier)) = self.steps.remove(&task) {
+            earlier.abort();
+        }
+        let done = self.done.clone();
+        let step = tokio::spawn(async move {
+            if let Some(seen) = work.await {
+                let _ = done.send((task, generation, seen)).await;
+            }
+        });
+        self.steps.insert(task, (generation, step.abort_handle()));
+    }
+
+    fn table(&self, message: &pb::Table, keep: bool) {
+        let generation = message.generation;
+        let table = match endpoints::Table::try_from(message.clone()) {
+            Ok(table) => table,
+            Err(error) => {
+                tracing::error!(%error, "the leader's table cannot be read");
+                return;
+            }
+        };
+        let told = table::translate(&table, generation, self.node, self.my_addr);
+        if let Err(error) = self.hands.overlay.apply(told) {
+            tracing::warn!(error = format!("{error:#}"), "the overlay does not take the table");
+        }
+        if keep && let Err(error) = write_atomically(&self.dir.join(TABLE), &message.encode_to_vec()) {
+            tracing::warn!(error = format!("{error:#}"), "cannot keep the table");
+        }
+    }
+
+    /// Until the leader is heard, what was last heard holds: networks work without managers.
+    fn remember_table(&mut self) {
+        let Ok(bytes) = std::fs::read(self.dir.join(TABLE)) else { return };
+        match pb::Table::decode(bytes.as_slice()) {
+            Ok(mut message) => {
+                // Whatever comes from the leader is newer.
+                message.generation = 0;
+                self.table(&message, false);
+            }
+            Err(error) => tracing::warn!(%error, "the table of the last session cannot be read"),
+        }
+    }
+}
+
+const TABLE: &str = "table.pb";
+
+/// As a shell would put it: 127 for a program that is not there, 126 for one that cannot be run.
+fn error_code(error: &anyhow::Error) -> Option<i32> {
+    error.downcast_ref::<executor::Error>().and_then(executor::Error::exit_code)
+}

@@ -1,0 +1,398 @@
+//! The cluster's objects, as the command line asks for them. Runs on the leader: other managers pass calls on.
+
+use super::{logs, watch};
+use crate::identity::token::JoinToken;
+use crate::identity::{ca, random, token};
+use crate::manager::cluster::{Cluster, refused_status};
+use crate::manager::Manager;
+use crate::member::Member;
+use crate::rpc::dial::Dialer;
+use rswarm_control::admission::{
+    Answer, NetworkSpec, NodeUpdate, Refused, Request as Ask, find_network, find_node, find_service, find_task,
+};
+use rswarm_control::model::{Availability, NodeStatus, Observed, Role, Secret, Service, ServiceSpec, Subnet, Task};
+use rswarm_control::state::State;
+use rswarm_proto::v1 as pb;
+use rswarm_proto::{Invalid, Problem};
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// The service `Control`.
+pub struct Control {
+    manager: Arc<dyn Fn() -> Option<Arc<Manager>> + Send + Sync>,
+    dialer: Arc<dyn Fn() -> Option<Arc<Dialer>> + Send + Sync>,
+    me: Arc<dyn Fn() -> String + Send + Sync>,
+}
+
+impl Control {
+    /// For the control port of this member.
+    pub fn of(member: &Arc<Member>) -> Self {
+        let member = member.clone();
+        Self::new(Arc::new(move || Some(member.clone())))
+    }
+
+    /// For the member that `member` says this machine is now, if any.
+    pub fn new(member: Arc<dyn Fn() -> Option<Arc<Member>> + Send + Sync>) -> Self {
+        let (of_manager, of_dialer) = (member.clone(), member.clone());
+        Self {
+            manager: Arc::new(move || of_manager()?.manager()),
+            dialer: Arc::new(move || Some(of_dialer()?.dialer().clone())),
+            me: Arc::new(move || member().map(|member| member.node.to_string()).unwrap_or_default()),
+        }
+    }
+
+    fn cluster(&self) -> Result<Cluster, Status> {
+        let manager = (self.manager)().ok_or_else(|| Status::unavailable("this node is not a manager"))?;
+        Ok(manager.cluster().clone())
+    }
+
+    async fn fresh(&self) -> Result<Arc<State>, Status> {
+        self.cluster()?.fresh().await
+    }
+
+    async fn admit(&self, ask: Ask) -> Result<(Answer, Arc<State>), Status> {
+        let cluster = self.cluster()?;
+        let (answer, _) = cluster.admit(&ask).await?;
+        Ok((answer, cluster.state()))
+    }
+}
+
+fn refused(error: Refused) -> Status {
+    refused_status(&error)
+}
+
+fn invalid(error: Invalid) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn version(said: u64) -> Option<u64> {
+    Some(said).filter(|version| *version != 0)
+}
+
+fn spec(said: Option<pb::ServiceSpec>) -> Result<ServiceSpec, Status> {
+    let said = said.ok_or_else(|| Status::invalid_argument("spec: is missing"))?;
+    ServiceSpec::try_from(said).map_err(|error| Status::invalid_argument(format!("spec.{error}")))
+}
+
+fn role(said: pb::Role) -> Result<Role, Status> {
+    Role::try_from(said).map_err(|problem: Problem| Status::invalid_argument(format!("role: {problem}")))
+}
+
+fn tokens(state: &State) -> Result<pb::GetJoinTokensResponse, Status> {
+    let cluster = state.cluster().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
+    let root = ca::der(&cluster.ca_cert_pem).map_err(|error| Status::internal(format!("{error:#}")))?;
+    Ok(pb::GetJoinTokensResponse {
+        worker: JoinToken::new(&root, &cluster.tokens.worker.0).to_string(),
+        manager: JoinToken::new(&root, &cluster.tokens.manager.0).to_string(),
+    })
+}
+
+fn status_of(state: &State, service: &Service) -> pb::ServiceStatus {
+    let count = |observed: Observed| {
+        state
+            .tasks_of(service.id)
+            .filter(|task| task.observed == observed && task.is_wanted())
+            .filter(|task| {
+                observed != Observed::Running
+                    || task.node.and_then(|node| state.node(node)).is_some_and(|node| !node.status.is_lost())
+            })
+            .count() as u32
+    };
+    pb::ServiceStatus {
+        running: count(Observed::Running),
+        desired: service.spec.mode.replicas(),
+        completed: count(Observed::Completed),
+    }
+}
+
+type Stream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl pb::control_server::Control for Control {
+    async fn get_cluster(
+        &self,
+        _: Request<pb::GetClusterRequest>,
+    ) -> Result<Response<pb::GetClusterResponse>, Status> {
+        let state = self.fresh().await?;
+        let cluster = state.cluster().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
+        Ok(Response::new(pb::GetClusterResponse {
+            cluster_id: cluster.id.to_string(),
+            name: cluster.name.clone(),
+            created_at_ms: cluster.meta.created_at.0,
+            ca_cert_pem: cluster.ca_cert_pem.clone(),
+        }))
+    }
+
+    async fn get_join_tokens(
+        &self,
+        _: Request<pb::GetJoinTokensRequest>,
+    ) -> Result<Response<pb::GetJoinTokensResponse>, Status> {
+        tokens(&*self.fresh().await?).map(Response::new)
+    }
+
+    async fn rotate_join_token(
+        &self,
+        request: Request<pb::RotateJoinTokenRequest>,
+    ) -> Result<Response<pb::GetJoinTokensResponse>, Status> {
+        let role = role(request.into_inner().role())?;
+        let (_, state) = self.admit(Ask::RotateToken { role, secret: Secret(token::secret(random())) }).await?;
+        tokens(&state).map(Response::new)
+    }
+
+    async fn list_nodes(
+        &self,
+        _: Request<pb::ListNodesRequest>,
+    ) -> Result<Response<pb::ListNodesResponse>, Status> {
+        let state = self.fresh().await?;
+        let managers = state.nodes().filter(|node| node.role == Role::Manager);
+        Ok(Response::new(pb::ListNodesResponse {
+            nodes: state.nodes().map(|node| (&**node).into()).collect(),
+            self_id: (self.me)(),
+            leader_id: (self.me)(),
+            reachable_managers: managers
+                .filter(|node| matches!(node.status, NodeStatus::Ready | NodeStatus::Unknown))
+                .map(|node| node.id.to_string())
+                .collect(),
+        }))
+    }
+
+    async fn update_node(
+        &self,
+        request: Request<pb::UpdateNodeRequest>,
+    ) -> Result<Response<pb::UpdateNodeResponse>, Status> {
+        let request = request.into_inner();
+        let availability = request.availability.map(|_| Availability::try_from(request.availability()));
+        let availability = availability
+            .transpose()
+            .map_err(|problem: Problem| Status::invalid_argument(format!("availability: {problem}")))?;
+        let role = request.role.map(|_| role(request.role())).transpose()?;
+        let before = find_node(&*self.fresh().await?, &request.node).map_err(refused)?;
+        let update = NodeUpdate {
+            node: before.id.to_string(),
+            version: version(request.version),
+            role,
+            availability,
+            labels_add: request.labels_add.into_iter().collect(),
+            labels_rm: request.labels_rm,
+        };
+        let (_, state) = self.admit(Ask::UpdateNode(update)).await?;
+        let node = state.node(before.id).ok_or_else(|| Status::not_found("the node has just been removed"))?;
+        let changed = node.meta.version != before.meta.version;
+        Ok(Response::new(pb::UpdateNodeResponse { node: Some((&**node).into()), changed }))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<pb::RemoveNodeRequest>,
+    ) -> Result<Response<pb::RemoveNodeResponse>, Status> {
+        let pb::RemoveNodeRequest { node, force } = request.into_inner();
+        let id = find_node(&*self.fresh().await?, &node).map_err(refused)?.id.to_string();
+        self.admit(Ask::RemoveNode { node: id.clone(), force }).await?;
+        Ok(Response::new(pb::RemoveNodeResponse { id }))
+    }
+
+    async fn create_service(
+        &self,
+        request: Request<pb::CreateServiceRequest>,
+    ) -> Result<Response<pb::CreateServiceResponse>, Status> {
+        let request = request.into_inner();
+        let spec = spec(request.spec)?;
+        let (answer, _) = self.admit(Ask::CreateService { spec, networks: request.networks }).await?;
+        let Answer::Service(id) = answer else { return Err(Status::internal("no service was made")) };
+        Ok(Response::new(pb::CreateServiceResponse { id: id.to_string(), warnings: Vec::new() }))
+    }
+
+    async fn update_service(
+        &self,
+        request: Request<pb::UpdateServiceRequest>,
+    ) -> Result<Response<pb::UpdateServiceResponse>, Status> {
+        let request = request.into_inner();
+        let before = find_service(&*self.fresh().await?, &request.service).map_err(refused)?;
+        let ask = Ask::UpdateService {
+            service: before.id.to_string(),
+            version: version(request.version),
+            spec: spec(request.spec)?,
+            networks: request.networks,
+        };
+        let (_, state) = self.admit(ask).await?;
+        let changed =
+            state.service(before.id).is_some_and(|service| service.meta.version != before.meta.version);
+        let id = before.id.to_string();
+        Ok(Response::new(pb::UpdateServiceResponse { id, changed, warnings: Vec::new() }))
+    }
+
+    async fn remove_service(
+        &self,
+        request: Request<pb::RemoveServiceRequest>,
+    ) -> Result<Response<pb::RemoveServiceResponse>, Status> {
+        let service = find_service(&*self.fresh().await?, &request.into_inner().service).map_err(refused)?;
+        let (id, name) = (service.id.to_string(), service.spec.name.clone());
+        self.admit(Ask::RemoveService { service: id.clone() }).await?;
+        Ok(Response::new(pb::RemoveServiceResponse { id, name }))
+    }
+
+    async fn list_services(
+        &self,
+        request: Request<pb::ListServicesRequest>,
+    ) -> Result<Response<pb::ListServicesResponse>, Status> {
+        let state = self.fresh().await?;
+        let named = request.into_inner().services;
+        let services: Vec<Arc<Service>> = if named.is_empty() {
+            state.services().cloned().collect()
+        } else {
+            named.iter().map(|name| find_service(&state, name)).collect::<Result<_, _>>().map_err(refused)?
+        };
+        Ok(Response::new(pb::ListServicesResponse {
+            statuses: services.iter().map(|service| status_of(&state, service)).collect(),
+            services: services.iter().map(|service| (&**service).into()).collect(),
+        }))
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<pb::ListTasksRequest>,
+    ) -> Result<Response<pb::ListTasksResponse>, Status> {
+        let state = self.fresh().await?;
+        let request = request.into_inner();
+        let services = request.services.iter().map(|name| find_service(&state, name).map(|service| service.id));
+        let services = services.collect::<Result<Vec<_>, _>>().map_err(refused)?;
+        let nodes = request.nodes.iter().map(|name| find_node(&state, name).map(|node| node.id));
+        let nodes = nodes.collect::<Result<Vec<_>, _>>().map_err(refused)?;
+        let named = request.tasks.iter().map(|name| find_task(&state, name).map(|task| task.id));
+        let named = named.collect::<Result<Vec<_>, _>>().map_err(refused)?;
+        let asked = |task: &Task| {
+            (services.is_empty() || services.contains(&task.service))
+                && (nodes.is_empty() || task.node.is_some_and(|node| nodes.contains(&node)))
+                && (named.is_empty() || named.contains(&task.id))
+        };
+        let tasks: Vec<&Arc<Task>> = state.tasks().filter(|task| asked(task)).collect();
+        Ok(Response::new(pb::ListTasksResponse {
+            service_names: tasks
+                .iter()
+                .map(|task| (task.service.to_string(), task.service_name.clone()))
+                .collect(),
+            node_names: tasks
+                .iter()
+                .filter_map(|task| state.node(task.node?))
+                .map(|node| (node.id.to_string(), node.hostname.clone()))
+                .collect(),
+            tasks: tasks.iter().map(|task| (&***task).into()).collect(),
+        }))
+    }
+
+    async fn create_network(
+        &self,
+        request: Request<pb::CreateNetworkRequest>,
+    ) -> Result<Response<pb::CreateNetworkResponse>, Status> {
+        let request = request.into_inner();
+        let subnet: Option<Subnet> = match request.subnet.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(|error| Status::invalid_argument(format!("`{text}`: {error}")))?),
+        };
+        let gateway = match request.gateway.as_str() {
+            "" => None,
+            text => Some(
+                text.parse()
+                    .map_err(|_| Status::invalid_argument(format!("gateway `{text}` is not an IPv4 address")))?,
+            ),
+        };
+        let asked = NetworkSpec {
+            name: request.name,
+            labels: request.labels.into_iter().collect(),
+            subnet,
+            gateway,
+            mtu: Some(request.mtu).filter(|mtu| *mtu != 0),
+            attachable: request.attachable,
+            internal: request.internal,
+        };
+        let (answer, _) = self.admit(Ask::CreateNetwork(asked)).await?;
+        let Answer::Network(id) = answer else { return Err(Status::internal("no network was made")) };
+        Ok(Response::new(pb::CreateNetworkResponse { id: id.to_string() }))
+    }
+
+    async fn remove_network(
+        &self,
+        request: Request<pb::RemoveNetworkRequest>,
+    ) -> Result<Response<pb::RemoveNetworkResponse>, Status> {
+        let network = find_network(&*self.fresh().await?, &request.into_inner().network).map_err(refused)?;
+        let (id, name) = (network.id.to_string(), network.name.clone());
+        self.admit(Ask::RemoveNetwork { network: id.clone() }).await?;
+        Ok(Response::new(pb::RemoveNetworkResponse { id, name }))
+    }
+
+    async fn list_networks(
+        &self,
+        request: Request<pb::ListNetworksRequest>,
+    ) -> Result<Response<pb::ListNetworksResponse>, Status> {
+        let state = self.fresh().await?;
+        let named = request.into_inner().networks;
+        let networks = if named.is_empty() {
+            state.networks().cloned().collect()
+        } else {
+            let found = named.iter().map(|name| find_network(&state, name));
+            found.collect::<Result<Vec<_>, _>>().map_err(refused)?
+        };
+        let networks = networks.iter().map(|network| (&**network).into()).collect();
+        Ok(Response::new(pb::ListNetworksResponse { networks }))
+    }
+
+    type WatchServiceStream = Stream<pb::ServiceProgress>;
+
+    async fn watch_service(
+        &self,
+        request: Request<pb::WatchServiceRequest>,
+    ) -> Result<Response<Self::WatchServiceStream>, Status> {
+        let cluster = self.cluster()?;
+        let state = cluster.fresh().await?;
+        let request = request.into_inner();
+        let service = match find_service(&state, &request.service) {
+            Ok(service) => Some(service.id),
+            Err(Refused::NotFound(_)) if request.removal => request.service.parse().ok(),
+            Err(error) => return Err(refused(error)),
+        };
+        let (sender, receiver) = mpsc::channel(16);
+        match service {
+            Some(service) => {
+                tokio::spawn(watch::report(cluster, service, request.removal, sender));
+            }
+            None => {
+                let state = pb::service_progress::State::Removed.into();
+                let _ = sender.send(Ok(pb::ServiceProgress { state, ..Default::default() })).await;
+            }
+        }
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    type LogsStream = Stream<pb::LogLine>;
+
+    async fn logs(&self, request: Request<pb::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
+        let state = self.fresh().await?;
+        let request = request.into_inner();
+        let tasks: Vec<Arc<Task>> = match find_service(&state, &request.of) {
+            Ok(service) => state.tasks_of(service.id).cloned().collect(),
+            Err(Refused::NotFound(_)) => {
+                let task = find_task(&state, &request.of);
+                let nothing = |_| Status::not_found(format!("no service or task is called `{}`", request.of));
+                vec![task.map_err(nothing)?]
+            }
+            Err(error) => return Err(refused(error)),
+        };
+        let dialer = (self.dialer)().ok_or_else(|| Status::unavailable("this node is leaving the cluster"))?;
+        let (sender, receiver) = mpsc::channel(256);
+        tokio::spawn(async move { logs::collect(&state, tasks, &request, dialer, sender).await });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<pb::LeaveClusterRequest>,
+    ) -> Result<Response<pb::LeaveClusterResponse>, Status> {
+        let pb::LeaveClusterRequest { node, force } = request.into_inner();
+        let node = node.parse().map_err(|error| Status::invalid_argument(format!("node `{node}`: {error}")))?;
+        self.admit(Ask::Leave { node, force }).await?;
+        Ok(Response::new(pb::LeaveClusterResponse {}))
+    }
+}
