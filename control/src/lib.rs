@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admission;
 mod allocator;
 pub mod assignment;
 pub mod endpoints;

@@ -9,8 +9,6 @@ use crate::ids::ServiceId;
 use crate::model::Mode;
 use crate::plan::Draft;
 
-
-
 pub(crate) fn reconcile(draft: &mut Draft, id: ServiceId) {
     let Some(service) = draft.state().service(id).cloned() else { return };
     match service.spec.mode {
