@@ -8,9 +8,11 @@
 pub mod admission;
 mod allocator;
 pub mod assignment;
+pub mod convergence;
 pub mod endpoints;
 pub mod ids;
 pub mod liveness;
+pub mod membership;
 pub mod model;
 mod orchestrator;
 mod plan;
@@ -19,6 +21,7 @@ mod scheduler;
 pub mod state;
 mod tick;
 pub mod time;
+pub mod worker;
 
 pub use ids::{ClusterId, NetworkId, NodeId, RaftId, ServiceId, TaskId};
 pub use liveness::Heard;

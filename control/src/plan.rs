@@ -1,7 +1,7 @@
 //! What a decision may read, and what it may say.
 
 use crate::ids::{ServiceId, TaskId};
-use crate::model::{Desired, Node, NodeStatus, Slot, Task};
+use crate::model::{Desired, Node, Slot, Task};
 use crate::state::{Change, NewTask, State, Turn};
 use crate::time::Timestamp;
 use std::sync::Arc;
@@ -95,11 +95,6 @@ impl State {
             (Some(_), Some(node)) => node.status.is_lost(),
             (Some(_), None) => true,
         }
-    }
-
-    /// Whether the managers hear from the node of a task.
-    pub(crate) fn is_seen(&self, task: &Task) -> bool {
-        self.home(task).is_some_and(|node| node.status == NodeStatus::Ready)
     }
 
     /// Whether no task of a slot but `task` may be running, as far as anyone can tell.

@@ -5,6 +5,8 @@ mod restart;
 mod slots;
 mod update;
 
+pub(crate) use update::is_current;
+
 use crate::ids::ServiceId;
 use crate::model::Mode;
 use crate::plan::Draft;
