@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod demo;
+pub mod executor;
 pub mod identity;
 pub mod image;
 pub mod rpc;

@@ -1,2 +1,152 @@
-//! Placeholder.
-fn main() {}
+//! The process between rswarm and one container: it starts the container, reaps it, keeps its log and its exit
+//! record, and answers on a socket. It has one thread and outlives the daemon.
+//!
+//! `rswarm-shim CONTAINER_DIR RUN_DIR`, with the run directory's lock as standard input and a pipe for one line, a
+//! `Ready`, as standard output.
+
+mod bundle;
+mod container;
+mod log;
+mod process;
+mod rootfs;
+mod serve;
+mod sys;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::ptr;
+
+use rswarm_shim::protocol::{Exit, LOG_FILE, Ready, Running, SOCKET_FILE, STATE_FILE};
+
+use crate::bundle::Bundle;
+use crate::log::{Log, Stream, unix_ns};
+use crate::serve::Shim;
+use crate::sys::{Child, Failure, Result, check};
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1).map(PathBuf::from);
+    let (Some(directory), Some(run_directory)) = (args.next(), args.next()) else {
+        eprintln!("usage: rswarm-shim CONTAINER_DIR RUN_DIR");
+        return ExitCode::from(2);
+    };
+    // SAFETY: calls on this process only; the parent's copy ends at once, so that init inherits the shim.
+    unsafe {
+        match libc::fork() {
+            -1 => return ExitCode::FAILURE,
+            0 => {}
+            _ => libc::_exit(0),
+        }
+        libc::setsid();
+        libc::prctl(libc::PR_SET_NAME, c"rswarm-shim".as_ptr());
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
+        libc::umask(0o022);
+    }
+    match run(&directory, &run_directory) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let exit = Exit {
+                code: failure.code,
+                signal: None,
+                oom_killed: false,
+                error: Some(failure.message),
+                started_unix_ns: None,
+                finished_unix_ns: unix_ns(),
+                log_dropped_bytes: 0,
+            };
+            serve::record(&directory, &exit);
+            tell(&Ready::Failed(exit));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(directory: &Path, run_directory: &Path) -> Result<()> {
+    let bundle = Bundle::read(directory)?;
+    if let Some(shims) = &bundle.launch.shims {
+        // Outside the daemon's own cgroup the shim lives on when that is killed as a whole.
+        let _ = shims.add(std::process::id() as i32, false);
+    }
+    let signals = block_child_signal()?;
+    let listener = listen(run_directory)?;
+    let null_failed = |error| Failure::io("open /dev/null", &error);
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(null_failed)?;
+    let (stdout, stdout_child) = sys::pipe()?;
+    let (stderr, stderr_child) = sys::pipe()?;
+    let stdio = [null.as_raw_fd(), stdout_child.as_raw_fd(), stderr_child.as_raw_fd()];
+    let started_unix_ns = unix_ns();
+    let child = container::start(&bundle, stdio)?;
+    drop((stdout_child, stderr_child));
+
+    let running = Running {
+        pid: child.pid,
+        start_ticks: start_ticks(&child),
+        shim_pid: std::process::id() as i32,
+        started_unix_ns,
+    };
+    if let Err(error) = save_state(run_directory, &running) {
+        eprintln!("cannot save the state in {}: {error}", run_directory.display());
+    }
+    // Only after the container has begun: it must not inherit the shim's protection.
+    let _ = fs::write("/proc/self/oom_score_adj", "-999");
+    tell(&Ready::Running(running.clone()));
+    let log = Log::open(directory.join(LOG_FILE), bundle.launch.log);
+    let outputs = vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
+    Shim::new(&bundle, child, running, log, outputs, null).run(&listener, &signals);
+    let _ = fs::remove_file(run_directory.join(SOCKET_FILE));
+    Ok(())
+}
+
+/// Says the one line on standard output, and gives that up.
+fn tell(ready: &Ready) {
+    let mut line = serde_json::to_vec(ready).unwrap_or_default();
+    line.push(b'\n');
+    let _ = io::stdout().write_all(&line).and_then(|()| io::stdout().flush());
+    if let Ok(null) = File::open("/dev/null") {
+        // SAFETY: both are descriptors of this process.
+        unsafe { libc::dup2(null.as_raw_fd(), 1) };
+    }
+}
+
+/// Children's ends are read from the descriptor returned, in the loop, and nowhere else.
+fn block_child_signal() -> Result<OwnedFd> {
+    // SAFETY: the set is initialised before it is used, and a descriptor just returned is ours.
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()), "sigprocmask")?;
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        Ok(OwnedFd::from_raw_fd(check(fd, "signalfd")? as i32))
+    }
+}
+
+/// Listens in the run directory, whose path may be longer than a socket's address.
+fn listen(run_directory: &Path) -> Result<UnixListener> {
+    let directory = sys::open(run_directory, libc::O_PATH | libc::O_DIRECTORY)?;
+    let path = format!("/proc/self/fd/{}/{SOCKET_FILE}", directory.as_raw_fd());
+    let _ = fs::remove_file(&path);
+    let failed = |error| Failure::io(format_args!("listen in {}", run_directory.display()), &error);
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+/// When the child started, in clock ticks since boot; zero if that cannot be read.
+fn start_ticks(child: &Child) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", child.pid)).unwrap_or_default();
+    // The command's name, in parentheses, may hold anything; what follows it is fields 3, 4, ...
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    fields.split_whitespace().nth(19).and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
+}
+
+fn save_state(run_directory: &Path, running: &Running) -> io::Result<()> {
+    let temporary = run_directory.join(".state.json.tmp");
+    fs::write(&temporary, serde_json::to_vec(running)?)?;
+    fs::rename(temporary, run_directory.join(STATE_FILE))
+}

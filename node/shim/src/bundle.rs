@@ -1,0 +1,183 @@
+//! The parts of an OCI runtime specification that the shim carries out, and the directory they come in.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rswarm_shim::cgroup::Limits;
+use rswarm_shim::protocol::{CONFIG_FILE, LAUNCH_FILE, Launch, SECCOMP_FILE};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::sys::{Failure, Result};
+
+/// One container, as the daemon has laid it out.
+pub struct Bundle {
+    pub directory: PathBuf,
+    pub spec: Spec,
+    pub launch: Launch,
+    /// Compiled filters, in the order of loading.
+    pub seccomp: Vec<Vec<libc::sock_filter>>,
+}
+
+impl Bundle {
+    pub fn read(directory: &Path) -> Result<Self> {
+        Ok(Self {
+            directory: directory.into(),
+            spec: json(&directory.join(CONFIG_FILE))?,
+            launch: json(&directory.join(LAUNCH_FILE))?,
+            seccomp: seccomp(&directory.join(SECCOMP_FILE))?,
+        })
+    }
+}
+
+fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes =
+        fs::read(path).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+    serde_json::from_slice(&bytes).map_err(|error| Failure::setup(format!("{}: {error}", path.display())))
+}
+
+/// Each filter is a little-endian count of instructions and then these, eight bytes each.
+fn seccomp(path: &Path) -> Result<Vec<Vec<libc::sock_filter>>> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Failure::io(format_args!("read {}", path.display()), &error)),
+    };
+    let damaged = || Failure::setup(format!("{} is damaged", path.display()));
+    let mut filters = Vec::new();
+    let mut rest = &bytes[..];
+    while let Some((count, after)) = rest.split_first_chunk::<4>() {
+        let length = u32::from_le_bytes(*count) as usize * 8;
+        let (filter, after) = after.split_at_checked(length).ok_or_else(damaged)?;
+        let instruction = |word: &[u8]| libc::sock_filter {
+            code: u16::from_le_bytes([word[0], word[1]]),
+            jt: word[2],
+            jf: word[3],
+            k: u32::from_le_bytes([word[4], word[5], word[6], word[7]]),
+        };
+        filters.push(filter.chunks_exact(8).map(instruction).collect());
+        rest = after;
+    }
+    if rest.is_empty() { Ok(filters) } else { Err(damaged()) }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spec {
+    pub process: Process,
+    pub root: Root,
+    pub hostname: Option<String>,
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    #[serde(default)]
+    pub linux: Linux,
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Process {
+    pub args: Vec<String>,
+    #[serde(default)]
+    pub env: Vec<String>,
+    pub cwd: String,
+    #[serde(default)]
+    pub capabilities: Capabilities,
+    #[serde(default)]
+    pub rlimits: Vec<Rlimit>,
+    #[serde(default)]
+    pub no_new_privileges: bool,
+    pub oom_score_adj: Option<i32>,
+}
+
+#[derive(Clone, Default, Deserialize)]
+pub struct Capabilities {
+    #[serde(default)]
+    pub bounding: Vec<String>,
+}
+
+#[derive(Clone, Deserialize)]
+pub struct Rlimit {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub soft: u64,
+    pub hard: u64,
+}
+
+#[derive(Deserialize)]
+pub struct Root {
+    pub path: PathBuf,
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+#[derive(Deserialize)]
+pub struct Mount {
+    pub destination: String,
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub source: Option<PathBuf>,
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Linux {
+    #[serde(default)]
+    pub namespaces: Vec<Namespace>,
+    #[serde(default)]
+    pub masked_paths: Vec<String>,
+    #[serde(default)]
+    pub readonly_paths: Vec<String>,
+    #[serde(default)]
+    pub sysctl: BTreeMap<String, String>,
+    #[serde(default)]
+    pub resources: Resources,
+}
+
+#[derive(Deserialize)]
+pub struct Namespace {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub path: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+pub struct Resources {
+    memory: Option<Memory>,
+    cpu: Option<Cpu>,
+    pids: Option<Pids>,
+}
+
+#[derive(Deserialize)]
+struct Memory {
+    limit: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct Cpu {
+    quota: Option<i64>,
+    period: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Pids {
+    limit: Option<i64>,
+}
+
+impl Resources {
+    pub fn limits(&self) -> Limits {
+        let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
+        let nano_cpus = self.cpu.as_ref().and_then(|cpu| {
+            let period = cpu.period.filter(|period| *period > 0).unwrap_or(100_000);
+            Some((u128::from(positive(cpu.quota?)?) * 1_000_000_000 / u128::from(period)) as u64)
+        });
+        Limits {
+            nano_cpus,
+            memory_bytes: self.memory.as_ref().and_then(|memory| memory.limit).and_then(positive),
+            pids: self.pids.as_ref().and_then(|pids| pids.limit).and_then(positive),
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Control groups: one never-reused path per container, in the unified hierarchy, in the old separate ones, or in
+//! both at once, as the machine has them.
+
+use std::fs;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::device_filter;
+
+/// The old controllers we use, where they exist.
+const CONTROLLERS: [&str; 5] = ["memory", "cpu", "cpuacct", "pids", "devices"];
+/// The unified controllers we use.
+const UNIFIED_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
+const CGROUP1_MAGIC: i64 = 0x0027_e0eb;
+/// The period of the CPU quota, in microseconds.
+const PERIOD_US: u64 = 100_000;
+/// The kernel refuses quotas below this.
+const QUOTA_MIN_US: u64 = 1_000;
+
+/// Where a machine keeps its cgroups.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// The directory of the unified hierarchy.
+    pub unified: Option<PathBuf>,
+    /// The unified hierarchy has the controllers.
+    pub unified_controls: bool,
+    /// The directories of the old controllers in use, by name.
+    pub controllers: Vec<(String, PathBuf)>,
+}
+
+impl Layout {
+    /// Looks at what is mounted on `mount`, usually `/sys/fs/cgroup`. None: there are no cgroups.
+    pub fn detect(mount: &Path) -> Option<Self> {
+        if magic(mount) == Some(CGROUP2_MAGIC) {
+            return Some(Self {
+                unified: Some(mount.into()),
+                unified_controls: true,
+                controllers: Vec::new(),
+            });
+        }
+        let controllers: Vec<_> = CONTROLLERS
+            .iter()
+            .map(|name| (name.to_string(), mount.join(name)))
+            .filter(|(_, directory)| magic(directory) == Some(CGROUP1_MAGIC))
+            .collect();
+        let unified = Some(mount.join("unified")).filter(|directory| magic(directory) == Some(CGROUP2_MAGIC));
+        if controllers.is_empty() && unified.is_none() {
+            return None;
+        }
+        Some(Self { unified, unified_controls: false, controllers })
+    }
+
+    fn roots(&self) -> impl Iterator<Item = &PathBuf> {
+        self.controllers.iter().map(|(_, root)| root).chain(&self.unified)
+    }
+}
+
+fn magic(path: &Path) -> Option<i64> {
+    let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).ok()?;
+    // SAFETY: `name` is NUL-terminated, and an all-zero statfs is a valid buffer.
+    unsafe {
+        let mut buffer: libc::statfs = mem::zeroed();
+        (libc::statfs(name.as_ptr(), &raw mut buffer) == 0).then_some(buffer.f_type as i64)
+    }
+}
+
+/// What a container may use; none means no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Billionths of one CPU.
+    pub nano_cpus: Option<u64>,
+    /// Memory, without swap on top of it, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
+
+/// What a container uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Periods in which it was held back by its CPU limit.
+    pub throttled_periods: u64,
+    /// Memory without the part of the page cache that can be given back at once.
+    pub memory_bytes: u64,
+    /// The memory limit, if there is one.
+    pub memory_limit_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: u64,
+    /// Processes killed for want of memory.
+    pub oom_kills: u64,
+}
+
+/// One cgroup: the same relative path in each hierarchy of a layout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroup {
+    /// Where the hierarchies are.
+    pub layout: Layout,
+    /// The path in each, relative to its root.
+    pub path: String,
+}
+
+impl Cgroup {
+    /// Makes the cgroup and what is missing above it.
+    pub fn create(&self) -> io::Result<()> {
+        for root in self.layout.roots() {
+            let directory = root.join(&self.path);
+            // The kernel gives a cgroup its controllers only if each one above it passes them on.
+            if self.layout.unified_controls {
+                let mut at = root.clone();
+                let names: Vec<_> = Path::new(&self.path).components().collect();
+                for name in &names {
+                    for controller in UNIFIED_CONTROLLERS {
+                        // A controller that is absent or not ours to pass on shows when a limit is set.
+                        let _ = fs::write(at.join("cgroup.subtree_control"), format!("+{controller}"));
+                    }
+                    at.push(name);
+                    make_directory(&at)?;
+                }
+            } else {
+                fs::create_dir_all(&directory)
+                    .map_err(|error| named(&directory, "cannot make cgroup", error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory a process can be cloned into, if there is a unified hierarchy.
+    pub fn open_unified(&self) -> Option<OwnedFd> {
+        let directory = self.layout.unified.as_ref()?.join(&self.path);
+        fs::File::open(directory).ok().map(OwnedFd::from)
+    }
+
+    /// Moves a process in. With `cloned`, it was cloned into the unified hierarchy already.
+    pub fn add(&self, pid: i32, cloned: bool) -> io::Result<()> {
+        let unified = self.layout.unified.iter().filter(|_| !cloned);
+        for root in self.layout.controllers.iter().map(|(_, root)| root).chain(unified) {
+            let file = root.join(&self.path).join("cgroup.procs");
+            fs::write(&file, pid.to_string()).map_err(|error| named(&file, "cannot join", error))?;
+        }
+        Ok(())
+    }
+
+    /// Sets the limits, lifting those that are none.
+    pub fn limit(&self, limits: &Limits) -> io::Result<()> {
+        let quota_us = limits.nano_cpus.map(|nano| (nano / (1_000_000_000 / PERIOD_US)).max(QUOTA_MIN_US));
+        let or_max = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
+        let or_negative = |value: Option<u64>| value.map_or("-1".to_owned(), |value| value.to_string());
+        if self.layout.unified_controls {
+            self.set("", "memory.max", &or_max(limits.memory_bytes), limits.memory_bytes.is_some())?;
+            // Without swap the limit is what it says; not every kernel counts swap.
+            let swap = if limits.memory_bytes.is_some() { "0" } else { "max" };
+            let _ = self.set("", "memory.swap.max", swap, false);
+            let cpu = format!("{} {PERIOD_US}", or_max(quota_us));
+            self.set("", "cpu.max", &cpu, quota_us.is_some())?;
+            return self.set("", "pids.max", &or_max(limits.pids), limits.pids.is_some());
+        }
+        let memory = or_negative(limits.memory_bytes);
+        // Memory must stay below memory and swap together: lowering begins with one, raising with the other.
+        if self.set("memory", "memory.limit_in_bytes", &memory, true).is_err() {
+            let _ = self.set("memory", "memory.memsw.limit_in_bytes", &memory, false);
+            self.set("memory", "memory.limit_in_bytes", &memory, limits.memory_bytes.is_some())?;
+        }
+        let _ = self.set("memory", "memory.memsw.limit_in_bytes", &memory, false);
+        if quota_us.is_some() {
+            self.set("cpu", "cpu.cfs_period_us", &PERIOD_US.to_string(), true)?;
+        }
+        self.set("cpu", "cpu.cfs_quota_us", &or_negative(quota_us), quota_us.is_some())?;
+        self.set("pids", "pids.max", &or_max(limits.pids), limits.pids.is_some())
+    }
+
+    /// Allows opening only the devices every container has.
+    pub fn restrict_devices(&self) -> io::Result<()> {
+        if self.layout.unified_controls {
+            let Some(directory) = self.open_unified() else {
+                return Err(io::Error::other(format!("cgroup {} has gone", self.path)));
+            };
+            return device_filter::attach(directory.as_fd());
+        }
+        if self.directory("devices").is_none() {
+            return Ok(());
+        }
+        self.set("devices", "devices.deny", "a", true)?;
+        for (major, minor) in device_filter::ALLOWED {
+            let minor = minor.map_or("*".to_owned(), |minor| minor.to_string());
+            self.set("devices", "devices.allow", &format!("c {major}:{minor} rwm"), true)?;
+        }
+        // Making a node is governed by CAP_MKNOD; only opening one is governed here.
+        self.set("devices", "devices.allow", "c *:* m", true)?;
+        self.set("devices", "devices.allow", "b *:* m", true)
+    }
+
+    /// What is in use now; zero where the kernel does not say.
+    pub fn usage(&self) -> Usage {
+        if self.layout.unified_controls {
+            let cpu = self.read("", "cpu.stat");
+            let memory = number(&self.read("", "memory.current")).unwrap_or(0);
+            return Usage {
+                cpu_ns: field(&cpu, "usage_usec") * 1_000,
+                throttled_periods: field(&cpu, "nr_throttled"),
+                memory_bytes: memory.saturating_sub(field(&self.read("", "memory.stat"), "inactive_file")),
+                memory_limit_bytes: number(&self.read("", "memory.max")),
+                pids: number(&self.read("", "pids.current")).unwrap_or(0),
+                oom_kills: self.oom_kills(),
+            };
+        }
+        let memory = number(&self.read("memory", "memory.usage_in_bytes")).unwrap_or(0);
+        let reclaimable = field(&self.read("memory", "memory.stat"), "total_inactive_file");
+        Usage {
+            cpu_ns: number(&self.read("cpuacct", "cpuacct.usage")).unwrap_or(0),
+            throttled_periods: field(&self.read("cpu", "cpu.stat"), "nr_throttled"),
+            memory_bytes: memory.saturating_sub(reclaimable),
+            // Without a limit the kernel names the largest page-aligned number.
+            memory_limit_bytes: number(&self.read("memory", "memory.limit_in_bytes"))
+                .filter(|limit| *limit < i64::MAX as u64 / 2),
+            pids: number(&self.read("pids", "pids.current")).unwrap_or(0),
+            oom_kills: self.oom_kills(),
+        }
+    }
+
+    /// Processes killed here for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        if self.layout.unified_controls {
+            field(&self.read("", "memory.events"), "oom_kill")
+        } else {
+            field(&self.read("memory", "memory.oom_control"), "oom_kill")
+        }
+    }
+
+    /// Kills every process inside.
+    pub fn kill(&self) {
+        if let Some(root) = &self.layout.unified
+            && fs::write(root.join(&self.path).join("cgroup.kill"), "1").is_ok()
+        {
+            return;
+        }
+        for pid in self.processes() {
+            // SAFETY: a signal to a process of this cgroup; the worst a race can hit is a zombie's number.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+    }
+
+    /// The processes inside.
+    pub fn processes(&self) -> Vec<i32> {
+        let Some(root) = self.layout.roots().last() else {
+            return Vec::new();
+        };
+        let text = fs::read_to_string(root.join(&self.path).join("cgroup.procs")).unwrap_or_default();
+        // A process of another pid namespace is listed as 0.
+        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
+    }
+
+    /// Removes the cgroup, waiting up to `patience` for its dying processes. Absent is as good as removed.
+    pub fn remove(&self, patience: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + patience;
+        for root in self.layout.roots() {
+            let directory = root.join(&self.path);
+            loop {
+                match fs::remove_dir(&directory) {
+                    Ok(()) => break,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    Err(error) => return Err(named(&directory, "cannot remove cgroup", error)),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn directory(&self, controller: &str) -> Option<PathBuf> {
+        let root = if controller.is_empty() {
+            self.layout.unified.as_ref()
+        } else {
+            self.layout.controllers.iter().find(|(name, _)| name == controller).map(|(_, root)| root)
+        };
+        root.map(|root| root.join(&self.path))
+    }
+
+    /// Writes a control file. Unless `needed`, a file that does not exist is no error.
+    fn set(&self, controller: &str, file: &str, value: &str, needed: bool) -> io::Result<()> {
+        let missing =
+            || io::Error::other(format!("cannot set {file}: this machine has no such cgroup controller"));
+        let Some(directory) = self.directory(controller) else {
+            return if needed { Err(missing()) } else { Ok(()) };
+        };
+        let path = directory.join(file);
+        match fs::write(&path, value) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !needed => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing()),
+            Err(error) => Err(named(&path, &format!("cannot write {value:?} to"), error)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn read(&self, controller: &str, file: &str) -> String {
+        self.directory(controller)
+            .and_then(|path| fs::read_to_string(path.join(file)).ok())
+            .unwrap_or_default()
+    }
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(named(path, "cannot make cgroup", error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn named(path: &Path, what: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+fn field(text: &str, name: &str) -> u64 {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ').and_then(number)).unwrap_or(0)
+}

@@ -1,0 +1,343 @@
+//! The container's view of files: its overlay root and everything mounted in it.
+//!
+//! **Invariant:** sources are taken as detached mounts before the pivot, targets are resolved by descriptor beneath
+//! the new root after it, and the two meet by descriptor only; a symbolic link in the image can point nowhere else.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::ptr;
+
+use rswarm_shim::protocol::ROOT_DIR;
+
+use crate::bundle::{Bundle, Mount};
+use crate::sys::{
+    self, Failure, FileSystem, MOUNT_NODEV, MOUNT_NOEXEC, MOUNT_NOSUID, MOUNT_RDONLY, RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, Result, c_path, c_string, check, words,
+};
+
+/// Builds the root, moves this process into it, and lets go of the old one.
+pub fn build(bundle: &Bundle) -> Result<()> {
+    mount_old_way(None, c"/", None, libc::MS_PRIVATE | libc::MS_REC, None, "make mounts private")?;
+    let place = bundle.directory.join(ROOT_DIR);
+    mount_root(bundle, &place)?;
+    // Proc and sysfs are refused to a mount namespace in which no other instance is in full view, so all file
+    // systems are made before the old root goes.
+    let mut mounts = Vec::new();
+    for mount in &bundle.spec.mounts {
+        let source = detached(mount, bundle)
+            .map_err(|failure| Failure::setup(format!("mount {}: {}", mount.destination, failure.message)))?;
+        mounts.extend(source.map(|source| (mount, source)));
+    }
+    pivot(&place)?;
+
+    let root = sys::open(Path::new("/"), libc::O_PATH | libc::O_DIRECTORY)?;
+    for (mount, source) in &mounts {
+        attach(&root, source, &mount.destination)?;
+    }
+    if !bundle.spec.process.cwd.is_empty() {
+        make_place(&root, &bundle.spec.process.cwd, true)
+            .map_err(|error| Failure::io(format_args!("make workdir {}", bundle.spec.process.cwd), &error))?;
+    }
+    set_sysctls(bundle, &root)?;
+    if bundle.spec.root.readonly {
+        sys::set_attributes(&root, MOUNT_RDONLY, false)?;
+    }
+    for path in &bundle.spec.linux.readonly_paths {
+        let Some(target) = existing(&root, path)? else {
+            continue;
+        };
+        let copy = sys::open_tree(target.as_raw_fd(), "", true)?;
+        sys::set_attributes(&copy, MOUNT_RDONLY | MOUNT_NOSUID | MOUNT_NODEV | MOUNT_NOEXEC, true)?;
+        sys::move_mount(&copy, &target)?;
+    }
+    for path in &bundle.spec.linux.masked_paths {
+        if let Some(target) = existing(&root, path)? {
+            mask(&root, &target)?;
+        }
+    }
+    Ok(())
+}
+
+/// `mount(2)`, where the new interface has no equal.
+fn mount_old_way(
+    source: Option<&std::ffi::CStr>,
+    target: &std::ffi::CStr,
+    kind: Option<&std::ffi::CStr>,
+    flags: libc::c_ulong,
+    data: Option<&std::ffi::CStr>,
+    what: &str,
+) -> Result<()> {
+    let pointer = |text: Option<&std::ffi::CStr>| text.map_or(ptr::null(), |text| text.as_ptr());
+    // SAFETY: each pointer is null or a C string that outlives the call.
+    let result =
+        unsafe { libc::mount(pointer(source), target.as_ptr(), pointer(kind), flags, pointer(data).cast()) };
+    check(result, what).map(drop)
+}
+
+fn mount_root(bundle: &Bundle, place: &Path) -> Result<()> {
+    let launch = &bundle.launch;
+    let target = sys::open(place, libc::O_PATH | libc::O_DIRECTORY)?;
+    if launch.lower.is_empty() {
+        let path = bundle.directory.join(&bundle.spec.root.path);
+        let tree = sys::open_tree(libc::AT_FDCWD, &path.to_string_lossy(), true)?;
+        return sys::move_mount(&tree, &target);
+    }
+    let overlay = FileSystem::open("overlay")?;
+    let bytes = |path: &'_ Path| path.as_os_str().as_encoded_bytes().to_vec();
+    let set = |key: &str, path: &Path| {
+        let refused = |error| Failure::io(format_args!("overlay {key}={}", path.display()), &error);
+        overlay.set(key, Some(&bytes(path))).map_err(refused)
+    };
+    for (index, layer) in launch.lower.iter().enumerate() {
+        match overlay.set("lowerdir+", Some(&bytes(layer))) {
+            Ok(()) => {}
+            // Before Linux 6.8 there is no such option.
+            Err(error) if index == 0 && error.raw_os_error() == Some(libc::EINVAL) && layer.is_dir() => {
+                return mount_overlay_in_one(bundle, place);
+            }
+            Err(error) => return Err(Failure::io(format_args!("overlay layer {}", layer.display()), &error)),
+        }
+    }
+    set("upperdir", &launch.upper)?;
+    set("workdir", &launch.work)?;
+    sys::move_mount(&overlay.mount(0)?, &target)
+}
+
+/// All layers in one string of at most a page, which is why each is named by its descriptor.
+fn mount_overlay_in_one(bundle: &Bundle, place: &Path) -> Result<()> {
+    let launch = &bundle.launch;
+    let directories = launch.lower.iter().chain([&launch.upper, &launch.work]);
+    let opened: Vec<OwnedFd> =
+        directories.map(|path| sys::open(path, libc::O_PATH | libc::O_DIRECTORY)).collect::<Result<_>>()?;
+    let mut names: Vec<String> =
+        opened.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd())).collect();
+    let (work, upper) = (names.pop().unwrap_or_default(), names.pop().unwrap_or_default());
+    let data = c_string(format!("lowerdir={},upperdir={upper},workdir={work}", names.join(":")))?;
+    let overlay = Some(c"overlay");
+    mount_old_way(overlay, &c_path(place)?, overlay, 0, Some(&data), "mount overlay")
+}
+
+fn pivot(place: &Path) -> Result<()> {
+    let name = c_path(place)?;
+    // SAFETY: C strings that outlive the calls, on a process of one thread.
+    unsafe {
+        check(libc::chdir(name.as_ptr()), "enter the root")?;
+        let here = c".".as_ptr();
+        let pivoted = libc::syscall(libc::SYS_pivot_root, here, here);
+        check(pivoted, "pivot_root (a root on the initial ramdisk cannot be left: use switch_root first)")?;
+        // The old root is now stacked on the new one at the same place.
+        check(libc::umount2(here, libc::MNT_DETACH), "detach the old root")?;
+        check(libc::chdir(c"/".as_ptr()), "chdir /")?;
+    }
+    Ok(())
+}
+
+/// What a mount entry describes, not yet anywhere. None: it is optional and cannot be had.
+fn detached(mount: &Mount, bundle: &Bundle) -> Result<Option<OwnedFd>> {
+    let (attributes, options) = split(&mount.options);
+    let kind = mount.kind.as_deref().unwrap_or("bind");
+    match kind {
+        "bind" => {
+            let Some(source) = &mount.source else {
+                return Err(Failure::setup("a bind mount needs a source"));
+            };
+            let recursive = mount.options.iter().any(|option| option == "rbind");
+            let source = bundle.directory.join(source);
+            let tree = sys::open_tree(libc::AT_FDCWD, &source.to_string_lossy(), recursive)?;
+            if attributes != 0 {
+                sys::set_attributes(&tree, attributes, recursive)?;
+            }
+            Ok(Some(tree))
+        }
+        "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" => {
+            let file_system = FileSystem::open(kind)?;
+            for (key, value) in options {
+                let refused = |error| Failure::io(format_args!("option {key}"), &error);
+                file_system.set(key, value.map(str::as_bytes)).map_err(refused)?;
+            }
+            let mounted = file_system.mount(attributes)?;
+            if kind == "tmpfs" && mount.destination == "/dev" {
+                populate_dev(&mounted)?;
+            }
+            Ok(Some(mounted))
+        }
+        // Only a convenience for programs that size themselves by their limits.
+        "cgroup" => Ok(cgroup_view(bundle, attributes | MOUNT_RDONLY).ok().flatten()),
+        other => Err(Failure::setup(format!("file system {other:?} is not supported"))),
+    }
+}
+
+/// Mount attributes, and what is left for the file system itself.
+fn split(options: &[String]) -> (u64, Vec<(&str, Option<&str>)>) {
+    let mut attributes = 0;
+    let mut rest = Vec::new();
+    for option in options {
+        match option.as_str() {
+            "ro" => attributes |= MOUNT_RDONLY,
+            "nosuid" => attributes |= MOUNT_NOSUID,
+            "nodev" => attributes |= MOUNT_NODEV,
+            "noexec" => attributes |= MOUNT_NOEXEC,
+            "bind" | "rbind" | "rw" | "private" | "rprivate" | "relatime" | "strictatime" | "suid"
+            | "dev" | "exec" => {}
+            other => rest.push(match other.split_once('=') {
+                Some((key, value)) => (key, Some(value)),
+                None => (other, None),
+            }),
+        }
+    }
+    (attributes, rest)
+}
+
+/// The container's own cgroup, read-only. The old hierarchies are not shown at all.
+fn cgroup_view(bundle: &Bundle, attributes: u64) -> Result<Option<OwnedFd>> {
+    let Some(cgroup) = &bundle.launch.cgroup else {
+        return Ok(None);
+    };
+    if cgroup.layout.unified_controls {
+        return FileSystem::open("cgroup2")?.mount(attributes).map(Some);
+    }
+    Ok(None)
+}
+
+fn populate_dev(dev: &OwnedFd) -> Result<()> {
+    const DEVICES: [(&str, u32, u32); 6] =
+        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+    const LINKS: [(&str, &str); 5] = [
+        ("/proc/self/fd", "fd"),
+        ("/proc/self/fd/0", "stdin"),
+        ("/proc/self/fd/1", "stdout"),
+        ("/proc/self/fd/2", "stderr"),
+        ("pts/ptmx", "ptmx"),
+    ];
+    for (name, major, minor) in DEVICES {
+        let name = c_string(name)?;
+        let (at, device) = (dev.as_raw_fd(), libc::makedev(major, minor));
+        // SAFETY: `name` is a C string that outlives the calls; `at` is an open directory.
+        unsafe {
+            check(libc::mknodat(at, name.as_ptr(), libc::S_IFCHR | 0o666, device), "make device node")?;
+            // The mask of the process does not apply to a change of mode.
+            check(libc::fchmodat(at, name.as_ptr(), 0o666, 0), "chmod device node")?;
+        }
+    }
+    for (target, name) in LINKS {
+        let (target, name) = (c_string(target)?, c_string(name)?);
+        // SAFETY: as above.
+        check(unsafe { libc::symlinkat(target.as_ptr(), dev.as_raw_fd(), name.as_ptr()) }, "link in /dev")?;
+    }
+    Ok(())
+}
+
+fn attach(root: &OwnedFd, source: &OwnedFd, destination: &str) -> Result<()> {
+    let target = make_place(root, destination, is_directory(source)?)
+        .map_err(|error| Failure::setup(format!("mount {destination}: {}", words(&error))))?;
+    sys::move_mount(source, &target)
+        .map_err(|failure| Failure::setup(format!("mount {destination}: {}", failure.message)))
+}
+
+/// Opens the place at `path` beneath the root, making it, and the directories above it, if missing.
+fn make_place(root: &OwnedFd, path: &str, directory: bool) -> io::Result<OwnedFd> {
+    let resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+    let open = |path: &str| sys::open_beneath(root.as_fd(), path, libc::O_PATH, resolve);
+    let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty() && *name != ".").collect();
+    if names.contains(&"..") {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let mut so_far = String::from("/");
+    let mut parent = open("/")?;
+    for (index, name) in names.iter().enumerate() {
+        so_far.push_str(name);
+        let found = match open(&so_far) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make(&parent, name, directory || index + 1 < names.len())?;
+                open(&so_far)?
+            }
+            other => other?,
+        };
+        parent = found;
+        so_far.push('/');
+    }
+    Ok(parent)
+}
+
+fn make(parent: &OwnedFd, name: &str, directory: bool) -> io::Result<()> {
+    let name = std::ffi::CString::new(name).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let at = parent.as_raw_fd();
+    // SAFETY: `name` is a C string that outlives the calls; `at` is an open directory. A link in the way is not
+    // followed by either call.
+    let result = unsafe {
+        if directory {
+            libc::mkdirat(at, name.as_ptr(), 0o755)
+        } else {
+            libc::mknodat(at, name.as_ptr(), libc::S_IFREG | 0o644, 0)
+        }
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Opens what is at `path`, if anything is; a symbolic link anywhere on the way is refused.
+fn existing(root: &OwnedFd, path: &str) -> Result<Option<OwnedFd>> {
+    match sys::open_beneath(root.as_fd(), path, libc::O_PATH, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS) {
+        Ok(target) => Ok(Some(target)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
+        Err(error) => Err(Failure::io(format_args!("protect {path}"), &error)),
+    }
+}
+
+/// Covers a file with the null device and a directory with an empty one.
+fn mask(root: &OwnedFd, target: &OwnedFd) -> Result<()> {
+    if is_directory(target)? {
+        let empty = FileSystem::open("tmpfs")?;
+        for (key, value) in [("size", "0"), ("nr_inodes", "2")] {
+            empty.set(key, Some(value.as_bytes())).map_err(|error| Failure::io("mask", &error))?;
+        }
+        let attributes = MOUNT_RDONLY | MOUNT_NOSUID | MOUNT_NODEV | MOUNT_NOEXEC;
+        return sys::move_mount(&empty.mount(attributes)?, target);
+    }
+    let null =
+        existing(root, "/dev/null")?.ok_or_else(|| Failure::setup("no /dev/null to mask files with"))?;
+    let status = status(&null)?;
+    if status.st_mode & libc::S_IFMT != libc::S_IFCHR || status.st_rdev != libc::makedev(1, 3) {
+        return Err(Failure::setup("/dev/null is not the null device"));
+    }
+    sys::move_mount(&sys::open_tree(null.as_raw_fd(), "", false)?, target)
+}
+
+fn is_directory(place: &OwnedFd) -> Result<bool> {
+    Ok(status(place)?.st_mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
+fn status(place: &OwnedFd) -> Result<libc::stat> {
+    // SAFETY: an all-zero stat is a valid buffer; the descriptor is open.
+    unsafe {
+        let mut status: libc::stat = std::mem::zeroed();
+        check(libc::fstat(place.as_raw_fd(), &raw mut status), "fstat")?;
+        Ok(status)
+    }
+}
+
+/// Writes kernel settings of the container's own namespaces, through the proc made for it.
+fn set_sysctls(bundle: &Bundle, root: &OwnedFd) -> Result<()> {
+    const PROC_MAGIC: i64 = 0x9fa0;
+    for (name, value) in &bundle.spec.linux.sysctl {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        let resolve = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS;
+        let file = match sys::open_beneath(root.as_fd(), &path, libc::O_WRONLY, resolve) {
+            Ok(file) => file,
+            // A kernel without the setting keeps its own ways.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Failure::io(format_args!("set {name}"), &error)),
+        };
+        // SAFETY: an all-zero statfs is a valid buffer; pointer and length of a live string.
+        unsafe {
+            let mut status: libc::statfs = std::mem::zeroed();
+            check(libc::fstatfs(file.as_raw_fd(), &raw mut status), "fstatfs")?;
+            if status.f_type as i64 != PROC_MAGIC {
+                return Err(Failure::setup(format!("set {name}: {path} is not in proc")));
+            }
+            let written = libc::write(file.as_raw_fd(), value.as_ptr().cast(), value.len());
+            check(written as i64, format_args!("set {name}={value}"))?;
+        }
+    }
+    Ok(())
+}

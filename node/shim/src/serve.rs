@@ -1,0 +1,341 @@
+//! The shim's life after the start: one poll loop that keeps the log, reaps, answers requests, and ends with the
+//! exit record on disk.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::mem;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rswarm_shim::protocol::{EXIT_FILE, Exec, Exit, LINE_MAX, Reply, Request, Running};
+
+use crate::bundle::Bundle;
+use crate::container;
+use crate::log::{Log, Stream, unix_ns};
+use crate::process::{self, Program};
+use crate::sys::{self, Child, Failure};
+
+/// How long output may still come after the container has ended. Something outside it may hold its pipes.
+const DRAIN: Duration = Duration::from_millis(500);
+const CLIENTS_MAX: usize = 64;
+
+pub struct Shim<'a> {
+    bundle: &'a Bundle,
+    child: Child,
+    running: Running,
+    log: Log,
+    outputs: Vec<(Stream, OwnedFd)>,
+    /// The wait status, and until when output is still awaited.
+    ended: Option<(i32, Instant)>,
+    clients: BTreeMap<RawFd, Client>,
+    execs: BTreeMap<i32, Execution>,
+    null: File,
+}
+
+#[derive(Default)]
+struct Inbox {
+    bytes: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+struct Client {
+    stream: UnixStream,
+    inbox: Inbox,
+    waits: bool,
+}
+
+struct Execution {
+    client: Option<RawFd>,
+    pidfd: OwnedFd,
+    deadline: Option<Instant>,
+    timed_out: bool,
+}
+
+impl<'a> Shim<'a> {
+    pub fn new(
+        bundle: &'a Bundle,
+        child: Child,
+        running: Running,
+        log: Log,
+        outputs: Vec<(Stream, OwnedFd)>,
+        null: File,
+    ) -> Self {
+        let (clients, execs) = (BTreeMap::new(), BTreeMap::new());
+        Self { bundle, child, running, log, outputs, ended: None, clients, execs, null }
+    }
+
+    /// Serves until the container has ended and its end is recorded.
+    pub fn run(mut self, listener: &UnixListener, signals: &OwnedFd) {
+        loop {
+            let fixed = [listener.as_raw_fd(), signals.as_raw_fd()];
+            let outputs = self.outputs.iter().map(|(_, fd)| fd.as_raw_fd());
+            let watched: Vec<RawFd> =
+                fixed.into_iter().chain(outputs).chain(self.clients.keys().copied()).collect();
+            let ready = poll(&watched, self.deadline());
+            self.read_outputs(&ready);
+            if ready.contains(&signals.as_raw_fd()) {
+                self.reap(signals);
+            }
+            self.enforce_timeouts();
+            if let Some((status, until)) = self.ended
+                && (self.outputs.is_empty() || Instant::now() >= until)
+            {
+                return self.conclude(status);
+            }
+            if ready.contains(&listener.as_raw_fd()) {
+                self.accept(listener);
+            }
+            for fd in ready {
+                if self.clients.contains_key(&fd) {
+                    self.hear(fd);
+                }
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let timeouts = self.execs.values().filter(|exec| !exec.timed_out).filter_map(|exec| exec.deadline);
+        timeouts.chain(self.ended.map(|(_, until)| until)).min()
+    }
+
+    fn read_outputs(&mut self, ready: &[RawFd]) {
+        let mut buffer = [0_u8; 32 * 1024];
+        let log = &mut self.log;
+        self.outputs.retain(|(stream, fd)| {
+            if !ready.contains(&fd.as_raw_fd()) {
+                return true;
+            }
+            // SAFETY: the buffer has the given length; poll has said that this read does not block.
+            let count = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+            match usize::try_from(count) {
+                Ok(0) => false,
+                Ok(count) => {
+                    log.push(*stream, &buffer[..count]);
+                    true
+                }
+                Err(_) => io::Error::last_os_error().kind() == io::ErrorKind::Interrupted,
+            }
+        });
+    }
+
+    fn reap(&mut self, signals: &OwnedFd) {
+        let mut info = [0_u8; mem::size_of::<libc::signalfd_siginfo>()];
+        // SAFETY: the buffer has the given length; the descriptor does not block.
+        while unsafe { libc::read(signals.as_raw_fd(), info.as_mut_ptr().cast(), info.len()) } > 0 {}
+        loop {
+            let mut status = 0;
+            // SAFETY: the status is valid for writing. __WALL also finds children that were made to be quiet.
+            let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WALL) };
+            if pid <= 0 {
+                return;
+            }
+            if pid == self.child.pid {
+                self.ended = Some((status, Instant::now() + DRAIN));
+            } else if let Some(exec) = self.execs.remove(&pid) {
+                let reply = Reply::ExecExited { code: code(status).0, timed_out: exec.timed_out };
+                if let Some(client) = exec.client {
+                    self.answer(client, &reply);
+                }
+            }
+        }
+    }
+
+    fn enforce_timeouts(&mut self) {
+        let now = Instant::now();
+        for exec in self.execs.values_mut() {
+            if !exec.timed_out && exec.deadline.is_some_and(|deadline| deadline <= now) {
+                exec.timed_out = true;
+                let _ = sys::pidfd_signal(&exec.pidfd, libc::SIGKILL);
+            }
+        }
+    }
+
+    fn conclude(mut self, status: i32) {
+        self.log.finish();
+        let cgroup = self.bundle.launch.cgroup.as_ref();
+        let (code, signal) = code(status);
+        let exit = Exit {
+            code,
+            signal,
+            oom_killed: code != 0 && cgroup.is_some_and(|cgroup| cgroup.oom_kills() > 0),
+            error: None,
+            started_unix_ns: Some(self.running.started_unix_ns),
+            finished_unix_ns: unix_ns(),
+            log_dropped_bytes: self.log.dropped_bytes(),
+        };
+        cgroup.map(container::remove);
+        record(&self.bundle.directory, &exit);
+        let waiting: Vec<RawFd> =
+            self.clients.iter().filter(|(_, client)| client.waits).map(|(fd, _)| *fd).collect();
+        for fd in waiting {
+            self.answer(fd, &Reply::Exited(exit.clone()));
+        }
+    }
+
+    fn accept(&mut self, listener: &UnixListener) {
+        if let Ok((stream, _)) = listener.accept()
+            && self.clients.len() < CLIENTS_MAX
+        {
+            self.clients.insert(stream.as_raw_fd(), Client { stream, inbox: Inbox::default(), waits: false });
+        }
+    }
+
+    /// Takes what a client has sent, and answers each line in it.
+    fn hear(&mut self, fd: RawFd) {
+        let mut buffer = [0_u8; 4096];
+        let heard = sys::receive_with_fds(fd, &mut buffer).unwrap_or_default();
+        let Some(client) = self.clients.get_mut(&fd) else {
+            return;
+        };
+        let (count, fds) = heard;
+        client.inbox.bytes.extend_from_slice(&buffer[..count]);
+        client.inbox.fds.extend(fds);
+        let bytes = &mut client.inbox.bytes;
+        let lines: Vec<Vec<u8>> = match bytes.iter().rposition(|byte| *byte == b'\n') {
+            Some(last) => {
+                bytes.drain(..=last).collect::<Vec<_>>().split(|byte| *byte == b'\n').map(Vec::from).collect()
+            }
+            None => Vec::new(),
+        };
+        if count == 0 || bytes.len() > LINE_MAX {
+            self.forget(fd);
+        }
+        for line in lines.iter().filter(|line| !line.is_empty()) {
+            let reply = match serde_json::from_slice(line) {
+                Ok(request) => self.serve(fd, request),
+                Err(error) => Some(Reply::Failed { code: 125, message: format!("not a request: {error}") }),
+            };
+            if let Some(reply) = reply {
+                self.answer(fd, &reply);
+            }
+        }
+    }
+
+    fn serve(&mut self, fd: RawFd, request: Request) -> Option<Reply> {
+        let cgroup = self.bundle.launch.cgroup.as_ref();
+        let outcome = |result: io::Result<()>| match result {
+            Ok(()) => Reply::Done,
+            Err(error) => Reply::Failed { code: 125, message: error.to_string() },
+        };
+        Some(match request {
+            Request::State => Reply::State { running: self.running.clone() },
+            Request::Kill { signal } => outcome(match sys::pidfd_signal(&self.child.pidfd, signal) {
+                // It has ended meanwhile, as asked.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+                other => other,
+            }),
+            Request::KillAll => {
+                let _ = sys::pidfd_signal(&self.child.pidfd, libc::SIGKILL);
+                if let Some(cgroup) = cgroup {
+                    cgroup.kill();
+                }
+                Reply::Done
+            }
+            Request::Wait => {
+                self.clients.get_mut(&fd)?.waits = true;
+                return None;
+            }
+            Request::Usage => Reply::Usage(cgroup.map(|cgroup| cgroup.usage()).unwrap_or_default()),
+            Request::Update(limits) => outcome(match cgroup {
+                Some(cgroup) => cgroup.limit(&limits),
+                None => {
+                    Err(io::Error::other("limits cannot be enforced on this machine: no writable cgroup"))
+                }
+            }),
+            Request::Exec(exec) => match self.execute(fd, exec) {
+                Ok(pid) => Reply::Spawned { pid },
+                Err(Failure { code, message }) => Reply::Failed { code, message },
+            },
+        })
+    }
+
+    fn execute(&mut self, fd: RawFd, exec: Exec) -> Result<i32, Failure> {
+        let fds = match self.clients.get_mut(&fd) {
+            Some(client) => mem::take(&mut client.inbox.fds),
+            None => Vec::new(),
+        };
+        let stdio = [0, 1, 2].map(|index| fds.get(index).map_or(self.null.as_raw_fd(), AsRawFd::as_raw_fd));
+        let mut process = self.bundle.spec.process.clone();
+        process.args = exec.args;
+        process.env.extend(exec.env);
+        if let Some(workdir) = exec.workdir {
+            process.cwd = workdir;
+        }
+        let program = Program {
+            process: &process,
+            user: exec.user.as_deref().unwrap_or(&self.bundle.launch.user),
+            seccomp: &self.bundle.seccomp,
+            stdio,
+            first: false,
+        };
+        let child = process::spawn_beside(&self.child.pidfd, self.bundle.launch.cgroup.as_ref(), &program)?;
+        let deadline = exec.timeout_ms.map(|timeout| Instant::now() + Duration::from_millis(timeout));
+        let (pid, pidfd) = (child.pid, child.pidfd);
+        self.execs.insert(pid, Execution { client: Some(fd), pidfd, deadline, timed_out: false });
+        Ok(pid)
+    }
+
+    fn answer(&mut self, fd: RawFd, reply: &Reply) {
+        let Some(client) = self.clients.get_mut(&fd) else {
+            return;
+        };
+        let mut line = serde_json::to_vec(reply).unwrap_or_default();
+        line.push(b'\n');
+        // The socket's buffer holds many replies: a client that fills it does not listen, and is left.
+        let sent = client.stream.set_nonblocking(true).and_then(|()| client.stream.write_all(&line));
+        if sent.is_err() {
+            self.forget(fd);
+        }
+    }
+
+    fn forget(&mut self, fd: RawFd) {
+        self.clients.remove(&fd);
+        for exec in self.execs.values_mut().filter(|exec| exec.client == Some(fd)) {
+            exec.client = None;
+        }
+    }
+}
+
+/// The descriptors with something to read, or none once the deadline has passed.
+fn poll(fds: &[RawFd], deadline: Option<Instant>) -> Vec<RawFd> {
+    let mut entries: Vec<libc::pollfd> =
+        fds.iter().map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 }).collect();
+    let timeout_ms = deadline.map_or(-1, |deadline| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        i32::try_from(left.as_millis()).unwrap_or(i32::MAX - 1) + 1
+    });
+    // SAFETY: pointer and length of a live array.
+    let count = unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout_ms) };
+    if count <= 0 {
+        return Vec::new();
+    }
+    entries.iter().filter(|entry| entry.revents != 0).map(|entry| entry.fd).collect()
+}
+
+/// The exit code a wait status stands for, and the signal if one ended the process.
+fn code(status: i32) -> (i32, Option<i32>) {
+    if libc::WIFSIGNALED(status) {
+        let signal = libc::WTERMSIG(status);
+        (128 + signal, Some(signal))
+    } else {
+        (libc::WEXITSTATUS(status), None)
+    }
+}
+
+/// Writes the exit record so that it is either absent or whole, also after a power cut.
+pub fn record(directory: &Path, exit: &Exit) {
+    let write = || -> io::Result<()> {
+        let temporary = directory.join(".exit.json.tmp");
+        let mut file = File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec(exit)?)?;
+        file.sync_all()?;
+        fs::rename(&temporary, directory.join(EXIT_FILE))?;
+        File::open(directory)?.sync_all()
+    };
+    if let Err(error) = write() {
+        eprintln!("cannot record the exit ({exit:?}) in {}: {error}", directory.display());
+    }
+}

@@ -1,0 +1,315 @@
+//! Writing a container down: the OCI specification, the shim's launch file, and the files generated for `/etc`.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use rswarm_shim::cgroup::Cgroup;
+use rswarm_shim::protocol::{CONFIG_FILE, LAUNCH_FILE, Launch, ROOT_DIR, SECCOMP_FILE};
+use serde_json::{Value, json};
+
+use super::request::{ContainerRequest, Mount};
+use super::seccomp;
+
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Capabilities of a container that asks for nothing: Docker's, without raw sockets, device nodes, audit records
+/// and file capabilities.
+pub const CAPABILITIES: [&str; 10] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "NET_BIND_SERVICE",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
+];
+
+const ALL_CAPABILITIES: [&str; 41] = [
+    "AUDIT_CONTROL",
+    "AUDIT_READ",
+    "AUDIT_WRITE",
+    "BLOCK_SUSPEND",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "KILL",
+    "LEASE",
+    "LINUX_IMMUTABLE",
+    "MAC_ADMIN",
+    "MAC_OVERRIDE",
+    "MKNOD",
+    "NET_ADMIN",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_RAW",
+    "PERFMON",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYSLOG",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_CHROOT",
+    "SYS_MODULE",
+    "SYS_NICE",
+    "SYS_PACCT",
+    "SYS_PTRACE",
+    "SYS_RAWIO",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "WAKE_ALARM",
+];
+
+const MASKED_PATHS: [&str; 11] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Writes everything a shim needs into `directory`, which will be `home` when it is complete.
+pub(super) fn write(
+    directory: &Path,
+    home: &Path,
+    request: &ContainerRequest,
+    cgroup: Option<&Cgroup>,
+    shims: Option<&Cgroup>,
+) -> io::Result<()> {
+    for name in [ROOT_DIR, "upper", "work"] {
+        fs::create_dir(directory.join(name))?;
+    }
+    let hostname = hostname(request);
+    fs::write(directory.join("hostname"), format!("{hostname}\n"))?;
+    fs::write(directory.join("hosts"), hosts(request, hostname))?;
+    fs::write(directory.join("resolv.conf"), resolv_conf(request))?;
+    if !request.privileges.seccomp_unconfined {
+        fs::write(directory.join(SECCOMP_FILE), seccomp::encoded())?;
+    }
+    let spec: Spec = serde_json::from_value(spec(request, home, cgroup))?;
+    fs::write(directory.join(CONFIG_FILE), serde_json::to_vec(&spec)?)?;
+    let launch = Launch {
+        id: request.id.clone(),
+        lower: request.lower.clone(),
+        upper: home.join("upper"),
+        work: home.join("work"),
+        user: request.user.clone(),
+        cgroup: cgroup.cloned(),
+        shims: shims.cloned(),
+        log: request.log,
+    };
+    fs::write(directory.join(LAUNCH_FILE), serde_json::to_vec(&launch)?)
+}
+
+/// The container's host name.
+fn hostname(request: &ContainerRequest) -> &str {
+    if request.hostname.is_empty() {
+        let length = request.id.len().min(12);
+        request.id[..length].trim_end_matches(['-', '.', '_'])
+    } else {
+        &request.hostname
+    }
+}
+
+fn hosts(request: &ContainerRequest, hostname: &str) -> String {
+    let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let extra = request.extra_hosts.iter().map(|(name, address)| (name.as_str(), address));
+    let own = request.addresses.iter().map(|address| (hostname, address));
+    for (name, address) in extra.chain(own) {
+        let _ = writeln!(text, "{address}\t{name}");
+    }
+    text
+}
+
+fn resolv_conf(request: &ContainerRequest) -> String {
+    let dns = &request.dns;
+    let mut text = String::new();
+    for server in &dns.servers {
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    for (key, words) in [("search", &dns.search), ("options", &dns.options)] {
+        if !words.is_empty() {
+            let _ = writeln!(text, "{key} {}", words.join(" "));
+        }
+    }
+    text
+}
+
+fn spec(request: &ContainerRequest, home: &Path, cgroup: Option<&Cgroup>) -> Value {
+    let capabilities: Vec<String> = capabilities(request).iter().map(|name| format!("CAP_{name}")).collect();
+    let mut namespaces = vec![
+        json!({"type": "mount"}),
+        json!({"type": "pid"}),
+        json!({"type": "ipc"}),
+        json!({"type": "uts"}),
+        match &request.netns {
+            Some(path) => json!({"type": "network", "path": path}),
+            None => json!({"type": "network"}),
+        },
+    ];
+    if cgroup.is_some() {
+        namespaces.push(json!({"type": "cgroup"}));
+    }
+    // As with Docker, a container that is not root may serve port 80.
+    let mut sysctls = serde_json::Map::new();
+    sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), json!("0"));
+    sysctls.insert("net.ipv4.ping_group_range".into(), json!("0 2147483647"));
+    sysctls.extend(request.privileges.sysctls.iter().map(|(name, value)| (name.clone(), json!(value))));
+    let nofile = json!({"type": "RLIMIT_NOFILE", "soft": 65_536, "hard": 65_536});
+    let (uid, gid) = numeric(&request.user);
+    json!({
+        "ociVersion": "1.0.2",
+        "hostname": hostname(request),
+        "root": {"path": ROOT_DIR, "readonly": request.privileges.read_only_root},
+        "process": {
+            "terminal": false,
+            "user": {"uid": uid, "gid": gid},
+            "args": request.args,
+            "env": environment(request),
+            "cwd": if request.workdir.is_empty() { "/" } else { &request.workdir },
+            "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
+            "rlimits": [nofile],
+            "noNewPrivileges": !request.privileges.new_privileges,
+            "oomScoreAdj": 0,
+        },
+        "mounts": mounts(request, home),
+        "linux": {
+            "namespaces": namespaces,
+            "maskedPaths": MASKED_PATHS,
+            "readonlyPaths": READONLY_PATHS,
+            "cgroupsPath": cgroup.map(|cgroup| format!("/{}", cgroup.path)),
+            "resources": resources(request),
+            "sysctl": sysctls,
+        },
+    })
+}
+
+/// For runtimes that do not look names up: the numbers, where the user is given by number.
+fn numeric(user: &str) -> (u32, u32) {
+    let (uid, gid) = user.split_once(':').unwrap_or((user, "0"));
+    (uid.parse().unwrap_or(0), gid.parse().unwrap_or(0))
+}
+
+fn capabilities(request: &ContainerRequest) -> BTreeSet<String> {
+    let normal = |name: &String| {
+        let upper = name.to_ascii_uppercase();
+        upper.strip_prefix("CAP_").unwrap_or(&upper).to_owned()
+    };
+    let privileges = &request.privileges;
+    let mut set: BTreeSet<String> = CAPABILITIES.into_iter().map(String::from).collect();
+    for name in privileges.cap_drop.iter().map(normal) {
+        set.retain(|kept| name != "ALL" && *kept != name);
+    }
+    for name in privileges.cap_add.iter().map(normal) {
+        if name == "ALL" {
+            let dropped: Vec<String> = privileges.cap_drop.iter().map(normal).collect();
+            set.extend(ALL_CAPABILITIES.into_iter().map(String::from).filter(|name| !dropped.contains(name)));
+        } else {
+            set.insert(name);
+        }
+    }
+    set
+}
+
+fn environment(request: &ContainerRequest) -> Vec<String> {
+    let mut env = request.env.clone();
+    for default in [DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", hostname(request))] {
+        let name_length = default.find('=').map_or(0, |at| at + 1);
+        if !env.iter().any(|entry| entry.starts_with(&default[..name_length])) {
+            env.push(default);
+        }
+    }
+    env
+}
+
+fn resources(request: &ContainerRequest) -> Value {
+    let limits = &request.limits;
+    let allow = |major: i64, minor: Option<i64>| match minor {
+        Some(minor) => json!({"allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm"}),
+        None => json!({"allow": true, "type": "c", "major": major, "access": "rwm"}),
+    };
+    let mut resources = json!({
+        "devices": [
+            {"allow": false, "access": "rwm"},
+            allow(1, Some(3)), allow(1, Some(5)), allow(1, Some(7)), allow(1, Some(8)), allow(1, Some(9)),
+            allow(5, Some(0)), allow(5, Some(2)), allow(136, None),
+        ],
+    });
+    if let Some(bytes) = limits.memory_bytes {
+        resources["memory"] = json!({"limit": bytes, "swap": bytes});
+    }
+    if let Some(nano_cpus) = limits.nano_cpus {
+        resources["cpu"] = json!({"quota": (nano_cpus / 10_000).max(1_000), "period": 100_000});
+    }
+    if let Some(pids) = limits.pids {
+        resources["pids"] = json!({"limit": pids});
+    }
+    resources
+}
+
+fn mounts(request: &ContainerRequest, home: &Path) -> Vec<Value> {
+    let file_system = |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
+    let bind = |target: &str, source: PathBuf, options: &[&str]| json!({"destination": target, "type": "bind", "source": source, "options": options});
+    let hardened = ["nosuid", "noexec", "nodev"];
+    let with = |more: &[&'static str]| [&hardened[..], more].concat();
+    let mut mounts = vec![
+        file_system("/proc", "proc", &hardened),
+        file_system("/dev", "tmpfs", &["nosuid", "mode=755", "size=65536k"]),
+        file_system(
+            "/dev/pts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        file_system("/dev/shm", "tmpfs", &with(&["mode=1777", "size=65536k"])),
+        file_system("/dev/mqueue", "mqueue", &hardened),
+        file_system("/sys", "sysfs", &with(&["ro"])),
+        file_system("/sys/fs/cgroup", "cgroup", &with(&["ro"])),
+    ];
+    let targets: Vec<&str> = request.mounts.iter().map(Mount::target).collect();
+    for name in ["hosts", "hostname", "resolv.conf"] {
+        let target = format!("/etc/{name}");
+        // Who brings a file of his own means it.
+        if !targets.contains(&target.as_str()) {
+            mounts.push(bind(&target, home.join(name), &["bind", "nosuid", "nodev"]));
+        }
+    }
+    for mount in &request.mounts {
+        mounts.push(match mount {
+            Mount::Bind { source, target, readonly } => {
+                let access = if *readonly { "ro" } else { "rw" };
+                bind(target, source.clone(), &["rbind", "nosuid", "nodev", access])
+            }
+            Mount::Tmpfs { target, size_bytes, mode } => {
+                let mode = format!("mode={mode:o}");
+                let size = size_bytes.map(|bytes| format!("size={bytes}"));
+                let own = [Some(mode.as_str()), size.as_deref()];
+                let options: Vec<&str> = hardened.into_iter().chain(own.into_iter().flatten()).collect();
+                file_system(target, "tmpfs", &options)
+            }
+        });
+    }
+    mounts
+}

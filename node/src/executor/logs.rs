@@ -1,0 +1,353 @@
+//! Reading what a container has written: across rotated files, from the end, and on as it grows.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use rswarm_shim::protocol::{EXIT_FILE, LOG_FILE};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::inotify;
+use tokio::sync::mpsc;
+
+/// Longer lines than a shim writes are damage, and are cut.
+const LINE_MAX: u64 = 64 * 1024;
+/// Entries read ahead of the reader.
+const AHEAD_MAX: usize = 256;
+/// How soon a follower notices that nobody reads any more, in seconds.
+const IDLE_MAX_S: i64 = 1;
+
+/// Which of the two streams a container wrote to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A line, or a part of a very long one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogEntry {
+    /// RFC 3339 with nanoseconds, in UTC; these sort as text.
+    pub timestamp: String,
+    /// Where it was written.
+    pub stream: LogStream,
+    /// Without the newline.
+    pub text: Vec<u8>,
+    /// The line goes on in the next entry of this stream.
+    pub partial: bool,
+}
+
+/// Which entries are wanted.
+#[derive(Clone, Debug)]
+pub struct LogQuery {
+    /// Go on with what is written later, until the container has ended.
+    pub follow: bool,
+    /// At most this many of the lines that exist now, the last ones.
+    pub tail: Option<usize>,
+    /// Nothing before this timestamp, as in [`LogEntry::timestamp`].
+    pub since: Option<String>,
+    /// Standard output is wanted.
+    pub stdout: bool,
+    /// Standard error is wanted.
+    pub stderr: bool,
+}
+
+impl Default for LogQuery {
+    fn default() -> Self {
+        Self { follow: false, tail: None, since: None, stdout: true, stderr: true }
+    }
+}
+
+impl LogQuery {
+    fn wants(&self, entry: &LogEntry) -> bool {
+        let stream = match entry.stream {
+            LogStream::Stdout => self.stdout,
+            LogStream::Stderr => self.stderr,
+        };
+        stream && self.since.as_ref().is_none_or(|since| entry.timestamp >= *since)
+    }
+}
+
+/// A container's entries, in the order in which they were written.
+pub struct Logs(mpsc::Receiver<LogEntry>);
+
+impl Logs {
+    /// The next entry. None: there are no more, and with `follow` there will be none.
+    pub async fn next(&mut self) -> Option<LogEntry> {
+        self.0.recv().await
+    }
+}
+
+/// Starts reading in a thread of its own, which ends when there is no more or when nobody listens.
+pub(super) fn open(directory: &Path, query: LogQuery) -> io::Result<Logs> {
+    let watch = if query.follow { Some(watch(directory)?) } else { None };
+    let (sender, receiver) = mpsc::channel(AHEAD_MAX);
+    let reader = Reader { path: directory.join(LOG_FILE), exit: directory.join(EXIT_FILE), query, sender };
+    thread::Builder::new().name("log-reader".into()).spawn(move || {
+        // Nobody listening any more is the ordinary end; a broken disk ends the log early, as it must.
+        let _ = reader.run(watch);
+    })?;
+    Ok(Logs(receiver))
+}
+
+fn watch(directory: &Path) -> io::Result<OwnedFd> {
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+    let events = inotify::WatchFlags::MODIFY | inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
+    inotify::add_watch(&watch, directory, events | inotify::WatchFlags::DELETE_SELF)?;
+    Ok(watch)
+}
+
+struct Reader {
+    path: PathBuf,
+    exit: PathBuf,
+    query: LogQuery,
+    sender: mpsc::Sender<LogEntry>,
+}
+
+/// The reader of these logs has gone away.
+struct Unheard;
+
+impl Reader {
+    fn run(self, watch: Option<OwnedFd>) -> io::Result<()> {
+        // With the container ended before the files were read, they are all there will be.
+        let mut ended = self.exit.exists();
+        let mut current = None;
+        let mut waiting = VecDeque::new();
+        let mut lines = 0;
+        for file in files(&self.path) {
+            let mut file = Open::new(file)?;
+            while let Some(entry) = file.next()? {
+                if !self.query.wants(&entry) {
+                    continue;
+                }
+                let Some(tail) = self.query.tail else {
+                    if self.send(entry).is_err() {
+                        return Ok(());
+                    }
+                    continue;
+                };
+                lines += usize::from(!entry.partial);
+                waiting.push_back(entry);
+                while lines > tail {
+                    let gone = waiting.pop_front();
+                    lines -= usize::from(gone.is_some_and(|entry| !entry.partial));
+                }
+            }
+            current = Some(file);
+        }
+        for entry in waiting {
+            if self.send(entry).is_err() {
+                return Ok(());
+            }
+        }
+        let Some(watch) = watch else {
+            return Ok(());
+        };
+        loop {
+            if self.drain(&mut current)?.is_err() || ended {
+                return Ok(());
+            }
+            // The record is written after the last line, so what is read after seeing it is all.
+            ended = self.exit.exists() || !self.path.parent().is_some_and(Path::exists);
+            if !ended {
+                self.sleep(&watch)?;
+            }
+            if self.sender.is_closed() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Passes on what has been written since, through as many rotations as there were.
+    fn drain(&self, current: &mut Option<Open>) -> io::Result<std::result::Result<(), Unheard>> {
+        loop {
+            let known = current.as_ref().map(|file| file.inode);
+            let files = files(&self.path);
+            if let Some(file) = current {
+                while let Some(entry) = file.next()? {
+                    if self.query.wants(&entry) && self.send(entry).is_err() {
+                        return Ok(Err(Unheard));
+                    }
+                }
+            }
+            // The files were listed before the old one was read to its end, so nothing can have been added to it
+            // that was not read; the one after it is next, or the oldest if it has been rotated away.
+            let inodes: Vec<u64> =
+                files.iter().map(|file| file.metadata().map_or(0, |data| data.ino())).collect();
+            let next = match known.and_then(|known| inodes.iter().position(|inode| *inode == known)) {
+                Some(position) => position + 1,
+                None => 0,
+            };
+            let Some(file) = files.into_iter().nth(next) else {
+                return Ok(Ok(()));
+            };
+            *current = Some(Open::new(file)?);
+        }
+    }
+
+    fn send(&self, entry: LogEntry) -> std::result::Result<(), Unheard> {
+        self.sender.blocking_send(entry).map_err(|_| Unheard)
+    }
+
+    fn sleep(&self, watch: &OwnedFd) -> io::Result<()> {
+        let mut watched = [PollFd::new(watch, PollFlags::IN)];
+        match rustix::event::poll(&mut watched, Some(&Timespec { tv_sec: IDLE_MAX_S, tv_nsec: 0 })) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // What the events say does not matter; that there were some does.
+        let mut events = [0_u8; 4096];
+        while rustix::io::read(watch, &mut events).is_ok_and(|count| count > 0) {}
+        Ok(())
+    }
+}
+
+/// The log's files, oldest first, opened so that a rotation cannot take them away.
+fn files(path: &Path) -> Vec<File> {
+    let mut files = Vec::new();
+    // The current one first: one that is rotated meanwhile is then seen twice rather than never, and told by its
+    // inode.
+    files.extend(File::open(path));
+    for index in 1.. {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".{index}"));
+        match File::open(PathBuf::from(name)) {
+            Ok(file) => files.push(file),
+            Err(_) => break,
+        }
+    }
+    files.reverse();
+    let mut seen = Vec::new();
+    files.retain(|file| {
+        let inode = file.metadata().map_or(0, |data| data.ino());
+        let new = !seen.contains(&inode);
+        seen.push(inode);
+        new
+    });
+    files
+}
+
+struct Open {
+    reader: BufReader<File>,
+    inode: u64,
+}
+
+impl Open {
+    fn new(file: File) -> io::Result<Self> {
+        Ok(Self { inode: file.metadata()?.ino(), reader: BufReader::new(file) })
+    }
+
+    /// The next whole entry; damaged lines are left out.
+    fn next(&mut self) -> io::Result<Option<LogEntry>> {
+        loop {
+            let mut line = Vec::new();
+            let count = io::Read::take(&mut self.reader, LINE_MAX).read_until(b'\n', &mut line)?;
+            if line.pop_if(|last| *last == b'\n').is_none() {
+                // An unfinished line is read again when it is finished; one that never ends is damage.
+                if count > 0 && count < LINE_MAX as usize {
+                    self.reader.seek(SeekFrom::Current(-(count as i64)))?;
+                }
+                if count < LINE_MAX as usize {
+                    return Ok(None);
+                }
+                continue;
+            }
+            if let Some(entry) = parse(&line) {
+                return Ok(Some(entry));
+            }
+        }
+    }
+}
+
+fn parse(line: &[u8]) -> Option<LogEntry> {
+    let mut parts = line.splitn(4, |byte| *byte == b' ');
+    let timestamp = String::from_utf8(parts.next()?.to_vec()).ok()?;
+    let stream = match parts.next()? {
+        b"stdout" => LogStream::Stdout,
+        b"stderr" => LogStream::Stderr,
+        _ => return None,
+    };
+    let partial = match parts.next()? {
+        b"F" => false,
+        b"P" => true,
+        _ => return None,
+    };
+    Some(LogEntry { timestamp, stream, text: parts.next()?.to_vec(), partial })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use super::*;
+
+    fn line(index: usize) -> String {
+        let stream = if index.is_multiple_of(2) { "stdout" } else { "stderr" };
+        format!("2026-01-01T00:00:{index:02}.000000000Z {stream} F line {index}\n")
+    }
+
+    fn texts(directory: &Path, query: LogQuery) -> Vec<String> {
+        let mut logs = open(directory, query).unwrap();
+        let mut texts = Vec::new();
+        while let Some(entry) = logs.0.blocking_recv() {
+            texts.push(String::from_utf8(entry.text).unwrap());
+        }
+        texts
+    }
+
+    fn rotated() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("log.2"), line(0) + &line(1)).unwrap();
+        fs::write(directory.path().join("log.1"), line(2) + "damage\n" + &line(3)).unwrap();
+        fs::write(directory.path().join("log"), line(4) + &line(5) + "2026-01-01T00:00:06Z stdout F unfini")
+            .unwrap();
+        directory
+    }
+
+    #[test]
+    fn rotated_files_are_read_in_order_without_damage() {
+        let directory = rotated();
+        let all: Vec<String> = (0..6).map(|index| format!("line {index}")).collect();
+        assert_eq!(texts(directory.path(), LogQuery::default()), all);
+    }
+
+    #[test]
+    fn a_tail_reaches_into_older_files() {
+        let directory = rotated();
+        let query = LogQuery { tail: Some(3), ..LogQuery::default() };
+        assert_eq!(texts(directory.path(), query), ["line 3", "line 4", "line 5"]);
+        let query = LogQuery { tail: Some(0), ..LogQuery::default() };
+        assert!(texts(directory.path(), query).is_empty());
+        let query = LogQuery { tail: Some(2), stderr: false, ..LogQuery::default() };
+        assert_eq!(texts(directory.path(), query), ["line 2", "line 4"]);
+    }
+
+    #[test]
+    fn nothing_before_since_is_told() {
+        let directory = rotated();
+        let query = LogQuery { since: Some("2026-01-01T00:00:04".into()), ..LogQuery::default() };
+        assert_eq!(texts(directory.path(), query), ["line 4", "line 5"]);
+    }
+
+    #[test]
+    fn following_crosses_rotations_and_ends_with_the_container() {
+        let directory = rotated();
+        let path = directory.path();
+        let mut logs = open(path, LogQuery { follow: true, tail: Some(1), ..LogQuery::default() }).unwrap();
+        assert_eq!(logs.0.blocking_recv().unwrap().text, b"line 5");
+        let mut log = fs::OpenOptions::new().append(true).open(path.join("log")).unwrap();
+        log.write_all(b"shed\n").unwrap();
+        assert_eq!(logs.0.blocking_recv().unwrap().text, b"unfinished");
+        fs::rename(path.join("log"), path.join("log.1")).unwrap();
+        fs::write(path.join("log"), line(7)).unwrap();
+        assert_eq!(logs.0.blocking_recv().unwrap().text, b"line 7");
+        fs::write(path.join("exit.json"), "{}").unwrap();
+        assert!(logs.0.blocking_recv().is_none());
+    }
+}

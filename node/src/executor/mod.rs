@@ -1,0 +1,753 @@
+//! Containers on this machine: made, started, watched, stopped and removed, each behind a shim that outlives the
+//! daemon. In go requests and layers already unpacked; out come states, events and logs. Which containers there
+//! should be, images and networks are the business of others.
+//!
+//! All operations may be repeated: asking for what is already so succeeds.
+
+pub mod bundle;
+mod logs;
+mod request;
+mod seccomp;
+mod shim;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub use logs::{LogEntry, LogQuery, LogStream, Logs};
+pub use request::{ContainerRequest, Dns, Limits, LogOptions, Mount, Privileges};
+pub use rswarm_shim::cgroup::Usage;
+use rswarm_shim::cgroup::{Cgroup, Layout};
+use rswarm_shim::protocol::{EXIT_FILE, Ready, Reply, Request, STATE_FILE};
+pub use rswarm_shim::protocol::{Exec, Exit, Running};
+use serde::{Deserialize, Serialize};
+use shim::{Client, Program};
+use tokio::sync::{broadcast, watch};
+use tokio::time::timeout;
+
+/// The file the executor keeps for itself in each container's directory.
+const META_FILE: &str = "container.json";
+/// Appended to the name of a directory that is not complete yet, or not any more.
+const PARTIAL: &str = ".partial";
+/// Events kept for a subscriber that is behind.
+const EVENTS_MAX: usize = 4096;
+/// How long a killed container may take to be gone. A process in uninterruptible sleep takes longer.
+const DEATH_MAX: Duration = Duration::from_secs(10);
+/// How long a live shim may take to answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// The code of a container whose end nobody saw.
+const CODE_LOST: i32 = 255;
+
+/// Where an executor keeps its things.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Containers' directories: specification, writable layer, log, exit record. Survives a restart of the machine.
+    pub root_dir: PathBuf,
+    /// Sockets and locks. Should not survive a restart of the machine.
+    pub run_dir: PathBuf,
+    /// The cgroup above all containers, relative to the root of the hierarchies, for example `rswarm` or
+    /// `rswarm/n1`. No two executors may have the same.
+    pub cgroup_parent: String,
+    /// Where the hierarchies are mounted, usually `/sys/fs/cgroup`.
+    pub cgroup_mount: PathBuf,
+}
+
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request cannot be carried out anywhere.
+    #[error("container {id:?} is not valid: {reason}")]
+    Invalid {
+        /// The container.
+        id: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no such container.
+    #[error("there is no container {0}")]
+    Unknown(String),
+    /// It has ended. A container is started once; make another one.
+    #[error("container {0} has ended and is not started again")]
+    Ended(String),
+    /// It does not run.
+    #[error("container {0} is not running")]
+    NotRunning(String),
+    /// Its program could not be executed; the exit record says the same.
+    #[error("{message}")]
+    Start {
+        /// 125: set-up failed; 126: the program cannot be executed; 127: it does not exist.
+        code: i32,
+        /// Why.
+        message: String,
+    },
+    /// Its shim refused or could not be reached.
+    #[error("container {id}: {message}")]
+    Shim {
+        /// The container.
+        id: String,
+        /// Why.
+        message: String,
+    },
+    /// It was killed but is still there.
+    #[error("container {0} does not die: a process in it hangs in the kernel")]
+    Undead(String),
+    /// The machine refused.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// What the machine said.
+        source: io::Error,
+    },
+}
+
+type Result<T> = std::result::Result<T, Error>;
+
+fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let what = what.into();
+    move |source| Error::Io { what, source }
+}
+
+/// What is the case with a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Made, not yet started.
+    Created,
+    /// Its program runs.
+    Running(Running),
+    /// It has ended, or failed to start.
+    Exited(Exit),
+}
+
+/// A container, as it is now.
+#[derive(Clone, Debug)]
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// As requested.
+    pub labels: BTreeMap<String, String>,
+    /// What is the case with it.
+    pub state: State,
+}
+
+/// Something that happened to a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Its program runs.
+    Started {
+        /// The container.
+        id: String,
+        /// Its first process.
+        pid: i32,
+    },
+    /// It has ended, or failed to start.
+    Exited {
+        /// The container.
+        id: String,
+        /// How.
+        exit: Exit,
+    },
+    /// The subscriber was too slow and has missed events: only `list` knows.
+    Missed,
+}
+
+/// Events from the moment of asking on.
+pub struct Events(broadcast::Receiver<Event>);
+
+impl Events {
+    /// The next event. None: the executor is gone.
+    pub async fn next(&mut self) -> Option<Event> {
+        match self.0.recv().await {
+            Ok(event) => Some(event),
+            Err(broadcast::error::RecvError::Lagged(_)) => Some(Event::Missed),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+/// How another program in a container ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExecExit {
+    /// As for a container.
+    pub code: i32,
+    /// It was killed because its time was up.
+    pub timed_out: bool,
+}
+
+/// The containers of this machine. Cheap to clone; all clones are one.
+#[derive(Clone)]
+pub struct Executor {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    program: Program,
+    layout: Option<Layout>,
+    unlimited: Option<String>,
+    entries: Mutex<BTreeMap<String, Arc<Entry>>>,
+    events: broadcast::Sender<Event>,
+}
+
+struct Entry {
+    id: String,
+    directory: PathBuf,
+    run_directory: PathBuf,
+    meta: Meta,
+    state: watch::Sender<State>,
+    /// Held by what must not happen twice at once: the start and the removal.
+    operation: tokio::sync::Mutex<()>,
+}
+
+/// What the executor must remember of a request.
+#[derive(Clone, Serialize, Deserialize)]
+struct Meta {
+    labels: BTreeMap<String, String>,
+    stop_signal: i32,
+    cgroup: Option<Cgroup>,
+}
+
+impl Executor {
+    /// Opens the executor and adopts every container it finds: what still runs is watched on, what has ended
+    /// meanwhile is known with its exit record, and what lost its shim is killed and marked so.
+    pub async fn open(config: Config) -> Result<Self> {
+        for directory in [containers(&config.root_dir), config.run_dir.clone()] {
+            fs::create_dir_all(&directory)
+                .map_err(io_error(format!("cannot make {}", directory.display())))?;
+        }
+        let program = Program::seal().map_err(io_error("cannot keep the shim in memory"))?;
+        let (layout, unlimited) = match usable_cgroups(&config) {
+            Ok(layout) => (Some(layout), None),
+            Err(reason) => (None, Some(reason)),
+        };
+        let (events, _) = broadcast::channel(EVENTS_MAX);
+        let entries = Mutex::default();
+        let executor =
+            Self { inner: Arc::new(Inner { config, program, layout, unlimited, entries, events }) };
+        executor.adopt().await?;
+        Ok(executor)
+    }
+
+    /// Why limits are not enforced here. None: they are.
+    pub fn limits_unenforced(&self) -> Option<&str> {
+        self.inner.unlimited.as_deref()
+    }
+
+    /// Makes a container ready to start. A container with the same id stays as it is.
+    pub async fn create(&self, request: ContainerRequest) -> Result<()> {
+        request::check(&request)?;
+        if self.entry(&request.id).is_ok() {
+            return Ok(());
+        }
+        let executor = self.clone();
+        let entry = blocking(move || executor.write_down(&request)).await?;
+        let mut entries = self.entries();
+        entries.entry(entry.id.clone()).or_insert(entry);
+        Ok(())
+    }
+
+    /// Starts a container and returns once its program has been executed.
+    pub async fn start(&self, id: &str) -> Result<Running> {
+        let entry = self.entry(id)?;
+        let _operation = entry.operation.lock().await;
+        match entry.state() {
+            State::Running(running) => return Ok(running),
+            State::Exited(_) => return Err(Error::Ended(id.into())),
+            State::Created => {}
+        }
+        let launch = {
+            let (executor, entry) = (self.clone(), entry.clone());
+            move || {
+                fs::create_dir_all(&entry.run_directory)?;
+                executor.inner.program.launch(&entry.directory, &entry.run_directory)
+            }
+        };
+        match blocking(launch).await {
+            Ok(Ready::Running(running)) => {
+                entry.state.send_replace(State::Running(running.clone()));
+                self.announce(Event::Started { id: id.into(), pid: running.pid });
+                self.watch(entry.clone(), None);
+                Ok(running)
+            }
+            Ok(Ready::Failed(exit)) => {
+                let message = exit.error.clone().unwrap_or_default();
+                let code = exit.code;
+                self.settle(&entry, exit);
+                Err(Error::Start { code, message })
+            }
+            Err(error) => {
+                let message = format!("cannot start container {id}: {error}");
+                let lost = entry.clone();
+                let reason = message.clone();
+                let exit = blocking(move || clear_away(&lost, 125, &reason)).await;
+                self.settle(&entry, exit);
+                Err(Error::Start { code: 125, message })
+            }
+        }
+    }
+
+    /// Asks a container to end, and makes it end after `grace`. None: it was never started.
+    pub async fn stop(&self, id: &str, grace: Duration) -> Result<Option<Exit>> {
+        let entry = self.entry(id)?;
+        match entry.state() {
+            State::Created => return Ok(None),
+            State::Exited(exit) => return Ok(Some(exit)),
+            State::Running(_) => {}
+        }
+        let signal = entry.meta.stop_signal;
+        // A shim that does not answer is dealt with by force, below.
+        let asked = entry.ask(&Request::Kill { signal }).await;
+        if asked.is_ok()
+            && let Ok(exit) = timeout(grace, entry.exited()).await
+        {
+            return Ok(Some(exit));
+        }
+        self.end(&entry).await.map(Some)
+    }
+
+    /// Signals a container's first process. Succeeds if it has ended already.
+    pub async fn kill(&self, id: &str, signal: i32) -> Result<()> {
+        let entry = self.entry(id)?;
+        match entry.state() {
+            State::Created => Err(Error::NotRunning(id.into())),
+            State::Exited(_) => Ok(()),
+            State::Running(_) => entry.ask(&Request::Kill { signal }).await.map(drop),
+        }
+    }
+
+    /// Removes a container, killing it if it runs, with its directory, log and cgroup. Succeeds if there is none.
+    pub async fn remove(&self, id: &str) -> Result<()> {
+        let Ok(entry) = self.entry(id) else {
+            return Ok(());
+        };
+        let _operation = entry.operation.lock().await;
+        if let State::Running(_) = entry.state() {
+            self.end(&entry).await?;
+        }
+        entry.without_shim().await?;
+        let gone = entry.clone();
+        let what = format!("cannot remove container {id}");
+        blocking(move || gone.erase()).await.map_err(io_error(what))?;
+        self.entries().remove(id);
+        Ok(())
+    }
+
+    /// Waits until a container has ended.
+    pub async fn wait(&self, id: &str) -> Result<Exit> {
+        let entry = self.entry(id)?;
+        Ok(entry.exited().await)
+    }
+
+    /// All containers, by id.
+    pub fn list(&self) -> Vec<Container> {
+        self.entries().values().map(|entry| entry.describe()).collect()
+    }
+
+    /// One container.
+    pub fn inspect(&self, id: &str) -> Result<Container> {
+        self.entry(id).map(|entry| entry.describe())
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> Events {
+        Events(self.inner.events.subscribe())
+    }
+
+    /// What a running container uses.
+    pub async fn stats(&self, id: &str) -> Result<Usage> {
+        let entry = self.running(id)?;
+        match entry.ask(&Request::Usage).await? {
+            Reply::Usage(usage) => Ok(usage),
+            other => Err(entry.unexpected(&other)),
+        }
+    }
+
+    /// Changes the limits of a running container.
+    pub async fn update(&self, id: &str, limits: Limits) -> Result<()> {
+        self.running(id)?.ask(&Request::Update(limits)).await.map(drop)
+    }
+
+    /// Runs another program in a running container, with these as its standard input, output and error, and waits
+    /// for its end. Dropping the future leaves the program running.
+    pub async fn exec(&self, id: &str, exec: Exec, stdio: [OwnedFd; 3]) -> Result<ExecExit> {
+        let entry = self.running(id)?;
+        let failed = |error: io::Error| Error::Shim { id: id.into(), message: error.to_string() };
+        let mut client = Client::connect(&entry.run_directory).await.map_err(failed)?;
+        client.send_with(&Request::Exec(exec), stdio).await.map_err(failed)?;
+        loop {
+            match client.receive().await.map_err(failed)? {
+                Reply::Spawned { .. } => {}
+                Reply::ExecExited { code, timed_out } => return Ok(ExecExit { code, timed_out }),
+                Reply::Failed { code, message } => return Err(Error::Start { code, message }),
+                other => return Err(entry.unexpected(&other)),
+            }
+        }
+    }
+
+    /// What a container has written, and with `follow` what it goes on to write.
+    pub fn logs(&self, id: &str, query: LogQuery) -> Result<Logs> {
+        let entry = self.entry(id)?;
+        logs::open(&entry.directory, query)
+            .map_err(io_error(format!("cannot read the log of container {id}")))
+    }
+
+    /// Removes every container, and what the executor itself has made.
+    pub async fn purge(&self) -> Result<()> {
+        for container in self.list() {
+            self.remove(&container.id).await?;
+        }
+        let executor = self.clone();
+        blocking(move || {
+            let inner = &executor.inner;
+            if let Some(layout) = &inner.layout {
+                for path in [shims_path(&inner.config), inner.config.cgroup_parent.clone()] {
+                    Cgroup { layout: layout.clone(), path }.remove(DEATH_MAX)?;
+                }
+            }
+            for directory in [containers(&inner.config.root_dir), inner.config.run_dir.clone()] {
+                remove_directory(&directory)?;
+            }
+            Ok(())
+        })
+        .await
+        .map_err(io_error("cannot purge"))
+    }
+
+    fn entries(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Arc<Entry>>> {
+        self.inner.entries.lock().expect("no one panics while holding the map")
+    }
+
+    fn entry(&self, id: &str) -> Result<Arc<Entry>> {
+        self.entries().get(id).cloned().ok_or_else(|| Error::Unknown(id.into()))
+    }
+
+    fn running(&self, id: &str) -> Result<Arc<Entry>> {
+        let entry = self.entry(id)?;
+        match entry.state() {
+            State::Running(_) => Ok(entry),
+            State::Created | State::Exited(_) => Err(Error::NotRunning(id.into())),
+        }
+    }
+
+    fn announce(&self, event: Event) {
+        // No one listens: no one is to be told.
+        let _ = self.inner.events.send(event);
+    }
+
+    /// The end of a container, learnt once.
+    fn settle(&self, entry: &Entry, exit: Exit) {
+        let event = Event::Exited { id: entry.id.clone(), exit: exit.clone() };
+        let changed = entry.state.send_if_modified(|state| {
+            let news = !matches!(state, State::Exited(_));
+            if news {
+                *state = State::Exited(exit);
+            }
+            news
+        });
+        if changed {
+            self.announce(event);
+        }
+    }
+
+    /// Kills all of a running container and waits until that is on record.
+    async fn end(&self, entry: &Arc<Entry>) -> Result<Exit> {
+        if entry.ask(&Request::KillAll).await.is_err() {
+            let entry = entry.clone();
+            blocking(move || entry.kill_by_force()).await;
+        }
+        timeout(DEATH_MAX, entry.exited()).await.map_err(|_| Error::Undead(entry.id.clone()))
+    }
+
+    fn write_down(&self, request: &ContainerRequest) -> Result<Arc<Entry>> {
+        let inner = &self.inner;
+        let home = containers(&inner.config.root_dir).join(&request.id);
+        let partial = partial(&home);
+        let what = || io_error(format!("cannot make container {}", request.id));
+        let cgroup = |path: String| inner.layout.clone().map(|layout| Cgroup { layout, path });
+        // Never used again, so that the dying processes of one instance are never met by the next.
+        let path = format!("{}/{}-{:x}", inner.config.cgroup_parent, request.id, unix_ns());
+        let meta =
+            Meta { labels: request.labels.clone(), stop_signal: request.stop_signal, cgroup: cgroup(path) };
+        remove_directory(&partial).map_err(what())?;
+        let write = || -> io::Result<()> {
+            fs::create_dir(&partial)?;
+            let shims = cgroup(shims_path(&inner.config));
+            bundle::write(&partial, &home, request, meta.cgroup.as_ref(), shims.as_ref())?;
+            fs::write(partial.join(META_FILE), serde_json::to_vec(&meta)?)?;
+            fs::rename(&partial, &home)
+        };
+        write().map_err(what())?;
+        Ok(Arc::new(Entry::new(&inner.config, &request.id, meta, State::Created)))
+    }
+
+    async fn adopt(&self) -> Result<()> {
+        let root = containers(&self.inner.config.root_dir);
+        let what = || io_error(format!("cannot read {}", root.display()));
+        for found in fs::read_dir(&root).map_err(what())? {
+            let path = found.map_err(what())?.path();
+            let Some(id) = path.file_name().and_then(|name| name.to_str()) else {
+                continue;
+            };
+            let meta =
+                fs::read(path.join(META_FILE)).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            let Some(meta) = meta.filter(|_| !id.ends_with(PARTIAL)) else {
+                // Half made or half removed.
+                remove_directory(&path).map_err(what())?;
+                continue;
+            };
+            let entry = Arc::new(Entry::new(&self.inner.config, id, meta, State::Created));
+            self.find_out(&entry).await;
+            self.entries().insert(id.into(), entry);
+        }
+        Ok(())
+    }
+
+    /// What has become of a container while nobody watched.
+    async fn find_out(&self, entry: &Arc<Entry>) {
+        if let Some(exit) = entry.exit_record() {
+            entry.state.send_replace(State::Exited(exit));
+            return;
+        }
+        if !entry.run_directory.exists() && !entry.was_started() {
+            return;
+        }
+        if let Some((client, running)) = entry.reach().await {
+            entry.state.send_replace(State::Running(running));
+            return self.watch(entry.clone(), Some(client));
+        }
+        // Between the two looks it may have ended in good order.
+        let lost = entry.clone();
+        let exit =
+            blocking(move || lost.exit_record().unwrap_or_else(|| clear_away(&lost, CODE_LOST, LOST))).await;
+        entry.state.send_replace(State::Exited(exit));
+    }
+
+    /// Waits for the end of a running container, in a task of its own that ends with the container.
+    fn watch(&self, entry: Arc<Entry>, client: Option<Client>) {
+        let executor = self.clone();
+        tokio::spawn(async move {
+            let heard = entry.await_exit(client).await;
+            let exit = match heard {
+                Ok(exit) => exit,
+                Err(_) => {
+                    let _ = entry.without_shim().await;
+                    let lost = entry.clone();
+                    let end =
+                        move || lost.exit_record().unwrap_or_else(|| clear_away(&lost, CODE_LOST, LOST));
+                    blocking(end).await
+                }
+            };
+            executor.settle(&entry, exit);
+        });
+    }
+}
+
+const LOST: &str = "the container's shim is gone, and with it how the container ended";
+
+impl Entry {
+    fn new(config: &Config, id: &str, meta: Meta, state: State) -> Self {
+        Self {
+            id: id.into(),
+            directory: containers(&config.root_dir).join(id),
+            run_directory: config.run_dir.join(id),
+            meta,
+            state: watch::Sender::new(state),
+            operation: tokio::sync::Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    fn describe(&self) -> Container {
+        Container { id: self.id.clone(), labels: self.meta.labels.clone(), state: self.state() }
+    }
+
+    async fn exited(&self) -> Exit {
+        let mut state = self.state.subscribe();
+        loop {
+            if let State::Exited(exit) = &*state.borrow_and_update() {
+                return exit.clone();
+            }
+            state.changed().await.expect("the entry holds the sender");
+        }
+    }
+
+    async fn ask(&self, request: &Request) -> Result<Reply> {
+        let failed = |message: String| Error::Shim { id: self.id.clone(), message };
+        let answer = async { Client::connect(&self.run_directory).await?.ask(request).await };
+        match timeout(ANSWER_MAX, answer).await {
+            Ok(Ok(Reply::Failed { message, .. })) => Err(failed(message)),
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(error)) => Err(failed(format!("cannot reach its shim: {error}"))),
+            Err(_) => Err(failed("its shim does not answer".into())),
+        }
+    }
+
+    fn unexpected(&self, reply: &Reply) -> Error {
+        Error::Shim { id: self.id.clone(), message: format!("unexpected answer {reply:?}") }
+    }
+
+    fn exit_record(&self) -> Option<Exit> {
+        serde_json::from_slice(&fs::read(self.directory.join(EXIT_FILE)).ok()?).ok()
+    }
+
+    fn running_record(&self) -> Option<Running> {
+        serde_json::from_slice(&fs::read(self.run_directory.join(STATE_FILE)).ok()?).ok()
+    }
+
+    /// A shim has been started on it once, even if the machine has been restarted since.
+    fn was_started(&self) -> bool {
+        self.directory.join(rswarm_shim::protocol::SHIM_LOG_FILE).exists()
+    }
+
+    /// Speaks to the shim if it lives, waiting for one that has only just begun.
+    async fn reach(&self) -> Option<(Client, Running)> {
+        let attempt = async {
+            loop {
+                let state = async {
+                    let mut client = Client::connect(&self.run_directory).await?;
+                    let reply = client.ask(&Request::State).await?;
+                    Ok::<_, io::Error>((client, reply))
+                };
+                if let Ok((client, Reply::State { running })) = state.await {
+                    return Some((client, running));
+                }
+                if !matches!(shim::try_lock(&self.run_directory), Ok(None)) {
+                    return None;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(ANSWER_MAX, attempt).await.ok().flatten()
+    }
+
+    async fn await_exit(&self, client: Option<Client>) -> io::Result<Exit> {
+        let mut client = match client {
+            Some(client) => client,
+            None => Client::connect(&self.run_directory).await?,
+        };
+        match client.ask(&Request::Wait).await? {
+            Reply::Exited(exit) => Ok(exit),
+            other => Err(io::Error::other(format!("unexpected answer {other:?}"))),
+        }
+    }
+
+    /// Waits until no shim holds the lock.
+    async fn without_shim(&self) -> Result<()> {
+        let free = async {
+            while self.run_directory.exists() && matches!(shim::try_lock(&self.run_directory), Ok(None)) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(DEATH_MAX, free).await.map_err(|_| Error::Undead(self.id.clone()))
+    }
+
+    /// Kills what there is without the shim's help.
+    fn kill_by_force(&self) {
+        if let Some(cgroup) = &self.meta.cgroup {
+            cgroup.kill();
+        }
+        if let Some(running) = self.running_record()
+            && running.start_ticks != 0
+            && start_ticks(running.pid) == Some(running.start_ticks)
+            && let Some(pid) = rustix::process::Pid::from_raw(running.pid)
+        {
+            // It may have ended in this very moment.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+
+    fn erase(&self) -> io::Result<()> {
+        if let Some(cgroup) = &self.meta.cgroup {
+            cgroup.kill();
+            cgroup.remove(DEATH_MAX)?;
+        }
+        remove_directory(&self.run_directory)?;
+        let partial = partial(&self.directory);
+        match fs::rename(&self.directory, &partial) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        remove_directory(&partial)
+    }
+}
+
+/// Ends what is left of a container without a shim, and writes the exit record in the shim's place.
+fn clear_away(entry: &Entry, code: i32, reason: &str) -> Exit {
+    entry.kill_by_force();
+    if let Some(cgroup) = &entry.meta.cgroup
+        && let Err(error) = cgroup.remove(DEATH_MAX)
+    {
+        tracing::warn!(container = %entry.id, %error, "a cgroup stays behind");
+    }
+    let exit = Exit {
+        code,
+        signal: None,
+        oom_killed: false,
+        error: Some(reason.into()),
+        started_unix_ns: entry.running_record().map(|running| running.started_unix_ns),
+        finished_unix_ns: unix_ns(),
+        log_dropped_bytes: 0,
+    };
+    let write = || -> io::Result<()> {
+        let temporary = entry.directory.join(".exit.json.tmp");
+        fs::write(&temporary, serde_json::to_vec(&exit)?)?;
+        fs::rename(temporary, entry.directory.join(EXIT_FILE))
+    };
+    if let Err(error) = write() {
+        tracing::warn!(container = %entry.id, %error, "cannot record the exit");
+    }
+    exit
+}
+
+/// The cgroups, if this process may make some; else why not.
+fn usable_cgroups(config: &Config) -> std::result::Result<Layout, String> {
+    let mount = &config.cgroup_mount;
+    let layout =
+        Layout::detect(mount).ok_or_else(|| format!("there are no cgroups at {}", mount.display()))?;
+    let shims = Cgroup { layout: layout.clone(), path: shims_path(config) };
+    shims.create().map_err(|error| error.to_string())?;
+    Ok(layout)
+}
+
+fn shims_path(config: &Config) -> String {
+    format!("{}/shims", config.cgroup_parent)
+}
+
+fn containers(root_dir: &Path) -> PathBuf {
+    root_dir.join("containers")
+}
+
+fn partial(directory: &Path) -> PathBuf {
+    let mut name = directory.as_os_str().to_owned();
+    name.push(PARTIAL);
+    name.into()
+}
+
+fn remove_directory(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// When a process began, in clock ticks since boot.
+fn start_ticks(pid: i32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name, in parentheses, may hold anything; what follows it is fields 3, 4, ...
+    stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()
+}
+
+fn unix_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_nanos() as u64)
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("the work does not panic, and the runtime waits for it")
+}
