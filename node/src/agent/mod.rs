@@ -7,6 +7,7 @@ mod table;
 mod work;
 
 use crate::executor::{self, Executor};
+use rswarm_shim::protocol::Exit;
 use crate::identity::tls::Credentials;
 use crate::identity::{Identity, ManagerAddr, write_atomically};
 use crate::image::Registries;
@@ -210,12 +211,12 @@ impl Agent {
 fn seen(state: &executor::State) -> Seen {
     match state {
         executor::State::Created => Seen::Prepared,
-        executor::State::Running { pid } => Seen::Running { pid: *pid },
+        executor::State::Running(running) => Seen::Running { pid: running.pid.unsigned_abs() },
         executor::State::Exited(exit) => ended(exit),
     }
 }
 
-fn ended(exit: &executor::Exit) -> Seen {
+fn ended(exit: &Exit) -> Seen {
     let error = match &exit.error {
         Some(error) => error.clone(),
         None if exit.oom_killed => "killed by the kernel: out of memory".to_owned(),
@@ -252,15 +253,7 @@ impl Loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 Some(heard) = inbox.heard.recv() => self.hear(heard),
-                Some((container, event)) = inbox.events.recv() => {
-                    if let Some(task) = work::task_of(&container) {
-                        let seen = match event {
-                            executor::Event::Started { pid } => Seen::Running { pid },
-                            executor::Event::Exited(exit) => ended(&exit),
-                        };
-                        self.observe(task, seen);
-                    }
-                }
+                Some(event) = inbox.events.next() => self.happened(event),
                 Some((task, generation, seen)) = inbox.done.recv() => {
                     if self.steps.get(&task).is_some_and(|(current, _)| *current == generation) {
                         self.steps.remove(&task);
@@ -278,6 +271,24 @@ impl Loop {
                 let _ = cleared.send(());
                 return;
             }
+        }
+    }
+
+    fn happened(&mut self, event: executor::Event) {
+        let (container, seen) = match event {
+            executor::Event::Started { id, pid } => (id, Seen::Running { pid: pid.unsigned_abs() }),
+            executor::Event::Exited { id, exit } => (id, ended(&exit)),
+            executor::Event::Missed => {
+                for container in self.hands.executor.list() {
+                    if let Some(task) = work::task_of(&container.id) {
+                        self.observe(task, seen(&container.state));
+                    }
+                }
+                return;
+            }
+        };
+        if let Some(task) = work::task_of(&container) {
+            self.observe(task, seen);
         }
     }
 
@@ -401,5 +412,8 @@ const TABLE: &str = "table.pb";
 
 /// As a shell would put it: 127 for a program that is not there, 126 for one that cannot be run.
 fn error_code(error: &anyhow::Error) -> Option<i32> {
-    error.downcast_ref::<executor::Error>().and_then(executor::Error::exit_code)
+    match error.downcast_ref::<executor::Error>() {
+        Some(executor::Error::Start { code, .. }) => Some(*code),
+        _ => None,
+    }
 }

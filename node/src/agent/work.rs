@@ -47,7 +47,7 @@ impl Hands {
     /// Gets the image, joins the networks, makes the container. What was made before is kept.
     pub async fn prepare(&self, task: &AssignedTask) -> Result<()> {
         let id = container_id(task.id);
-        if self.executor.contains(&id) {
+        if self.executor.inspect(&id).is_ok() {
             return Ok(());
         }
         let [spec] = task.spec.containers.as_slice() else {
@@ -72,7 +72,8 @@ impl Hands {
 
     /// Lets it run.
     pub async fn start(&self, task: TaskId) -> Result<()> {
-        Ok(self.executor.start(&container_id(task)).await?)
+        self.executor.start(&container_id(task)).await?;
+        Ok(())
     }
 
     /// Asks it to end, and ends it when its grace is over. How it ended comes as an event, except where there is
@@ -80,8 +81,9 @@ impl Hands {
     pub async fn stop(&self, task: TaskId, grace: Duration) -> Option<Seen> {
         let nothing = Some(Seen::Ended { exit_code: None, error: String::new() });
         match self.executor.stop(&container_id(task), grace).await {
-            Ok(()) => None,
-            Err(executor::Error::NotFound { .. }) => {
+            Ok(Some(_)) => None,
+            Ok(None) => nothing,
+            Err(executor::Error::Unknown(_)) => {
                 // A preparation that was given up may have left a sandbox.
                 if let Err(error) = self.remove(task).await {
                     tracing::warn!(%task, error = format!("{error:#}"), "cannot clean up");
@@ -101,10 +103,7 @@ impl Hands {
     /// Removes its container, its sandbox and its hold on the image.
     pub async fn remove(&self, task: TaskId) -> Result<()> {
         let id = container_id(task);
-        match self.executor.remove(&id).await {
-            Ok(()) | Err(executor::Error::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
+        self.executor.remove(&id).await?;
         self.overlay.detach(&id).await.context("cannot remove the task's network")?;
         let (store, holder) = (self.images.clone(), format!("{LEASE}{id}"));
         blocking(move || store.release(&holder)).await
