@@ -2,10 +2,9 @@
 
 use crate::ids::{NodeId, ServiceId, TaskId};
 use crate::model::{Desired, NodeStatus, Observed, Task, UpdateState};
-use crate::orchestrator::is_current;
+use crate::orchestrator::{is_current, is_given_up, slots};
 use crate::state::State;
 use crate::time::Timestamp;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// How far a service is.
@@ -74,8 +73,7 @@ pub fn progress(state: &State, service: ServiceId) -> Option<Progress> {
         since: None,
         trouble: None,
     };
-    let (mut waiting, mut given_up) = (None, None);
-    let mut last_of_slot: BTreeMap<_, &Arc<Task>> = BTreeMap::new();
+    let mut waiting = None;
     for task in state.tasks_of(service.id) {
         let lost = state.is_lost(task);
         if task.is_live() && !task.is_wanted() {
@@ -91,16 +89,9 @@ pub fn progress(state: &State, service: ServiceId) -> Option<Progress> {
         if task.is_live() && task.is_wanted() && !task.note.is_empty() {
             waiting = waiting.or(Some(task));
         }
-        if task.desired != Desired::Remove {
-            let last = last_of_slot.entry(task.slot).or_insert(task);
-            if task.meta.number > last.meta.number {
-                *last = task;
-            }
-        }
     }
-    for task in last_of_slot.values() {
-        given_up = given_up.or((!task.is_live() && task.is_wanted()).then_some(*task));
-    }
+    let slots = slots(state, service.id);
+    let given_up = slots.values().find(|tasks| is_given_up(service, tasks)).and_then(|tasks| tasks.last());
     let paused = service.update_status.as_ref().filter(|status| status.state == UpdateState::Paused);
     let updating = service.update_status.as_ref().is_some_and(|status| status.state == UpdateState::Updating);
     let reached = progress.current == progress.replicas && progress.running == progress.replicas;

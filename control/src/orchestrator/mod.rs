@@ -5,6 +5,7 @@ mod restart;
 mod slots;
 mod update;
 
+pub(crate) use slots::{is_given_up, slots};
 pub(crate) use update::is_current;
 
 use crate::ids::ServiceId;

@@ -14,7 +14,12 @@ pub const HEALTHY_AFTER: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Restart {
+    /// Create a task now. If it is to start later, it is prepared meanwhile.
     At(Start),
+    /// Create none before then: the last one could not even be prepared, or did not come to run, and
+    /// another would fail as fast.
+    Wait(Timestamp),
+    /// Create none.
     Never,
 }
 
@@ -40,7 +45,11 @@ pub(super) fn decide(service: &Service, tasks: &[Arc<Task>], now: Timestamp) -> 
     let Some(free) = attempt_free_at(policy, tasks, service.spec_version, last.restarts) else {
         return Restart::Never;
     };
-    Restart::At(Start { at: due.max(free), restarts: last.restarts.saturating_add(1), failures })
+    let at = due.max(free);
+    if last.status.running_at.is_none() && at > now {
+        return Restart::Wait(at);
+    }
+    Restart::At(Start { at, restarts: last.restarts.saturating_add(1), failures })
 }
 
 /// Whether a task ended without having been asked to, on a node that said so.

@@ -7,14 +7,15 @@ use crate::model::{Availability, Desired, Observed, Service, Slot, Task};
 use crate::plan::{Draft, Start};
 use crate::scheduler::constraint;
 use crate::state::State;
+use crate::time::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The open slots of a service and their tasks, oldest first. A slot is open until its tasks are to be
 /// removed, also when its last task has ended for good.
-pub(super) type Slots = BTreeMap<Slot, Vec<Arc<Task>>>;
+pub(crate) type Slots = BTreeMap<Slot, Vec<Arc<Task>>>;
 
-pub(super) fn slots(state: &State, service: ServiceId) -> Slots {
+pub(crate) fn slots(state: &State, service: ServiceId) -> Slots {
     let mut slots = Slots::new();
     for task in state.tasks_of(service).filter(|task| task.desired != Desired::Remove) {
         slots.entry(task.slot).or_default().push(task.clone());
@@ -75,13 +76,23 @@ pub(super) fn refill(draft: &mut Draft, service: &Service) {
         if filled {
             continue;
         }
-        if let Restart::At(start) = restart::decide(service, &tasks, draft.now) {
-            draft.create_task(service.id, slot, start);
-            for ended in tasks.iter().filter(|task| !task.is_live() && task.is_wanted()) {
-                draft.want(ended.id, Desired::Shutdown);
+        match restart::decide(service, &tasks, draft.now) {
+            Restart::Never => {}
+            Restart::Wait(until) => draft.wake_at(until),
+            Restart::At(start) => {
+                draft.create_task(service.id, slot, start);
+                for ended in tasks.iter().filter(|task| !task.is_live() && task.is_wanted()) {
+                    draft.want(ended.id, Desired::Shutdown);
+                }
             }
         }
     }
+}
+
+/// Whether a slot stays empty for good, as its restart policy says. `tasks` are oldest first.
+pub(crate) fn is_given_up(service: &Service, tasks: &[Arc<Task>]) -> bool {
+    let ended = tasks.iter().all(|task| !task.is_live());
+    ended && restart::decide(service, tasks, Timestamp::default()) == Restart::Never
 }
 
 /// Lets tasks that were held back start, once their time has come and their slot is vacant.
