@@ -1,19 +1,21 @@
 //! The log itself: opened from a directory, proposed to, watched, shut down.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use openraft::Instant as _;
 use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, InitializeError, RaftError};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::network::{Network, Ties};
 use crate::reads::Reads;
-use crate::status::Heard;
+use crate::status::{Heard, Metrics, WatchReceiverOf};
 use crate::storage::log::LogStore;
 use crate::storage::machine::{Machine, blocking};
 use crate::storage::snapshot::Snapshots;
@@ -46,12 +48,12 @@ pub struct Log(Arc<Handle>);
 
 struct Handle {
     core: Arc<Core>,
-    tasks: Mutex<Vec<AbortHandle>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.stop_tasks();
+        drop(self.stop_tasks());
         // Nobody waits for this; whoever cares calls `shutdown`.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let core = self.core.clone();
@@ -61,11 +63,10 @@ impl Drop for Handle {
 }
 
 impl Handle {
-    fn stop_tasks(&self) {
-        let mut tasks = self.tasks.lock().expect("nothing panics while it holds this lock");
-        for task in tasks.drain(..) {
-            task.abort();
-        }
+    fn stop_tasks(&self) -> Vec<JoinHandle<()>> {
+        let tasks = std::mem::take(&mut *self.tasks.lock().expect("nothing panics while it holds this lock"));
+        tasks.iter().for_each(JoinHandle::abort);
+        tasks
     }
 }
 
@@ -75,6 +76,7 @@ pub(crate) struct Core {
     pub(crate) raft: Raft,
     pub(crate) ties: Arc<Ties>,
     pub(crate) status: watch::Receiver<Status>,
+    publisher: Arc<watch::Sender<Status>>,
     /// Held while the membership is being changed.
     pub(crate) changing: tokio::sync::Mutex<()>,
     proposals: Semaphore,
@@ -116,16 +118,17 @@ impl Log {
         let raft = match started {
             Ok(raft) => raft,
             Err(error) => {
-                snapshots.close();
                 drop(blocking(move || Ok(store.close())).await);
+                snapshots.close();
                 return Err(OpenError::Start { dir: config.dir, reason: error.to_string() });
             }
         };
 
         let (publisher, status) =
             watch::channel(Status { id: config.id, role: Role::Learner, ..Status::default() });
-        let publishing = status::publish(raft.metrics(), publisher, ties.clone(), config.stall);
-        let mut tasks = vec![tokio::spawn(publishing).abort_handle()];
+        let publisher = Arc::new(publisher);
+        let publishing = status::publish(raft.metrics(), publisher.clone(), ties.clone(), config.stall);
+        let mut tasks = vec![tokio::spawn(publishing)];
         let (reads, asked) = Reads::new();
         let core = Arc::new(Core {
             proposals: Semaphore::new(config.proposals_max),
@@ -134,12 +137,13 @@ impl Log {
             raft,
             ties,
             status,
+            publisher,
             reads,
             store,
             snapshots,
         });
-        tasks.push(tokio::spawn(reads::serve(core.clone(), asked)).abort_handle());
-        tasks.push(tokio::spawn(membership::finish_changes(core.clone())).abort_handle());
+        tasks.push(tokio::spawn(reads::serve(core.clone(), asked)));
+        tasks.push(tokio::spawn(membership::finish_changes(core.clone())));
         Ok(Self(Arc::new(Handle { core, tasks: Mutex::new(tasks) })))
     }
 
@@ -154,7 +158,7 @@ impl Log {
         if me.id != core.config.id {
             return Err(failed(format!("it belongs to manager {}, not {}", core.config.id, me.id)));
         }
-        let members = std::collections::BTreeMap::from([(me.id.0, me.contact())]);
+        let members = BTreeMap::from([(me.id.0, me.contact())]);
         match core.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
             Err(error) => return Err(failed(error.to_string())),
@@ -232,7 +236,10 @@ impl Log {
         {
             tracing::info!(reason = %error, "shutting down without handing over leadership");
         }
-        self.0.stop_tasks();
+        for task in self.0.stop_tasks() {
+            // Only for it to have ended, so that it publishes nothing behind us.
+            drop(task.await);
+        }
         core.stop().await;
     }
 
@@ -326,7 +333,11 @@ impl Core {
                 return Err(TransferError::NotVoter(to));
             }
             Some(to) => to,
-            None => self.successor().ok_or(TransferError::NoCandidate)?,
+            None => {
+                self.wait_to_hear(|metrics| self.successor(metrics).is_some()).await;
+                let metrics = self.raft.metrics().current();
+                self.successor(&metrics).ok_or(TransferError::NoCandidate)?
+            }
         };
         let asked = self.raft.trigger().transfer_leader(to.0).await;
         asked.map_err(|error| TransferError::Stopped(error.to_string()))?;
@@ -338,11 +349,9 @@ impl Core {
     }
 
     /// The voter that would lose the least time to take over.
-    fn successor(&self) -> Option<RaftId> {
-        use crate::status::WatchReceiverOf;
-        let metrics = self.raft.metrics().current();
+    fn successor(&self, metrics: &Metrics) -> Option<RaftId> {
         let replication = metrics.replication.as_ref()?;
-        let reachable = self.reachable(&metrics);
+        let reachable = self.heard_within(metrics, self.config.election_max);
         metrics
             .membership_config
             .voter_ids()
@@ -351,13 +360,25 @@ impl Core {
             .map(RaftId)
     }
 
-    /// The other members a leader heard from lately.
-    pub(crate) fn reachable(&self, metrics: &status::Metrics) -> std::collections::BTreeSet<u64> {
-        use openraft::Instant as _;
-        let lately = self.config.election_max + self.config.heartbeat;
+    /// Gives the members time to be heard from: openraft forgets when it last was each time the membership changes.
+    pub(crate) async fn wait_to_hear(&self, enough: impl Fn(&Metrics) -> bool) -> bool {
+        let deadline = Instant::now() + self.config.election_max + self.config.heartbeat;
+        let mut metrics = self.raft.metrics();
+        loop {
+            if enough(&metrics.current()) {
+                return true;
+            }
+            if !matches!(tokio::time::timeout_at(deadline, metrics.news()).await, Ok(true)) {
+                return false;
+            }
+        }
+    }
+
+    /// The other members that acknowledged something this leader sent within that time.
+    pub(crate) fn heard_within(&self, metrics: &Metrics, time: Duration) -> BTreeSet<u64> {
         let heard = metrics.heartbeat.iter().flatten();
         heard
-            .filter(|(id, at)| **id != self.config.id.0 && at.is_some_and(|at| at.elapsed() < lately))
+            .filter(|(id, at)| **id != self.config.id.0 && at.is_some_and(|at| at.elapsed() < time))
             .map(|(id, _)| *id)
             .collect()
     }
@@ -367,10 +388,14 @@ impl Core {
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(%error, "the consensus ended badly");
         }
-        self.snapshots.close();
         let store = self.store.clone();
         if let Err(error) = blocking(move || Ok(store.close())).await {
             tracing::error!(%error, "the log could not be closed");
         }
+        self.snapshots.close();
+        self.publisher.send_modify(|status| {
+            status.role = Role::Stopped;
+            status.leader = None;
+        });
     }
 }

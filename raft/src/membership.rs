@@ -242,13 +242,17 @@ impl Core {
 
     /// Takes a voter's vote, and with `retain` leaves it a learner.
     async fn unseat(&self, id: u64, retain: bool, deadline: Instant) -> Result<(), ChangeError> {
-        let metrics = self.raft.metrics().current();
-        let staying: BTreeSet<u64> =
-            metrics.membership_config.voter_ids().filter(|voter| *voter != id).collect();
-        let reachable = self.reachable(&metrics);
-        let in_reach =
-            staying.iter().filter(|voter| **voter == self.config.id.0 || reachable.contains(voter)).count();
-        if in_reach < staying.len() / 2 + 1 {
+        // Those that answer now, not a moment ago: a change that then lacks a majority would block all others.
+        let begun = Instant::now();
+        let enough = |metrics: &Metrics| {
+            let staying: BTreeSet<u64> =
+                metrics.membership_config.voter_ids().filter(|voter| *voter != id).collect();
+            let reachable = self.heard_within(metrics, begun.elapsed());
+            let in_reach =
+                staying.iter().filter(|id| **id == self.config.id.0 || reachable.contains(id)).count();
+            in_reach > staying.len() / 2
+        };
+        if !self.wait_to_hear(enough).await {
             return Err(ChangeError::WouldLoseQuorum);
         }
         if id == self.config.id.0 {

@@ -95,6 +95,12 @@ impl Network {
         self.reach(from, to.id).ok_or_else(|| Unreachable::new(format!("no way to {to}")))
     }
 
+    /// The frames, up to the moment of a cut.
+    fn guarded(&self, frames: Frames, from: RaftId, to: RaftId) -> Frames {
+        let network = self.clone();
+        Box::pin(frames.take_while(move |_| std::future::ready(network.reach(from, to).is_some())))
+    }
+
     /// Ends once the peer is out of reach.
     async fn broken(&self, from: RaftId, to: RaftId) {
         let mut changes = self.0.changes.subscribe();
@@ -125,7 +131,8 @@ impl Transport for Port {
 
     fn append<'a>(&'a self, to: &'a Member, frames: Frames) -> BoxFuture<'a, Result<Answers, Unreachable>> {
         Box::pin(async move {
-            let mut answers = self.network.connect(self.me, to)?.handle_append(frames);
+            let peer = self.network.connect(self.me, to)?;
+            let mut answers = peer.handle_append(self.network.guarded(frames, self.me, to.id));
             let (network, me, to) = (self.network.clone(), self.me, to.id);
             let (out, answered) = mpsc::channel(64);
             tokio::spawn(async move {
@@ -153,7 +160,7 @@ impl Transport for Port {
         Box::pin(async move {
             let peer = self.network.connect(self.me, to)?;
             tokio::select! {
-                answer = peer.handle_snapshot(frames) => Ok(answer),
+                answer = peer.handle_snapshot(self.network.guarded(frames, self.me, to.id)) => Ok(answer),
                 () = self.network.broken(self.me, to.id) => Err(Unreachable::new("the connection broke")),
             }
         })

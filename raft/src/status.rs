@@ -117,7 +117,7 @@ pub(crate) type Metrics = RaftMetrics<Types>;
 /// Turns openraft's metrics into statuses until openraft is gone. Runs as a task.
 pub(crate) async fn publish(
     mut metrics: impl WatchReceiverOf,
-    status: watch::Sender<Status>,
+    status: Arc<watch::Sender<Status>>,
     ties: Arc<Ties>,
     stall: Duration,
 ) {

@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 pub(crate) use seal::{MasterKey, sync_dir};
 
@@ -47,12 +47,12 @@ impl Identity {
     }
 }
 
-/// A manager's directory, locked for as long as this lives.
+/// A manager's directory, locked until this is released or dropped.
 pub(crate) struct Dir {
     pub(crate) path: PathBuf,
     pub(crate) identity: Identity,
     pub(crate) key: Arc<MasterKey>,
-    _lock: File,
+    lock: Mutex<Option<File>>,
 }
 
 impl Dir {
@@ -65,7 +65,12 @@ impl Dir {
         let lock = lock(path)?;
         let used = !wal::segments(path).map_err(|error| OpenError::io(path, error))?.is_empty();
         let key = MasterKey::load_or_create(path, !used)?;
-        Ok(Self { path: path.to_owned(), identity, key: Arc::new(key), _lock: lock })
+        Ok(Self { path: path.to_owned(), identity, key: Arc::new(key), lock: Mutex::new(Some(lock)) })
+    }
+
+    /// Lets others use the directory. Nothing may be written to it afterwards but temporary files.
+    pub(crate) fn release(&self) {
+        self.lock.lock().expect("nothing panics while it holds this lock").take();
     }
 }
 

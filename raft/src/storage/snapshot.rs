@@ -7,7 +7,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use prost::Message;
@@ -37,13 +36,7 @@ pub(crate) struct SnapshotFile {
 #[derive(Clone)]
 pub(crate) struct Snapshots {
     dir: Arc<Dir>,
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    /// Distinguishes files that are being written.
-    serial: AtomicU64,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 struct State {
@@ -80,7 +73,7 @@ impl Snapshots {
             return Err(error);
         }
         let state = Mutex::new(State { newest, closed: false });
-        Ok(Self { dir, shared: Arc::new(Shared { serial: AtomicU64::new(0), state }) })
+        Ok(Self { dir, state: Arc::new(state) })
     }
 
     pub(crate) fn newest(&self) -> Option<SnapshotFile> {
@@ -89,8 +82,9 @@ impl Snapshots {
 
     /// Begins a new file aside.
     pub(crate) fn create(&self, meta: SnapshotMeta) -> io::Result<Writer> {
-        let serial = self.shared.serial.fetch_add(1, Ordering::Relaxed);
-        Writer::create(&self.dir, self.dir.path.join(format!("snapshot-{serial}.tmp")), meta)
+        // Random, because a writer that outlived its log must not touch a file of the next one.
+        let name = format!("snapshot-{:016x}.tmp", u64::from_le_bytes(random()));
+        Writer::create(&self.dir, self.dir.path.join(name), meta)
     }
 
     pub(crate) fn read(&self, file: &SnapshotFile) -> io::Result<Reader> {
@@ -125,13 +119,14 @@ impl Snapshots {
         Ok(file)
     }
 
-    /// From now on nothing in the directory changes through this.
+    /// From now on nothing in the directory changes through this, and others may use it.
     pub(crate) fn close(&self) {
         self.state().closed = true;
+        self.dir.release();
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.shared.state.lock().expect("nothing panics while it holds this lock")
+        self.state.lock().expect("nothing panics while it holds this lock")
     }
 }
 
