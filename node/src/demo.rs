@@ -102,13 +102,11 @@ async fn serve(options: Demo) -> io::Result<ExitCode> {
     }
     let mut doom = std::pin::pin!(sleep_or_never(options.fail_after));
     let mut delay = std::pin::pin!(sleep_or_never(Some(options.start_delay.unwrap_or_default())));
-    loop {
-        tokio::select! {
-            () = &mut delay => break,
-            () = &mut doom => return Ok(fail_after(&options)),
-            _ = term.recv(), if !options.ignore_sigterm => return Ok(ExitCode::SUCCESS),
-            _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
-        }
+    tokio::select! {
+        () = &mut delay => {}
+        () = &mut doom => return Ok(fail_after(&options)),
+        _ = term.recv(), if !options.ignore_sigterm => return Ok(ExitCode::SUCCESS),
+        _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
     }
 
     let mood = Arc::new(Mood::default());

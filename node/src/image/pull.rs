@@ -14,9 +14,10 @@ use oci_client::errors::OciDistributionError;
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
+use tokio_util::task::TaskTracker;
 
 use super::load::{Descriptor, Manifest, UNPACKERS};
-use super::store::{DOCUMENT_MAX, Ingest, is_disk};
+use super::store::{Adding, DOCUMENT_MAX, Ingest, is_disk};
 use super::{Digest, Doing, Error, Image, Reference, Result, Store, refused};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -163,17 +164,16 @@ impl Store {
     ) -> Result<Image> {
         if super::is_builtin(reference) {
             let (store, reference) = (self.clone(), reference.clone());
-            return blocking(move || store.builtin(&reference)).await;
+            return Workers::default().run(move || store.builtin(&reference)).await;
         }
         let turn = self.turn(reference);
         let _turn = turn.lock().await;
-        let store = self.clone();
-        let adding = blocking(move || store.adding()).await?;
+        let workers = Workers::adding(self).await?;
         let mut hosts = registries.mirrors.get(reference.registry()).cloned().unwrap_or_default();
         hosts.push(reference.registry().to_owned());
         let mut result = Err(Error::NotFound(reference.to_string()));
         for host in hosts {
-            result = self.pull_from(&host, reference, registries, &report).await;
+            result = self.pull_from(&host, reference, registries, &workers, &report).await;
             match &result {
                 Err(error) if host != reference.registry() => {
                     tracing::info!("mirror {host} did not help: {error}")
@@ -181,10 +181,10 @@ impl Store {
                 _ => break,
             }
         }
-        drop(adding);
+        workers.finish().await;
         if result.is_err() {
             let store = self.clone();
-            blocking(move || store.sweep()).await?;
+            Workers::default().run(move || store.sweep()).await?;
         }
         result
     }
@@ -206,9 +206,10 @@ impl Store {
         host: &str,
         reference: &Reference,
         registries: &Registries,
+        workers: &Workers,
         report: Report<'_>,
     ) -> Result<Image> {
-        let source = Source::connect(self, host, reference, registries)?;
+        let source = Source::connect(self, host, reference, registries, workers)?;
         let (top, mut manifest) = source.manifest(None).await?;
         let mut digest = top.clone();
         if manifest.config.is_none() {
@@ -230,11 +231,12 @@ impl Store {
         source.blob(&config, DOCUMENT_MAX, None).await?;
         let config_digest = config.digest.clone();
         let store = self.clone();
-        let diff_ids = blocking(move || {
-            super::config::parse(&config_digest, &store.document(&config_digest)?)
-                .map(|(_, diff_ids)| diff_ids)
-        })
-        .await?;
+        let diff_ids = workers
+            .run(move || {
+                super::config::parse(&config_digest, &store.document(&config_digest)?)
+                    .map(|(_, diff_ids)| diff_ids)
+            })
+            .await?;
         if diff_ids.len() != manifest.layers.len() {
             let why =
                 format!("it has {} layers, its configuration {}", manifest.layers.len(), diff_ids.len());
@@ -250,7 +252,7 @@ impl Store {
             }
             report(Progress::Unpacking(layer.digest.clone()));
             let (store, blob) = (self.clone(), layer.digest.clone());
-            blocking(move || store.unpack(&blob, &diff_id)).await?;
+            workers.run(move || store.unpack(&blob, &diff_id)).await?;
             report(Progress::Ready(layer.digest));
             Ok::<_, Error>(())
         };
@@ -261,23 +263,53 @@ impl Store {
             .await?;
 
         let (store, reference) = (self.clone(), reference.clone());
-        blocking(move || {
-            let (record, _) = store.describe(&format!("manifest {digest}"), &manifest)?;
-            let pinned = reference.by_digest(top);
-            store.enter(&digest, record, &[reference], Some(pinned))
-        })
-        .await
+        workers
+            .run(move || {
+                let (record, _) = store.describe(&format!("manifest {digest}"), &manifest)?;
+                let pinned = reference.by_digest(top);
+                store.enter(&digest, record, &[reference], Some(pinned))
+            })
+            .await
     }
 }
 
-/// Runs what waits for the disk where it may.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(std::io::Error::other("this program is shutting down")).doing(|| "finish".into()),
-        },
+/// Runs what waits for the disk where it may wait, with the right to add held until the last of it is done,
+/// even if the pull itself is dropped meanwhile.
+#[derive(Default)]
+struct Workers {
+    adding: Option<Arc<Adding>>,
+    tracker: TaskTracker,
+}
+
+impl Workers {
+    async fn adding(store: &Store) -> Result<Self> {
+        let (store, tracker) = (store.clone(), TaskTracker::new());
+        let adding = Self::default().run(move || store.adding()).await?;
+        Ok(Self { adding: Some(Arc::new(adding)), tracker })
+    }
+
+    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+        let adding = self.adding.clone();
+        let work = move || {
+            let result = work();
+            drop(adding);
+            result
+        };
+        match self.tracker.spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => {
+                    Err(std::io::Error::other("this program is shutting down")).doing(|| "finish".into())
+                }
+            },
+        }
+    }
+
+    /// Waits for work that a failure left behind, then gives up the right to add.
+    async fn finish(self) {
+        self.tracker.close();
+        self.tracker.wait().await;
     }
 }
 
@@ -290,6 +322,7 @@ struct Source<'a> {
     /// The reference in the client's terms, at the host that is asked.
     image: oci_client::Reference,
     host: &'a str,
+    workers: &'a Workers,
 }
 
 impl<'a> Source<'a> {
@@ -298,6 +331,7 @@ impl<'a> Source<'a> {
         host: &'a str,
         reference: &'a Reference,
         registries: &Registries,
+        workers: &'a Workers,
     ) -> Result<Self> {
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             // If another thread was faster, its choice is as good.
@@ -326,7 +360,7 @@ impl<'a> Source<'a> {
             ..ClientConfig::default()
         };
         let client = oci_client::Client::try_from(config).map_err(|error| failed(chain(&error)))?;
-        Ok(Self { store, reference, client, auth: registries.credentials(host), image, host })
+        Ok(Self { store, reference, client, auth: registries.credentials(host), image, host, workers })
     }
 
     fn failed(&self, error: &OciDistributionError) -> Error {
@@ -370,7 +404,7 @@ impl<'a> Source<'a> {
         }
         let manifest = Manifest::parse(&what, &bytes)?;
         let store = self.store.clone();
-        blocking(move || store.put_document(&bytes)).await?;
+        self.workers.run(move || store.put_document(&bytes)).await?;
         Ok((got, manifest))
     }
 
@@ -405,7 +439,7 @@ impl<'a> Source<'a> {
             return refused(what(), format!("it has {} bytes instead of {}", ingest.size(), blob.size));
         }
         let digest = blob.digest.clone();
-        blocking(move || ingest.commit(Some(&digest))).await.map(drop)
+        self.workers.run(move || ingest.commit(Some(&digest))).await.map(drop)
     }
 
     /// Appends to `ingest` what comes. The outer error is final, the inner one may be tried again.

@@ -129,8 +129,15 @@ pub(super) struct Layer {
 }
 
 /// Held while something is added; nothing is collected meanwhile.
-pub(super) struct Adding {
-    _lock: File,
+pub(super) type Adding = Lock;
+
+/// A held `flock`. It is given up explicitly, since a process being started may share the descriptor for a moment.
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
 }
 
 impl Store {
@@ -166,10 +173,7 @@ impl Store {
                 builtin: Mutex::default(),
             }),
         };
-        store.index()?;
-        if let Some(_alone) = store.alone()? {
-            store.empty_tmp()?;
-        }
+        store.sweep()?;
         Ok(store)
     }
 
@@ -292,15 +296,19 @@ impl Store {
         self.sweep()
     }
 
-    /// Removes all images that have neither a name nor a holder, and all that belongs to no image.
+    /// Removes the images that nobody holds and that have no name either, or with `all` whatever their names,
+    /// and with them all that belongs to no image.
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn prune(&self) -> Result<Swept> {
+    pub fn prune(&self, all: bool) -> Result<Swept> {
         self.update(|index| {
-            let named: BTreeSet<Digest> = index.references.values().cloned().collect();
+            let named: BTreeSet<Digest> =
+                if all { BTreeSet::new() } else { index.references.values().cloned().collect() };
             let held: BTreeSet<Digest> = self.leases()?.into_values().collect();
             index.images.retain(|digest, _| named.contains(digest) || held.contains(digest));
+            let images = &index.images;
+            index.references.retain(|_, digest| images.contains_key(digest));
             Ok(())
         })?;
         self.sweep()
@@ -451,30 +459,29 @@ impl Store {
     }
 
     /// The right to collect, or `None` if something is being added.
-    fn alone(&self) -> Result<Option<File>> {
-        let lock = self.lock_file("lock")?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(lock)),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error).doing(|| "lock the store".into()),
-        }
+    fn alone(&self) -> Result<Option<Lock>> {
+        self.lock("lock", FlockOperation::NonBlockingLockExclusive)
     }
 
     /// The right to add; waits for a collection to end.
     pub(super) fn adding(&self) -> Result<Adding> {
-        let lock = self.lock_file("lock")?;
-        flock(&lock, FlockOperation::LockShared).doing(|| "lock the store".into())?;
-        Ok(Adding { _lock: lock })
+        let lock = self.lock("lock", FlockOperation::LockShared)?;
+        Ok(lock.expect("this operation waits"))
     }
 
-    fn lock_file(&self, name: &str) -> Result<File> {
+    /// Takes a lock, or returns `None` if `how` does not wait and somebody else has it.
+    fn lock(&self, name: &str, how: FlockOperation) -> Result<Option<Lock>> {
         let path = self.inner.directory.join(name);
-        File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .doing(|| format!("open {}", path.display()))
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.doing(|| format!("open {}", path.display()))?;
+        loop {
+            match flock(&file, how) {
+                Ok(()) => return Ok(Some(Lock(file))),
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error).doing(|| format!("lock {}", path.display())),
+            }
+        }
     }
 
     pub(super) fn index(&self) -> Result<Index> {
@@ -503,8 +510,7 @@ impl Store {
 
     /// Changes the index, durably, or not at all if `change` fails.
     pub(super) fn update<T>(&self, change: impl FnOnce(&mut Index) -> Result<T>) -> Result<T> {
-        let lock = self.lock_file("index.lock")?;
-        flock(&lock, FlockOperation::LockExclusive).doing(|| "lock the index".into())?;
+        let _lock = self.lock("index.lock", FlockOperation::LockExclusive)?;
         let mut index = self.index()?;
         let before = serde_json::to_vec(&index).expect("an index is always JSON");
         let result = change(&mut index)?;
@@ -515,13 +521,15 @@ impl Store {
         Ok(result)
     }
 
+    /// Call with the index locked: that makes the one intermediate name safe, and not being in `tmp` keeps it
+    /// from a collection that goes on meanwhile.
     fn write_atomically(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let write = || {
-            let scratch = Scratch(self.tmp_path());
-            let mut file = File::create(&scratch.0)?;
+            let new = self.inner.directory.join("index.new");
+            let mut file = File::create(&new)?;
             file.write_all(bytes)?;
             file.sync_all()?;
-            fs::rename(&scratch.0, path)?;
+            fs::rename(&new, path)?;
             sync_directory(path.parent().expect("a file of the store has a directory"))
         };
         write().doing(|| format!("write {}", path.display()))

@@ -227,11 +227,15 @@ impl<'a> Unpacker<'a> {
         name: &[u8],
         data: &mut impl Read,
     ) -> io::Result<()> {
-        match (kind_of(parent, name)?, entry.kind) {
+        let found = kind_of(parent, name)?;
+        if found.is_some() && entry.kind != Kind::Directory {
+            // What is replaced may have been on the way to the directory remembered.
+            self.last = None;
+        }
+        match (found, entry.kind) {
             (None, _) | (Some(Found::Directory), Kind::Directory) => {}
             (Some(Found::Whiteout), Kind::Directory) => self.replace_whiteout(parent, name)?,
             (Some(Found::Directory), _) => {
-                self.last = None;
                 unlinkat(parent, name, AtFlags::REMOVEDIR)
                     .map_err(|_| bad("it would replace a directory that is not empty"))?;
             }
