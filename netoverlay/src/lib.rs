@@ -1,3 +1,4 @@
 //! Packets and connections between the nodes of a cluster.
 
 pub mod device;
+pub mod network;

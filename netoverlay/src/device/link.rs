@@ -166,12 +166,12 @@ impl Links {
     /// Makes the veth pair unless it exists just so; a link of that name with another peer is replaced.
     /// `there` are the links of the peer's namespace. The flag tells whether the pair was made.
     pub async fn ensure_veth(&self, name: &str, mtu: u32, peer: &str, there: &Links) -> Result<bool> {
-        if let (Some(here), Some(other)) = (self.find(name).await?, there.find(peer).await?) {
-            if here.peer == Some(other.index) && other.peer == Some(here.index) {
-                self.ensure_mtu(name, mtu).await?;
-                there.ensure_mtu(peer, mtu).await?;
-                return Ok(false);
-            }
+        if let (Some(here), Some(other)) = (self.find(name).await?, there.find(peer).await?)
+            && (here.peer, other.peer) == (Some(other.index), Some(here.index))
+        {
+            self.ensure_mtu(name, mtu).await?;
+            there.ensure_mtu(peer, mtu).await?;
+            return Ok(false);
         }
         self.delete(name).await?;
         there.delete(peer).await?;

@@ -5,8 +5,12 @@
 
 use std::{fmt, io};
 
+pub mod conntrack;
 pub mod link;
+mod netlink;
 pub mod netns;
+pub mod nft;
+pub mod tun;
 
 /// What the kernel refused: the act, where, and its answer as the source.
 #[derive(Debug, thiserror::Error)]

@@ -178,7 +178,7 @@ fn is_pinned(path: &Path) -> bool {
 }
 
 fn is_nsfs(file: &fs::File) -> bool {
-    nix::sys::statfs::fstatfs(file).is_ok_and(|stat| stat.filesystem_type().0 as i64 == NSFS_MAGIC)
+    nix::sys::statfs::fstatfs(file).is_ok_and(|stat| stat.filesystem_type().0 == NSFS_MAGIC)
 }
 
 /// Runs `act` on a thread of its own that is gone when this returns.
