@@ -213,24 +213,23 @@ fn numeric(user: &str) -> (u32, u32) {
     (uid.parse().unwrap_or(0), gid.parse().unwrap_or(0))
 }
 
-fn capabilities(request: &ContainerRequest) -> BTreeSet<String> {
-    let normal = |name: &String| {
-        let upper = name.to_ascii_uppercase();
-        upper.strip_prefix("CAP_").unwrap_or(&upper).to_owned()
-    };
-    let privileges = &request.privileges;
-    let mut set: BTreeSet<String> = CAPABILITIES.into_iter().map(String::from).collect();
-    for name in privileges.cap_drop.iter().map(normal) {
-        set.retain(|kept| name != "ALL" && *kept != name);
-    }
-    for name in privileges.cap_add.iter().map(normal) {
-        if name == "ALL" {
-            let dropped: Vec<String> = privileges.cap_drop.iter().map(normal).collect();
-            set.extend(ALL_CAPABILITIES.into_iter().map(String::from).filter(|name| !dropped.contains(name)));
-        } else {
-            set.insert(name);
-        }
-    }
+/// The one name of a capability, written with or without `CAP_` and in either case; `ALL` stands for all. None: there
+/// is no such capability.
+pub(super) fn capability(name: &str) -> Option<&'static str> {
+    let upper = name.to_ascii_uppercase();
+    let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    ALL_CAPABILITIES.into_iter().chain([ALL]).find(|known| *known == bare)
+}
+
+const ALL: &str = "ALL";
+
+fn capabilities(request: &ContainerRequest) -> BTreeSet<&'static str> {
+    let named = |names: &[String]| names.iter().filter_map(|name| capability(name)).collect::<BTreeSet<_>>();
+    let (added, dropped) = (named(&request.privileges.cap_add), named(&request.privileges.cap_drop));
+    let base = if added.contains(ALL) { &ALL_CAPABILITIES[..] } else { &CAPABILITIES[..] };
+    let mut set: BTreeSet<&str> = base.iter().copied().collect();
+    set.retain(|name| !dropped.contains(name) && (!dropped.contains(ALL) || added.contains(ALL)));
+    set.extend(added.into_iter().filter(|name| *name != ALL));
     set
 }
 

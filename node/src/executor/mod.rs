@@ -480,7 +480,10 @@ impl Executor {
             fs::write(partial.join(META_FILE), serde_json::to_vec(&meta)?)?;
             fs::rename(&partial, &home)
         };
-        write().map_err(what())?;
+        if let Err(error) = write() {
+            let _ = remove_directory(&partial);
+            return Err(what()(error));
+        }
         Ok(Arc::new(Entry::new(&inner.config, &request.id, meta, State::Created)))
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 pub use rswarm_shim::cgroup::Limits;
 pub use rswarm_shim::protocol::LogOptions;
 
-use super::Error;
+use super::{Error, bundle};
 
 /// A container to be made. Paths on this machine are absolute.
 #[derive(Clone, Debug)]
@@ -180,6 +180,11 @@ pub(super) fn check(request: &ContainerRequest) -> Result<(), Error> {
             if let Err(error) = std::fs::symlink_metadata(source) {
                 return refuse(format!("bind source {}: {error}", source.display()));
             }
+        }
+    }
+    for name in request.privileges.cap_add.iter().chain(&request.privileges.cap_drop) {
+        if bundle::capability(name).is_none() {
+            return refuse(format!("there is no capability {name:?}"));
         }
     }
     if !(1..=64).contains(&request.stop_signal) {

@@ -1,0 +1,1077 @@
+//! Real containers, of which this program itself, being static, is the image: the executor's claims are asserted
+//! from inside and from outside. Run without rights it says so and does nothing.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::future::Future;
+use std::io::{BufRead, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use rswarm::executor::{
+    Config, ContainerRequest, Error, Event, Exec, Executor, Limits, LogEntry, LogOptions, LogQuery,
+    LogStream, Mount, State,
+};
+
+/// No claim takes longer than this.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().collect();
+    match args.get(1).map(String::as_str) {
+        Some("inside") => inside::main(&args[2..]),
+        Some("starter") => starter(&args[2..]),
+        _ => outside(&args[1..]),
+    }
+}
+
+type Claim = (&'static str, fn(&mut Bench));
+
+const CLAIMS: &[Claim] = &[
+    ("exit_codes_and_signals_are_told", exit_codes_and_signals_are_told),
+    ("a_program_that_cannot_be_executed_is_explained", a_program_that_cannot_be_executed_is_explained),
+    ("what_cannot_be_set_up_is_explained", what_cannot_be_set_up_is_explained),
+    ("invalid_requests_are_refused", invalid_requests_are_refused),
+    ("operations_may_be_repeated", operations_may_be_repeated),
+    ("a_willing_program_ends_within_its_grace", a_willing_program_ends_within_its_grace),
+    ("an_unwilling_program_is_killed_after_its_grace", an_unwilling_program_is_killed_after_its_grace),
+    ("both_streams_are_kept_in_order", both_streams_are_kept_in_order),
+    ("a_long_log_is_rotated_and_followed", a_long_log_is_rotated_and_followed),
+    ("a_container_survives_its_starter_and_is_adopted", a_container_survives_its_starter_and_is_adopted),
+    ("an_end_nobody_watched_is_known_after_a_restart", an_end_nobody_watched_is_known_after_a_restart),
+    ("a_container_dies_with_its_shim_and_is_known_to_be_lost", a_container_dies_with_its_shim),
+    ("a_half_made_container_is_swept_away", a_half_made_container_is_swept_away),
+    ("memory_is_limited_and_its_want_is_told_apart", memory_is_limited_and_its_want_is_told_apart),
+    ("processes_are_limited", processes_are_limited),
+    ("cpu_is_limited_and_updated", cpu_is_limited_and_updated),
+    ("the_default_profile_holds_inside", the_default_profile_holds_inside),
+    ("dangerous_system_calls_are_refused", dangerous_system_calls_are_refused),
+    ("the_user_is_looked_up_in_the_image", the_user_is_looked_up_in_the_image),
+    ("mounts_are_what_was_asked_for", mounts_are_what_was_asked_for),
+    ("links_in_the_image_do_not_lead_out", links_in_the_image_do_not_lead_out),
+    ("names_are_generated", names_are_generated),
+    ("privileges_are_given_only_when_asked_for", privileges_are_given_only_when_asked_for),
+    ("another_program_runs_inside", another_program_runs_inside),
+    ("the_shim_is_sealed_and_small", the_shim_is_sealed_and_small),
+    ("thirty_starts_leave_nothing", thirty_starts_leave_nothing),
+];
+
+fn outside(args: &[String]) -> ExitCode {
+    if args.iter().any(|arg| arg == "--list") {
+        CLAIMS.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: containers need root");
+        return ExitCode::SUCCESS;
+    }
+    let exact = args.iter().any(|arg| arg == "--exact");
+    let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let chosen = |name: &str| {
+        let fits =
+            |filter: &&String| if exact { name == filter.as_str() } else { name.contains(filter.as_str()) };
+        filters.is_empty() || filters.iter().any(fits)
+    };
+    let mut failed = 0;
+    for (name, claim) in CLAIMS.iter().filter(|(name, _)| chosen(name)) {
+        let begun = Instant::now();
+        let mut bench = Bench::new();
+        let held = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| claim(&mut bench))).is_ok();
+        let clean = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bench.clear())).is_ok();
+        failed += usize::from(!held || !clean);
+        let verdict = if held && clean { "ok" } else { "FAILED" };
+        println!("test {name} ... {verdict} ({} ms)", begun.elapsed().as_millis());
+    }
+    if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// An executor of its own with an image, and the way to clear both away.
+struct Bench {
+    runtime: tokio::runtime::Runtime,
+    directory: tempfile::TempDir,
+    config: Config,
+    executor: Executor,
+    made: usize,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("image");
+        for name in ["bin", "etc", "data"] {
+            fs::create_dir_all(image.join(name)).unwrap();
+        }
+        fs::copy(std::env::current_exe().unwrap(), image.join("bin/inside")).unwrap();
+        fs::write(image.join("bin/data"), "not a program").unwrap();
+        fs::set_permissions(image.join("bin/data"), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::write(image.join("bin/garbage"), "not a program").unwrap();
+        fs::set_permissions(image.join("bin/garbage"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(image.join("etc/passwd"), "root:x:0:0::/root:\nweb:x:33:34::/srv:\n").unwrap();
+        fs::write(image.join("etc/group"), "www:x:34:\nlogs:x:40:web\n").unwrap();
+        let name = directory.path().file_name().unwrap().to_str().unwrap().trim_start_matches('.').to_owned();
+        let config = Config {
+            root_dir: directory.path().join("root"),
+            run_dir: directory.path().join("run"),
+            cgroup_parent: format!("rswarm-test-{}-{name}", std::process::id()),
+            cgroup_mount: "/sys/fs/cgroup".into(),
+        };
+        let executor = runtime.block_on(Executor::open(config.clone())).unwrap();
+        Self { runtime, directory, config, executor, made: 0 }
+    }
+
+    fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, future).await })
+            .expect("it takes too long")
+    }
+
+    fn image(&self) -> PathBuf {
+        self.directory.path().join("image")
+    }
+
+    /// A container that runs this program's other half.
+    fn request(&mut self, words: &[&str]) -> ContainerRequest {
+        self.made += 1;
+        let args = ["/bin/inside", "inside"].iter().chain(words).map(ToString::to_string).collect();
+        ContainerRequest::new(format!("c{}", self.made), vec![self.image()], args)
+    }
+
+    fn start(&self, request: ContainerRequest) -> Result<String, Error> {
+        let id = request.id.clone();
+        self.wait(async {
+            self.executor.create(request).await?;
+            self.executor.start(&id).await?;
+            Ok(id)
+        })
+    }
+
+    /// Runs to the end; the code and all that was written.
+    fn run(&self, request: ContainerRequest) -> (i32, String) {
+        let id = self.start(request).unwrap();
+        let exit = self.wait(self.executor.wait(&id)).unwrap();
+        (exit.code, self.output(&id))
+    }
+
+    fn entries(&self, id: &str, query: LogQuery) -> Vec<LogEntry> {
+        let mut logs = self.executor.logs(id, query).unwrap();
+        let mut entries = Vec::new();
+        self.wait(async {
+            while let Some(entry) = logs.next().await {
+                entries.push(entry);
+            }
+        });
+        entries
+    }
+
+    fn output(&self, id: &str) -> String {
+        let texts = self.entries(id, LogQuery::default()).into_iter().map(|entry| entry.text);
+        texts.map(|text| String::from_utf8_lossy(&text).into_owned() + "\n").collect()
+    }
+
+    /// Waits for a line that says that the program has come so far.
+    fn until_said(&self, id: &str, words: &str) {
+        let mut logs = self.executor.logs(id, LogQuery { follow: true, ..LogQuery::default() }).unwrap();
+        self.wait(async {
+            while let Some(entry) = logs.next().await {
+                if entry.text == words.as_bytes() {
+                    return;
+                }
+            }
+            panic!("it ended without having said {words:?}");
+        });
+    }
+
+    fn pid(&self, id: &str) -> i32 {
+        match self.executor.inspect(id).unwrap().state {
+            State::Running(running) => running.pid,
+            other => panic!("{id} does not run: {other:?}"),
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.executor = self.wait(Executor::open(self.config.clone())).unwrap();
+    }
+
+    fn cgroups(&self) -> Vec<PathBuf> {
+        let mounts = fs::read_dir("/sys/fs/cgroup").unwrap().map(|entry| entry.unwrap().path());
+        let roots = mounts.chain([PathBuf::from("/sys/fs/cgroup")]);
+        roots.map(|root| root.join(&self.config.cgroup_parent)).filter(|path| path.exists()).collect()
+    }
+
+    /// Removes all, and asserts that all is gone.
+    fn clear(&self) {
+        self.wait(self.executor.purge()).unwrap();
+        let mark = self.directory.path().to_str().unwrap();
+        assert_eq!(self.cgroups(), Vec::<PathBuf>::new(), "cgroups stay behind");
+        assert!(!fs::read_to_string("/proc/mounts").unwrap().contains(mark), "mounts stay behind");
+        let left: Vec<String> = processes().into_iter().filter(|line| line.contains(mark)).collect();
+        assert!(left.is_empty(), "processes stay behind: {left:?}");
+        assert!(!self.config.run_dir.exists() && !self.config.root_dir.join("containers").exists());
+    }
+}
+
+/// The command lines of all processes.
+fn processes() -> Vec<String> {
+    let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| Some(entry.ok()?.path().join("cmdline")));
+    entries
+        .filter_map(|path| fs::read(path).ok())
+        .map(|line| String::from_utf8_lossy(&line).into_owned())
+        .collect()
+}
+
+fn exit_codes_and_signals_are_told(bench: &mut Bench) {
+    for code in [0, 1, 42] {
+        let request = bench.request(&["exit", &code.to_string()]);
+        let id = bench.start(request).unwrap();
+        let exit = bench.wait(bench.executor.wait(&id)).unwrap();
+        assert_eq!((exit.code, exit.signal, exit.oom_killed), (code, None, false));
+        assert!(exit.started_unix_ns.unwrap() < exit.finished_unix_ns);
+    }
+    let request = bench.request(&["hang"]);
+    let id = bench.start(request).unwrap();
+    bench.wait(bench.executor.kill(&id, 9)).unwrap();
+    let exit = bench.wait(bench.executor.wait(&id)).unwrap();
+    assert_eq!((exit.code, exit.signal), (137, Some(9)));
+}
+
+fn a_program_that_cannot_be_executed_is_explained(bench: &mut Bench) {
+    for (program, code, words) in [
+        ("/foo", 127, "exec \"/foo\": no such file or directory"),
+        ("foo", 127, "exec \"foo\": executable file not found in $PATH"),
+        ("/bin/data", 126, "exec \"/bin/data\": permission denied"),
+        ("data", 126, "exec \"data\": permission denied"),
+        ("/bin/garbage", 126, "exec \"/bin/garbage\": exec format error"),
+        ("/bin", 126, "exec \"/bin\": permission denied"),
+    ] {
+        let mut request = bench.request(&[]);
+        request.args = vec![program.into()];
+        let id = request.id.clone();
+        let mut events = bench.executor.events();
+        match bench.start(request) {
+            Err(Error::Start { code: told, message }) => assert_eq!((told, message.as_str()), (code, words)),
+            other => panic!("{program}: {other:?}"),
+        }
+        let State::Exited(exit) = bench.executor.inspect(&id).unwrap().state else {
+            panic!("{program} is not known to have failed");
+        };
+        assert_eq!((exit.code, exit.error.as_deref(), exit.started_unix_ns), (code, Some(words), None));
+        assert_eq!(bench.wait(events.next()), Some(Event::Exited { id: id.clone(), exit }));
+        assert!(matches!(bench.wait(bench.executor.start(&id)), Err(Error::Ended(_))));
+    }
+}
+
+fn what_cannot_be_set_up_is_explained(bench: &mut Bench) {
+    let mut explained = |change: &dyn Fn(&mut ContainerRequest), words: &str| {
+        let mut request = bench.request(&["exit", "0"]);
+        change(&mut request);
+        match bench.start(request) {
+            Err(Error::Start { code: 125, message }) => assert!(message.contains(words), "{message}"),
+            other => panic!("{words}: {other:?}"),
+        }
+    };
+    explained(&|request| request.user = "ghost".into(), "user \"ghost\" is not in the image's /etc/passwd");
+    explained(
+        &|request| request.user = "0:ghosts".into(),
+        "group \"ghosts\" is not in the image's /etc/group",
+    );
+    explained(&|request| request.workdir = "/etc/passwd/x".into(), "workdir /etc/passwd/x: not a directory");
+    explained(
+        &|request| request.lower = vec!["/no/such/layer".into()],
+        "/no/such/layer: no such file or directory",
+    );
+    explained(&|request| request.netns = Some("/no/such/netns".into()), "open /no/such/netns: no such file");
+}
+
+fn invalid_requests_are_refused(bench: &mut Bench) {
+    let mut refused = |change: &dyn Fn(&mut ContainerRequest), words: &str| {
+        let mut request = bench.request(&["exit", "0"]);
+        change(&mut request);
+        match bench.wait(bench.executor.create(request)) {
+            Err(Error::Invalid { reason, .. }) => assert!(reason.contains(words), "{reason}"),
+            other => panic!("{words}: {other:?}"),
+        }
+    };
+    let bind = |source: &str, target: &str| {
+        vec![Mount::Bind { source: source.into(), target: target.into(), readonly: true }]
+    };
+    refused(&|request| request.id = "../etc".into(), "an id is");
+    refused(&|request| request.id = String::new(), "an id is");
+    refused(&|request| request.lower.clear(), "no layers");
+    refused(&|request| request.args.clear(), "no command");
+    refused(&|request| request.args.push("a\0b".into()), "NUL");
+    refused(&|request| request.env.push("=x".into()), "not NAME=value");
+    refused(&|request| request.hostname = "two words".into(), "no host name");
+    refused(&|request| request.workdir = "relative".into(), "not an absolute path");
+    refused(&|request| request.mounts = bind("/etc", "/a/../../b"), "not an absolute path");
+    refused(&|request| request.mounts = bind("/etc", "/"), "below /");
+    refused(&|request| request.mounts = bind("/etc", "/proc/self"), "belongs to the kernel");
+    refused(&|request| request.mounts = bind("/no/such", "/x"), "bind source /no/such");
+    refused(&|request| request.stop_signal = 99, "no signal");
+    refused(&|request| request.privileges.cap_add = vec!["FLY".into()], "no capability \"FLY\"");
+    assert!(bench.executor.list().is_empty());
+}
+
+fn operations_may_be_repeated(bench: &mut Bench) {
+    let request = bench.request(&["hang"]);
+    let id = request.id.clone();
+    assert!(matches!(bench.wait(bench.executor.start(&id)), Err(Error::Unknown(_))));
+    let mut events = bench.executor.events();
+    bench.wait(async {
+        let executor = &bench.executor;
+        executor.create(request.clone()).await.unwrap();
+        executor.create(request).await.unwrap();
+        assert_eq!(executor.stop(&id, Duration::ZERO).await.unwrap(), None);
+        let (first, second) = tokio::join!(executor.start(&id), executor.start(&id));
+        assert_eq!(first.unwrap(), second.unwrap());
+        let (first, second) =
+            tokio::join!(executor.stop(&id, Duration::ZERO), executor.stop(&id, Duration::ZERO));
+        assert_eq!(first.unwrap(), second.unwrap());
+        executor.kill(&id, 15).await.unwrap();
+        executor.stop(&id, Duration::ZERO).await.unwrap();
+        assert!(matches!(events.next().await, Some(Event::Started { .. })));
+        assert!(matches!(events.next().await, Some(Event::Exited { .. })));
+        executor.remove(&id).await.unwrap();
+        executor.remove(&id).await.unwrap();
+        assert!(executor.list().is_empty());
+    });
+}
+
+fn a_willing_program_ends_within_its_grace(bench: &mut Bench) {
+    let request = bench.request(&["obey"]);
+    let id = bench.start(request).unwrap();
+    bench.until_said(&id, "ready");
+    let begun = Instant::now();
+    let exit = bench.wait(bench.executor.stop(&id, PATIENCE)).unwrap().unwrap();
+    assert_eq!((exit.code, exit.signal), (7, None));
+    assert!(begun.elapsed() < PATIENCE / 2);
+}
+
+fn an_unwilling_program_is_killed_after_its_grace(bench: &mut Bench) {
+    let request = bench.request(&["hang"]);
+    let id = bench.start(request).unwrap();
+    let grace = Duration::from_millis(200);
+    let begun = Instant::now();
+    let exit = bench.wait(bench.executor.stop(&id, grace)).unwrap().unwrap();
+    assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, Some(9), false));
+    assert!(begun.elapsed() >= grace);
+}
+
+fn both_streams_are_kept_in_order(bench: &mut Bench) {
+    let request = bench.request(&["speak"]);
+    let id = bench.start(request).unwrap();
+    bench.wait(bench.executor.wait(&id)).unwrap();
+    let entries = bench.entries(&id, LogQuery::default());
+    let of = |stream: LogStream| -> Vec<String> {
+        let own = entries.iter().filter(|entry| entry.stream == stream && !entry.partial);
+        own.map(|entry| String::from_utf8(entry.text.clone()).unwrap()).collect()
+    };
+    assert_eq!(of(LogStream::Stdout)[..2], ["one", "two"]);
+    assert_eq!(of(LogStream::Stderr), ["wrong"]);
+    assert!(entries.is_sorted_by_key(|entry| &entry.timestamp));
+    // The long line comes in parts, and the last one has no newline.
+    let long: usize =
+        entries.iter().filter(|entry| entry.text.contains(&b'x')).map(|entry| entry.text.len()).sum();
+    assert_eq!(long, 40_000);
+    assert_eq!(entries.iter().filter(|entry| entry.partial).count(), 2);
+    assert_eq!(entries.last().unwrap().text, b"no newline");
+    let only = bench.entries(&id, LogQuery { stdout: false, ..LogQuery::default() });
+    assert_eq!(only.len(), 1);
+}
+
+fn a_long_log_is_rotated_and_followed(bench: &mut Bench) {
+    let mut request = bench.request(&["count", "20000"]);
+    request.log = LogOptions { file_bytes_max: 400_000, files_max: 8 };
+    let id = bench.start(request).unwrap();
+    let followed = bench.entries(&id, LogQuery { follow: true, ..LogQuery::default() });
+    let numbers: Vec<usize> =
+        followed.iter().map(|entry| str::from_utf8(&entry.text).unwrap().parse().unwrap()).collect();
+    assert_eq!(numbers, (0..20_000).collect::<Vec<_>>());
+    let directory = bench.config.root_dir.join("containers").join(&id);
+    assert!(directory.join("log.1").exists());
+    for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+        assert!(
+            !entry.file_name().to_str().unwrap().starts_with("log")
+                || entry.metadata().unwrap().len() <= 400_000
+        );
+    }
+    let tail = bench.entries(&id, LogQuery { tail: Some(3), ..LogQuery::default() });
+    assert_eq!(
+        tail.iter().map(|entry| entry.text.clone()).collect::<Vec<_>>(),
+        [b"19997", b"19998", b"19999"]
+    );
+}
+
+/// Starts a container in a process that is then killed: `starter ROOT RUN CGROUP IMAGE ID WORDS...`.
+fn starter(args: &[String]) -> ExitCode {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let [root, run, cgroup, image, id, words @ ..] = args else {
+        panic!("starter ROOT RUN CGROUP IMAGE ID WORDS...");
+    };
+    runtime.block_on(async {
+        let config = Config {
+            root_dir: root.into(),
+            run_dir: run.into(),
+            cgroup_parent: cgroup.into(),
+            cgroup_mount: "/sys/fs/cgroup".into(),
+        };
+        let executor = Executor::open(config).await.unwrap();
+        let args =
+            ["/bin/inside".to_owned(), "inside".to_owned()].into_iter().chain(words.to_vec()).collect();
+        let mut request = ContainerRequest::new(id, vec![image.into()], args);
+        request.labels.insert("task".into(), "t1".into());
+        executor.create(request).await.unwrap();
+        println!("{}", executor.start(id).await.unwrap().pid);
+        std::future::pending::<()>().await;
+    });
+    ExitCode::SUCCESS
+}
+
+/// The pid of a container whose starter has been killed.
+fn orphan(bench: &Bench, id: &str, words: &[&str]) -> i32 {
+    let config = &bench.config;
+    let mut starter = Command::new(std::env::current_exe().unwrap())
+        .arg("starter")
+        .args([&config.root_dir, &config.run_dir, &PathBuf::from(&config.cgroup_parent), &bench.image()])
+        .arg(id)
+        .args(words)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufReader::new(starter.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    starter.kill().unwrap();
+    starter.wait().unwrap();
+    line.trim().parse().unwrap()
+}
+
+fn a_container_survives_its_starter_and_is_adopted(bench: &mut Bench) {
+    let pid = orphan(bench, "orphan", &["obey"]);
+    bench.reopen();
+    assert_eq!(bench.pid("orphan"), pid);
+    assert_eq!(bench.executor.inspect("orphan").unwrap().labels["task"], "t1");
+    bench.until_said("orphan", "ready");
+    let mut events = bench.executor.events();
+    let exit = bench.wait(bench.executor.stop("orphan", PATIENCE)).unwrap().unwrap();
+    assert_eq!(exit.code, 7);
+    assert_eq!(bench.wait(events.next()), Some(Event::Exited { id: "orphan".into(), exit }));
+}
+
+fn an_end_nobody_watched_is_known_after_a_restart(bench: &mut Bench) {
+    let pid = orphan(bench, "orphan", &["wait-for", "/data/go"]);
+    File::create(format!("/proc/{pid}/root/data/go")).unwrap();
+    let record = bench.config.root_dir.join("containers/orphan/exit.json");
+    until("the exit record is written", || record.exists());
+    bench.reopen();
+    let State::Exited(exit) = bench.executor.inspect("orphan").unwrap().state else {
+        panic!("it is not known to have ended");
+    };
+    assert_eq!((exit.code, exit.error), (3, None));
+}
+
+fn a_container_dies_with_its_shim(bench: &mut Bench) {
+    for adopted in [false, true] {
+        let request = bench.request(&["hang"]);
+        let id = bench.start(request).unwrap();
+        let State::Running(running) = bench.executor.inspect(&id).unwrap().state else {
+            panic!("it does not run");
+        };
+        if adopted {
+            // The old executor's tasks end with its runtime, so that only the new one sees what has happened.
+            let fresh =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            std::mem::replace(&mut bench.runtime, fresh).shutdown_background();
+        }
+        signal(running.shim_pid, 9);
+        if adopted {
+            bench.reopen();
+        }
+        let exit = bench.wait(bench.executor.wait(&id)).unwrap();
+        assert_eq!(exit.code, 255);
+        assert!(exit.error.unwrap().contains("shim is gone"));
+        until("the program is dead", || !Path::new(&format!("/proc/{}/exe", running.pid)).exists());
+    }
+}
+
+fn a_half_made_container_is_swept_away(bench: &mut Bench) {
+    let request = bench.request(&["exit", "0"]);
+    let id = request.id.clone();
+    bench.wait(bench.executor.create(request)).unwrap();
+    let containers = bench.config.root_dir.join("containers");
+    for name in ["half.partial", "empty"] {
+        fs::create_dir(containers.join(name)).unwrap();
+    }
+    bench.reopen();
+    assert_eq!(bench.executor.list().len(), 1);
+    assert_eq!(bench.executor.inspect(&id).unwrap().state, State::Created);
+    assert!(!containers.join("half.partial").exists() && !containers.join("empty").exists());
+    // What was made before the restart can be started after it.
+    bench.wait(bench.executor.start(&id)).unwrap();
+    assert_eq!(bench.wait(bench.executor.wait(&id)).unwrap().code, 0);
+}
+
+fn memory_is_limited_and_its_want_is_told_apart(bench: &mut Bench) {
+    if unlimited(bench) {
+        return;
+    }
+    let mut request = bench.request(&["eat", "200"]);
+    request.limits.memory_bytes = Some(32 << 20);
+    let id = bench.start(request).unwrap();
+    let exit = bench.wait(bench.executor.wait(&id)).unwrap();
+    assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, Some(9), true));
+    let mut request = bench.request(&["eat", "8"]);
+    request.limits.memory_bytes = Some(32 << 20);
+    assert_eq!(bench.run(request).0, 0);
+}
+
+fn processes_are_limited(bench: &mut Bench) {
+    if unlimited(bench) {
+        return;
+    }
+    let mut request = bench.request(&["threads", "100"]);
+    request.limits.pids = Some(20);
+    let (code, output) = bench.run(request);
+    assert_eq!(code, 0);
+    let count: usize = output.trim().parse().unwrap();
+    assert!((10..20).contains(&count), "{count} threads began");
+}
+
+fn cpu_is_limited_and_updated(bench: &mut Bench) {
+    if unlimited(bench) {
+        return;
+    }
+    let mut request = bench.request(&["burn"]);
+    request.limits = Limits { nano_cpus: Some(100_000_000), memory_bytes: Some(64 << 20), pids: Some(10) };
+    let id = bench.start(request).unwrap();
+    bench.wait(async {
+        loop {
+            let usage = bench.executor.stats(&id).await.unwrap();
+            if usage.throttled_periods > 0 && usage.cpu_ns > 0 {
+                assert_eq!(usage.memory_limit_bytes, Some(64 << 20));
+                assert!(usage.memory_bytes > 0 && usage.pids == 1);
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let limits = Limits { nano_cpus: None, memory_bytes: Some(32 << 20), pids: None };
+        bench.executor.update(&id, limits).await.unwrap();
+        assert_eq!(bench.executor.stats(&id).await.unwrap().memory_limit_bytes, Some(32 << 20));
+        let raised = Limits { memory_bytes: Some(128 << 20), ..limits };
+        bench.executor.update(&id, raised).await.unwrap();
+        assert_eq!(bench.executor.stats(&id).await.unwrap().memory_limit_bytes, Some(128 << 20));
+    });
+}
+
+fn unlimited(bench: &Bench) -> bool {
+    let reason = bench.executor.limits_unenforced();
+    if let Some(reason) = reason {
+        eprintln!("skipped: {reason}");
+    }
+    reason.is_some()
+}
+
+fn the_default_profile_holds_inside(bench: &mut Bench) {
+    let request = bench.request(&["profile"]);
+    let (code, output) = bench.run(request);
+    assert_eq!(code, 0, "{output}");
+    let has =
+        |line: &str| assert!(output.lines().any(|found| found == line), "{line:?} is missing from\n{output}");
+    // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, SYS_CHROOT
+    for set in ["CapPrm", "CapEff", "CapBnd"] {
+        has(&format!("{set}: 00000000000405fb"));
+    }
+    has("CapInh: 0000000000000000");
+    has("CapAmb: 0000000000000000");
+    has("NoNewPrivs: 1");
+    has("Seccomp: 2");
+    has("pid 1");
+    has("fds 0 1 2");
+    has("interfaces lo");
+    for path in ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/interrupts"] {
+        has(&format!("empty or absent {path}"));
+    }
+    has("no entries in /sys/firmware");
+    for path in ["/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/sys/kernel/uevent_seqnum"] {
+        has(&format!("cannot write {path}"));
+    }
+    for path in ["/dev/mem", "/dev/kmsg", "/dev/loop-control", "/dev/kvm"] {
+        has(&format!("cannot open {path}"));
+    }
+    for path in ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/ptmx"] {
+        has(&format!("can open {path}"));
+    }
+    has("port 80 can be bound");
+    has("cannot make a device node");
+}
+
+fn dangerous_system_calls_are_refused(bench: &mut Bench) {
+    let request = bench.request(&["calls"]);
+    let (code, output) = bench.run(request);
+    assert_eq!(code, 0, "{output}");
+    assert!(output.lines().count() > 20);
+    for line in output.lines() {
+        let expected =
+            if line.starts_with("clone3") || line.starts_with("unknown") { "ENOSYS" } else { "EPERM" };
+        assert!(line.ends_with(expected), "{line}");
+    }
+}
+
+fn the_user_is_looked_up_in_the_image(bench: &mut Bench) {
+    for (user, words) in [
+        ("", "0:0 [] home=/root"),
+        ("web", "33:34 [40] home=/srv"),
+        ("33", "33:34 [40] home=/srv"),
+        ("1000", "1000:0 [] home=/"),
+        ("1000:1001", "1000:1001 [] home=/"),
+        ("web:logs", "33:40 [] home=/srv"),
+    ] {
+        let mut request = bench.request(&["who"]);
+        request.user = user.into();
+        request.workdir = "/srv/made/for/it".into();
+        let (code, output) = bench.run(request);
+        assert_eq!(code, 0, "{output}");
+        assert!(output.contains(&format!("{words} in /srv/made/for/it")), "{user}: {output}");
+        if !user.is_empty() {
+            assert!(output.contains("CapEff: 0000000000000000"), "{user}: {output}");
+        }
+        assert!(output.contains("stdout can be opened anew"), "{user}: {output}");
+    }
+}
+
+fn mounts_are_what_was_asked_for(bench: &mut Bench) {
+    let shared = bench.directory.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    fs::write(shared.join("file"), "from outside").unwrap();
+    let mut request = bench.request(&["mounts"]);
+    let bind =
+        |source: PathBuf, target: &str, readonly| Mount::Bind { source, target: target.into(), readonly };
+    request.mounts = vec![
+        bind(shared.clone(), "/mnt/ro", true),
+        bind(shared.clone(), "/mnt/deep/rw", false),
+        bind(shared.join("file"), "/etc/one-file", true),
+        Mount::Tmpfs { target: "/scratch".into(), size_bytes: Some(1 << 20), mode: 0o1777 },
+    ];
+    request.privileges.read_only_root = true;
+    let (code, output) = bench.run(request);
+    assert_eq!(code, 0, "{output}");
+    assert_eq!(
+        output,
+        "/mnt/ro/file: from outside\n/etc/one-file: from outside\nwrite /mnt/ro/new: EROFS\n\
+         write /mnt/deep/rw/new: ok\nwrite /scratch/new: ok\nfill /scratch/big: ENOSPC\nwrite /new: EROFS\n"
+    );
+    assert_eq!(fs::read_to_string(shared.join("new")).unwrap(), "from inside");
+    // The image stays as it was: what a container writes goes to its own layer.
+    let request = bench.request(&["write", "/data/own"]);
+    assert_eq!(bench.run(request).0, 0);
+    assert!(!bench.image().join("data/own").exists());
+    let request = bench.request(&["write", "/data/own"]);
+    assert_eq!(bench.run(request).0, 0, "another container sees what the first has written");
+}
+
+fn links_in_the_image_do_not_lead_out(bench: &mut Bench) {
+    let outside = bench.directory.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    let layer = bench.directory.path().join("links");
+    fs::create_dir_all(layer.join("data/real")).unwrap();
+    symlink(&outside, layer.join("data/absolute")).unwrap();
+    symlink("../../../../../../..", layer.join("data/climbing")).unwrap();
+    symlink("/data/real", layer.join("data/inner")).unwrap();
+    let mount = |target: &str| Mount::Tmpfs { target: target.into(), size_bytes: None, mode: 0o755 };
+
+    let mut request = bench.request(&["write", "/data/real/under/x"]);
+    request.lower.insert(0, layer.clone());
+    request.mounts =
+        vec![mount("/data/inner/under"), mount(&format!("/data/climbing{}/y", outside.display()))];
+    request.workdir = "/data/inner/work".into();
+    assert_eq!(bench.run(request).0, 0);
+
+    // A link to where nothing is inside is refused, whatever is there outside.
+    let mut request = bench.request(&["exit", "0"]);
+    request.lower.insert(0, layer);
+    request.mounts = vec![mount("/data/absolute/z")];
+    assert!(matches!(bench.start(request), Err(Error::Start { code: 125, .. })));
+    assert_eq!(fs::read_dir(outside).unwrap().count(), 0);
+}
+
+fn names_are_generated(bench: &mut Bench) {
+    let mut request = bench.request(&["names"]);
+    request.hostname = "web-1".into();
+    request.addresses = vec!["10.0.0.7".parse().unwrap()];
+    request.extra_hosts = vec![("db".into(), "10.0.0.9".parse().unwrap())];
+    request.dns.servers = vec!["10.0.0.1".parse().unwrap()];
+    request.dns.search = vec!["example.org".into()];
+    request.dns.options = vec!["ndots:0".into()];
+    request.env = vec!["COLOUR=blue".into()];
+    let (code, output) = bench.run(request);
+    assert_eq!(code, 0, "{output}");
+    for line in [
+        "kernel web-1",
+        "HOSTNAME=web-1",
+        "COLOUR=blue",
+        "web-1",
+        "127.0.0.1\tlocalhost",
+        "10.0.0.7\tweb-1",
+        "10.0.0.9\tdb",
+        "nameserver 10.0.0.1",
+        "search example.org",
+        "options ndots:0",
+    ] {
+        assert!(output.lines().any(|found| found == line), "{line:?} is missing from\n{output}");
+    }
+}
+
+fn privileges_are_given_only_when_asked_for(bench: &mut Bench) {
+    let mut request = bench.request(&["profile"]);
+    request.privileges.cap_drop = vec!["ALL".into()];
+    request.privileges.cap_add = vec!["CAP_NET_BIND_SERVICE".into()];
+    request.privileges.seccomp_unconfined = true;
+    request.privileges.new_privileges = true;
+    let (_, output) = bench.run(request);
+    for line in ["CapBnd: 0000000000000400", "CapEff: 0000000000000400", "NoNewPrivs: 0", "Seccomp: 0"] {
+        assert!(output.lines().any(|found| found == line), "{line:?} is missing from\n{output}");
+    }
+}
+
+fn another_program_runs_inside(bench: &mut Bench) {
+    let mut request = bench.request(&["hang"]);
+    request.env = vec!["COLOUR=blue".into()];
+    let id = bench.start(request).unwrap();
+    let run = |exec: Exec| {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+        let stdio = [null(), OwnedFd::from(writer), null()];
+        let exit = bench.wait(bench.executor.exec(&id, exec, stdio));
+        let mut output = String::new();
+        reader.read_to_string(&mut output).unwrap();
+        (exit, output)
+    };
+    let exec = |words: &[&str]| {
+        let args = ["/bin/inside", "inside"].iter().chain(words).map(ToString::to_string).collect();
+        Exec { args, env: vec!["SHAPE=round".into()], user: None, workdir: None, timeout_ms: None }
+    };
+    let (exit, output) = run(exec(&["names"]));
+    assert_eq!(exit.unwrap().code, 0);
+    assert!(output.contains("COLOUR=blue") && output.contains("SHAPE=round"), "{output}");
+    let (exit, output) =
+        run(Exec { user: Some("web".into()), workdir: Some("/data".into()), ..exec(&["who"]) });
+    assert_eq!(exit.unwrap().code, 0);
+    assert!(output.contains("33:34 [40] home=/srv in /data"), "{output}");
+    let (exit, output) = run(exec(&["profile"]));
+    assert_eq!(exit.unwrap().code, 0);
+    assert!(output.contains("CapBnd: 00000000000405fb") && output.contains("Seccomp: 2"), "{output}");
+    let (exit, _) = run(exec(&["exit", "9"]));
+    assert_eq!((exit.as_ref().unwrap().code, exit.unwrap().timed_out), (9, false));
+    let (exit, _) = run(Exec { timeout_ms: Some(50), ..exec(&["hang"]) });
+    assert_eq!((exit.as_ref().unwrap().code, exit.unwrap().timed_out), (137, true));
+    let (exit, _) = run(Exec { args: vec!["/nothing".into()], ..exec(&[]) });
+    assert!(matches!(exit, Err(Error::Start { code: 127, .. })), "{exit:?}");
+    // A program still running beside the first one ends with it.
+    let executor = bench.executor.clone();
+    let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+    let (hanging, beside) = (exec(&["hang"]), id.clone());
+    bench.runtime.spawn(async move { executor.exec(&beside, hanging, [null(), null(), null()]).await });
+    bench.wait(async {
+        while bench.executor.stats(&id).await.is_ok_and(|usage| usage.pids == 1) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        bench.executor.stop(&id, Duration::ZERO).await.unwrap();
+    });
+}
+
+fn the_shim_is_sealed_and_small(bench: &mut Bench) {
+    let request = bench.request(&["hang"]);
+    let id = bench.start(request).unwrap();
+    let State::Running(running) = bench.executor.inspect(&id).unwrap().state else {
+        panic!("it does not run");
+    };
+    let program = PathBuf::from(format!("/proc/{}/exe", running.shim_pid));
+    assert!(fs::read_link(&program).unwrap().to_str().unwrap().starts_with("/memfd:rswarm-shim"));
+    assert!(File::options().write(true).open(&program).is_err(), "the shim's program can be written");
+    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", running.shim_pid)).unwrap();
+    let private: u64 = rollup
+        .lines()
+        // The program itself lies in memory too, but only once for all shims.
+        .filter(|line| line.starts_with("Anonymous:"))
+        .map(|line| line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap())
+        .sum();
+    println!("    memory a shim has for itself: {private} KiB");
+    assert!(private < 512, "{private} KiB");
+}
+
+fn thirty_starts_leave_nothing(bench: &mut Bench) {
+    let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+    let mut latencies = Vec::new();
+    let mut before = 0;
+    for round in 0..31 {
+        let request = bench.request(&["clock"]);
+        let begun = monotonic_ns();
+        let (code, output) = bench.run(request);
+        assert_eq!(code, 0);
+        latencies.push(output.trim().parse::<u64>().unwrap() - begun);
+        let id = format!("c{}", bench.made);
+        bench.wait(bench.executor.remove(&id)).unwrap();
+        if round == 0 {
+            before = descriptors();
+        }
+    }
+    until("descriptors are closed", || descriptors() <= before);
+    assert!(bench.executor.list().is_empty());
+    for cgroup in bench.cgroups() {
+        let children = fs::read_dir(cgroup).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir());
+        assert_eq!(children.map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>(), ["shims"]);
+    }
+    latencies.sort_unstable();
+    let ms = |ns: u64| ns as f64 / 1e6;
+    println!(
+        "    create + start to the first instruction: median {:.2} ms, least {:.2}, most {:.2}",
+        ms(latencies[latencies.len() / 2]),
+        ms(latencies[0]),
+        ms(*latencies.last().unwrap())
+    );
+}
+
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn signal(pid: i32, number: i32) {
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::try_from(number).unwrap()).unwrap();
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What this program does as a container's program.
+mod inside {
+    use super::*;
+    use nix::libc;
+
+    pub fn main(args: &[String]) -> ExitCode {
+        let words: Vec<&str> = args.iter().map(String::as_str).collect();
+        match words[..] {
+            ["exit", code] => return ExitCode::from(code.parse::<u8>().unwrap()),
+            ["hang"] => loop {
+                std::thread::park();
+            },
+            ["clock"] => println!("{}", monotonic_ns()),
+            ["obey"] => return obey(),
+            ["speak"] => speak(),
+            ["count", last] => (0..last.parse().unwrap()).for_each(|number: usize| println!("{number}")),
+            ["wait-for", path] => {
+                until("the file is there", || Path::new(path).exists());
+                return ExitCode::from(3);
+            }
+            ["eat", mebibytes] => eat(mebibytes.parse().unwrap()),
+            ["threads", count] => threads(count.parse().unwrap()),
+            ["burn"] => loop {
+                std::hint::spin_loop();
+            },
+            ["profile"] => profile(),
+            ["calls"] => calls(),
+            ["who"] => who(),
+            ["mounts"] => mounts(),
+            ["write", path] => {
+                File::create_new(path).unwrap();
+            }
+            ["names"] => names(),
+            _ => panic!("{words:?} is nothing to do"),
+        }
+        ExitCode::SUCCESS
+    }
+
+    fn obey() -> ExitCode {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut signals =
+                tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+            println!("ready");
+            signals.recv().await;
+        });
+        ExitCode::from(7)
+    }
+
+    fn speak() {
+        println!("one");
+        eprintln!("wrong");
+        println!("two");
+        println!("{}", "x".repeat(40_000));
+        print!("no newline");
+        std::io::stdout().flush().unwrap();
+    }
+
+    fn eat(mebibytes: usize) {
+        let mut memory = vec![0_u8; mebibytes << 20];
+        memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+        std::hint::black_box(&memory);
+    }
+
+    fn threads(count: usize) {
+        let begin = |_| std::thread::Builder::new().stack_size(65_536).spawn(std::thread::park).is_ok();
+        println!("{}", (0..count).map(begin).filter(|begun| *begun).count());
+    }
+
+    fn status() -> Vec<String> {
+        let text = fs::read_to_string("/proc/self/status").unwrap();
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    }
+
+    fn profile() {
+        status().iter().for_each(|line| println!("{line}"));
+        println!("pid {}", std::process::id());
+        // The listing itself has a descriptor, which is closed again when it is asked after.
+        let listed: Vec<i32> = fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+            .collect();
+        let open = listed
+            .into_iter()
+            .filter(|fd| nix::fcntl::fcntl(borrowed(*fd), nix::fcntl::FcntlArg::F_GETFD).is_ok());
+        let sorted: BTreeSet<i32> = open.collect();
+        println!("fds {}", sorted.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+        let interfaces = fs::read_dir("/sys/class/net").unwrap();
+        let names: Vec<_> =
+            interfaces.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        println!("interfaces {}", names.join(" "));
+        for path in ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/interrupts"] {
+            if fs::read(path).map_or(true, |bytes| bytes.is_empty()) {
+                println!("empty or absent {path}");
+            }
+        }
+        if fs::read_dir("/sys/firmware").map_or(0, Iterator::count) == 0 {
+            println!("no entries in /sys/firmware");
+        }
+        for path in ["/proc/sys/kernel/hostname", "/proc/sysrq-trigger", "/sys/kernel/uevent_seqnum"] {
+            if File::options().write(true).open(path).is_err() {
+                println!("cannot write {path}");
+            }
+        }
+        for path in ["/dev/mem", "/dev/kmsg", "/dev/loop-control", "/dev/kvm"] {
+            if File::open(path).is_err() {
+                println!("cannot open {path}");
+            }
+        }
+        for path in ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/ptmx"] {
+            if File::options().read(true).write(true).open(path).is_ok() {
+                println!("can open {path}");
+            }
+        }
+        if std::net::TcpListener::bind("0.0.0.0:80").is_ok() {
+            println!("port 80 can be bound");
+        }
+        let made = nix::sys::stat::mknod(
+            "/data/mem",
+            nix::sys::stat::SFlag::S_IFCHR,
+            nix::sys::stat::Mode::empty(),
+            nix::sys::stat::makedev(1, 1),
+        );
+        if made.is_err() {
+            println!("cannot make a device node");
+        }
+    }
+
+    fn borrowed(fd: i32) -> std::os::fd::BorrowedFd<'static> {
+        // SAFETY: only asked whether it is open.
+        unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
+    }
+
+    /// Each with arguments that do no harm should the call be let through.
+    fn calls() {
+        let table = [
+            ("mount", libc::SYS_mount),
+            ("umount2", libc::SYS_umount2),
+            ("pivot_root", libc::SYS_pivot_root),
+            ("setns", libc::SYS_setns),
+            ("open_tree", libc::SYS_open_tree),
+            ("move_mount", libc::SYS_move_mount),
+            ("fsopen", libc::SYS_fsopen),
+            ("mount_setattr", libc::SYS_mount_setattr),
+            ("bpf", libc::SYS_bpf),
+            ("perf_event_open", libc::SYS_perf_event_open),
+            ("keyctl", libc::SYS_keyctl),
+            ("add_key", libc::SYS_add_key),
+            ("request_key", libc::SYS_request_key),
+            ("userfaultfd", libc::SYS_userfaultfd),
+            ("io_uring_setup", libc::SYS_io_uring_setup),
+            ("open_by_handle_at", libc::SYS_open_by_handle_at),
+            ("init_module", libc::SYS_init_module),
+            ("delete_module", libc::SYS_delete_module),
+            ("kexec_load", libc::SYS_kexec_load),
+            ("swapoff", libc::SYS_swapoff),
+            ("acct", libc::SYS_acct),
+            ("quotactl", libc::SYS_quotactl),
+            ("syslog", libc::SYS_syslog),
+            ("kcmp", libc::SYS_kcmp),
+            ("fanotify_init", libc::SYS_fanotify_init),
+            ("clone3", libc::SYS_clone3),
+            ("unknown", 9_999),
+        ];
+        for (name, number) in table {
+            report(name, [number, -1, 0, 0]);
+        }
+        report("unshare user", [libc::SYS_unshare, libc::CLONE_NEWUSER.into(), 0, 0]);
+        report("clone user", [libc::SYS_clone, libc::CLONE_NEWUSER.into(), 0, 0]);
+        report("socket vsock", [libc::SYS_socket, libc::AF_VSOCK.into(), libc::SOCK_STREAM.into(), 0]);
+        report("socket alg", [libc::SYS_socket, libc::AF_ALG.into(), libc::SOCK_SEQPACKET.into(), 0]);
+        report("personality", [libc::SYS_personality, 0x0040_0000, 0, 0]);
+    }
+
+    fn report(name: &str, [number, first, second, third]: [libc::c_long; 4]) {
+        // SAFETY: the arguments are null or invalid, so that a call let through fails.
+        let result = unsafe { libc::syscall(number, first, second, third, 0, 0) };
+        let words = match std::io::Error::last_os_error().raw_os_error() {
+            _ if result >= 0 => "allowed".to_owned(),
+            Some(libc::EPERM) => "EPERM".to_owned(),
+            Some(libc::ENOSYS) => "ENOSYS".to_owned(),
+            other => format!("error {other:?}"),
+        };
+        println!("{name} {words}");
+    }
+
+    fn who() {
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let groups: Vec<u32> =
+            rustix::process::getgroups().unwrap().iter().map(|group| group.as_raw()).collect();
+        let (home, here) = (std::env::var("HOME").unwrap(), std::env::current_dir().unwrap());
+        println!("{uid}:{gid} {groups:?} home={home} in {}", here.display());
+        status().iter().filter(|line| line.starts_with("Cap")).for_each(|line| println!("{line}"));
+        if let Ok(mut stdout) = File::options().write(true).open("/dev/stdout") {
+            stdout.write_all(b"stdout can be opened anew\n").unwrap();
+        }
+    }
+
+    fn mounts() {
+        for path in ["/mnt/ro/file", "/etc/one-file"] {
+            println!("{path}: {}", fs::read_to_string(path).unwrap());
+        }
+        let words = |result: std::io::Result<()>| match result.map_err(|error| error.raw_os_error()) {
+            Ok(()) => "ok".to_owned(),
+            Err(Some(libc::EROFS)) => "EROFS".to_owned(),
+            Err(Some(libc::ENOSPC)) => "ENOSPC".to_owned(),
+            Err(other) => format!("{other:?}"),
+        };
+        for path in ["/mnt/ro/new", "/mnt/deep/rw/new", "/scratch/new"] {
+            println!("write {path}: {}", words(fs::write(path, "from inside")));
+        }
+        println!("fill /scratch/big: {}", words(fs::write("/scratch/big", vec![1; 2 << 20])));
+        println!("write /new: {}", words(fs::write("/new", "from inside")));
+    }
+
+    fn names() {
+        println!("kernel {}", rustix::system::uname().nodename().to_str().unwrap());
+        std::env::vars().for_each(|(name, value)| println!("{name}={value}"));
+        for file in ["hostname", "hosts", "resolv.conf"] {
+            print!("{}", fs::read_to_string(Path::new("/etc").join(file)).unwrap());
+        }
+    }
+}
