@@ -1,6 +1,8 @@
 //! Packets and connections between the nodes of a cluster.
 //!
-//! The pure half ([`table`], [`decide`]) says what is routable and what happens to a packet, a name or a connection.
+//! The pure half ([`table`], [`decide`]) says what is routable and what happens to a packet, a name or a connection;
+//! the other half ([`peer`]) carries it out.
 
 pub mod decide;
+pub mod peer;
 pub mod table;

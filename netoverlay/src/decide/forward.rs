@@ -36,7 +36,7 @@ pub struct Routes {
 /// Why a packet was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(usize)]
-pub enum Drop {
+pub enum Reason {
     /// Not a whole IPv4 packet.
     Malformed,
     /// A network this node has not been told of.
@@ -57,7 +57,7 @@ pub enum Drop {
     Device,
 }
 
-impl Drop {
+impl Reason {
     /// All reasons, in the order of their numbers.
     pub const ALL: [Self; 9] = [
         Self::Malformed,
@@ -72,7 +72,7 @@ impl Drop {
     ];
 }
 
-impl fmt::Display for Drop {
+impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Malformed => "malformed",
@@ -117,44 +117,44 @@ impl Routes {
     }
 
     /// The peer an outgoing packet goes to.
-    pub fn outgoing(&self, network: NetworkId, packet: &[u8]) -> Result<Slot, Drop> {
+    pub fn outgoing(&self, network: NetworkId, packet: &[u8]) -> Result<Slot, Reason> {
         let (source, destination) = addresses(packet)?;
-        let net = self.nets.get(&network).ok_or(Drop::UnknownNetwork)?;
+        let net = self.nets.get(&network).ok_or(Reason::UnknownNetwork)?;
         let from_here =
             net.owners.get(&source) == Some(&Owner::Local) || source == net.gateway && is_icmp_error(packet);
         if !from_here {
-            return Err(Drop::ForeignSource);
+            return Err(Reason::ForeignSource);
         }
         match net.owners.get(&destination) {
             Some(Owner::Peer(slot)) => Ok(*slot),
-            Some(Owner::Local) | None => Err(Drop::NoRoute),
+            Some(Owner::Local) | None => Err(Reason::NoRoute),
         }
     }
 
     /// Whether a packet from `peer` may enter `network` here.
     ///
     /// The gateway's address is the same on all nodes, so a peer may use it, but only to report errors.
-    pub fn incoming(&self, network: NetworkId, peer: Slot, packet: &[u8]) -> Result<(), Drop> {
+    pub fn incoming(&self, network: NetworkId, peer: Slot, packet: &[u8]) -> Result<(), Reason> {
         let (source, destination) = addresses(packet)?;
-        let net = self.nets.get(&network).ok_or(Drop::UnknownNetwork)?;
+        let net = self.nets.get(&network).ok_or(Reason::UnknownNetwork)?;
         let genuine =
             net.owners.get(&source) == Some(&Owner::Peer(peer)) || source == net.gateway && is_icmp_error(packet);
         if !genuine {
-            return Err(Drop::Spoofed);
+            return Err(Reason::Spoofed);
         }
         if net.owners.get(&destination) != Some(&Owner::Local) {
-            return Err(Drop::NotHere);
+            return Err(Reason::NotHere);
         }
         Ok(())
     }
 }
 
-fn addresses(packet: &[u8]) -> Result<(Ipv4Addr, Ipv4Addr), Drop> {
-    let header: &[u8; 20] = packet.first_chunk().ok_or(Drop::Malformed)?;
+fn addresses(packet: &[u8]) -> Result<(Ipv4Addr, Ipv4Addr), Reason> {
+    let header: &[u8; 20] = packet.first_chunk().ok_or(Reason::Malformed)?;
     let header_length = usize::from(header[0] & 15) * 4;
     let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
     if header[0] >> 4 != 4 || header_length < 20 || length < header_length || length != packet.len() {
-        return Err(Drop::Malformed);
+        return Err(Reason::Malformed);
     }
     let address = |at: usize| Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]);
     Ok((address(12), address(16)))
