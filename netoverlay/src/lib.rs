@@ -1,8 +1,11 @@
 //! Packets and connections between the nodes of a cluster.
 //!
 //! The pure half ([`table`], [`decide`]) says what is routable and what happens to a packet, a name or a connection;
-//! the other half ([`peer`]) carries it out.
+//! the other half ([`peer`], [`ingress`]) carries it out.
 
 pub mod decide;
+pub mod ingress;
 pub mod peer;
+pub mod resolver;
 pub mod table;
+pub mod view;
