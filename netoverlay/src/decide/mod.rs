@@ -1,0 +1,7 @@
+//! The overlay's decisions, as functions of what is known: where a packet goes, how it is cut and joined, which
+//! backend a connection gets, what a name means. No sockets, clocks or threads.
+
+pub mod balance;
+pub mod forward;
+pub mod names;
+pub mod segment;

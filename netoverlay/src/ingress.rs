@@ -1,0 +1,470 @@
+//! Published TCP ports: this node listens on each of them, picks a task, and joins the client's connection to one that
+//! the task's node makes from the client's own address. A task that refuses or keeps silent is passed over.
+//!
+//! Published UDP ports are not served yet; the status says so for each.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    sync::{Semaphore, mpsc, watch},
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    decide::balance,
+    peer::{Accept, Mesh, Receiver, Sender, Stream},
+    table::{Backend, NetworkId, NodeId, Protocol, PublishedPort},
+    view::View,
+};
+
+/// A task that has not answered by then gets company.
+pub const NEXT_AFTER: Duration = Duration::from_millis(200);
+/// No task at all by then: the client's connection is reset.
+const GIVE_UP: Duration = Duration::from_secs(5);
+/// How long a peer may take to say what it wants of a stream.
+const HEADER_PATIENCE: Duration = Duration::from_secs(5);
+/// A port that could not be bound is tried again this often.
+const BIND_AGAIN: Duration = Duration::from_secs(2);
+/// Connections through this node's published ports at once.
+const CONNECTIONS: usize = 16 << 10;
+/// Bytes read at once.
+const CHUNK: usize = 64 << 10;
+
+/// Makes connections to tasks on this node, from the network's namespace.
+pub trait Connect: Send + Sync + 'static {
+    /// Connects to `target` in `network`, if possible from `client`.
+    fn connect(&self, network: NetworkId, client: SocketAddr, target: SocketAddrV4) -> Connecting;
+}
+
+/// A connection being made.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+
+/// How a published port fares on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortState {
+    /// Listening.
+    Open,
+    /// Not listening, and why; tried again on its own.
+    Failed(String),
+}
+
+/// Something about a published port changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortEvent {
+    /// The port.
+    pub port: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// How it is now.
+    pub state: PortState,
+}
+
+/// The state of all published ports, by protocol and number.
+pub type Ports = Arc<Mutex<BTreeMap<(Protocol, u16), PortState>>>;
+
+/// What both directions need.
+pub(crate) struct Ingress {
+    pub node: NodeId,
+    pub listen: IpAddr,
+    pub mesh: Mesh,
+    pub connector: Arc<dyn Connect>,
+    pub view: watch::Receiver<View>,
+    pub ports: Ports,
+    pub tracker: TaskTracker,
+    pub stop: CancellationToken,
+    pub turn: AtomicUsize,
+    pub limit: Arc<Semaphore>,
+}
+
+/// The other end of a client's connection.
+enum Upstream {
+    Here(TcpStream),
+    There(Stream),
+}
+
+impl Ingress {
+    pub fn permits() -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(CONNECTIONS))
+    }
+
+    /// Keeps a listener for each published port, until stopped. Open connections survive their listener.
+    pub async fn listen(self: Arc<Self>, events: mpsc::UnboundedSender<PortEvent>) {
+        let mut view = self.view.clone();
+        let mut listeners: BTreeMap<u16, CancellationToken> = BTreeMap::new();
+        loop {
+            let table = view.borrow_and_update().table.clone();
+            let mut states = BTreeMap::new();
+            let wanted = |port: u16| {
+                table.ports.iter().any(|wanted| wanted.protocol == Protocol::Tcp && wanted.port == port)
+            };
+            listeners.retain(|port, listener| {
+                let keep = wanted(*port);
+                if !keep {
+                    listener.cancel();
+                }
+                keep
+            });
+            for published in &table.ports {
+                let key = (published.protocol, published.port);
+                let state = match published.protocol {
+                    Protocol::Udp => PortState::Failed("published UDP ports are not supported yet".into()),
+                    Protocol::Tcp if listeners.contains_key(&published.port) => PortState::Open,
+                    Protocol::Tcp => match self.bind(published.port).await {
+                        Ok(listener) => {
+                            let stop = self.stop.child_token();
+                            listeners.insert(published.port, stop.clone());
+                            self.tracker.spawn(self.clone().accept_clients(listener, published.port, stop));
+                            PortState::Open
+                        }
+                        Err(error) => PortState::Failed(explain(published, &error)),
+                    },
+                };
+                states.insert(key, state);
+            }
+            let failed = states
+                .iter()
+                .any(|((protocol, _), state)| *protocol == Protocol::Tcp && matches!(state, PortState::Failed(_)));
+            self.report(states, &events);
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(BIND_AGAIN), if failed => {}
+                changed = view.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn bind(&self, port: u16) -> io::Result<TcpListener> {
+        TcpListener::bind((self.listen, port)).await
+    }
+
+    fn report(&self, states: BTreeMap<(Protocol, u16), PortState>, events: &mpsc::UnboundedSender<PortEvent>) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        for (&(protocol, port), state) in &states {
+            let before = ports.get(&(protocol, port));
+            if before != Some(state) && (before.is_some() || *state != PortState::Open) {
+                // Nobody listens any more only while the overlay stops.
+                let _ = events.send(PortEvent { port, protocol, state: state.clone() });
+            }
+        }
+        *ports = states;
+    }
+
+    async fn accept_clients(self: Arc<Self>, listener: TcpListener, port: u16, stop: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((client, from)) => {
+                    let Ok(permit) = self.limit.clone().try_acquire_owned() else {
+                        tracing::warn!(port, "connection refused: this node carries {CONNECTIONS} already");
+                        reset(&client);
+                        continue;
+                    };
+                    let ingress = self.clone();
+                    self.tracker.spawn(async move {
+                        tokio::select! {
+                            () = ingress.stop.cancelled() => {}
+                            () = ingress.serve_client(client, from, port) => {}
+                        }
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: others have to finish first.
+                    tracing::warn!(port, %error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    async fn serve_client(&self, client: TcpStream, from: SocketAddr, port: u16) {
+        let _ = client.set_nodelay(true);
+        match self.find(from, port).await {
+            Ok(Upstream::Here(mut task)) => {
+                let mut client = client;
+                let _ = task.set_nodelay(true);
+                if tokio::io::copy_bidirectional_with_sizes(&mut client, &mut task, CHUNK, CHUNK).await.is_err() {
+                    reset(&client);
+                    reset(&task);
+                }
+            }
+            Ok(Upstream::There(stream)) => join(client, stream).await,
+            Err(why) => {
+                tracing::debug!(port, %from, why, "client turned away");
+                reset(&client);
+            }
+        }
+    }
+
+    /// Finds a task that takes the connection: one after the other, with a new one joining the race when the last has
+    /// kept silent for [`NEXT_AFTER`].
+    async fn find(&self, client: SocketAddr, port: u16) -> Result<Upstream, String> {
+        let view = self.view.borrow().clone();
+        let Some(published) = view.port(Protocol::Tcp, port) else {
+            return Err("the port is no longer published".into());
+        };
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let mut waiting =
+            balance::order(&published.backends, turn, &view.suspects, |backend| Some(backend.node.clone()))
+                .into_iter();
+        let give_up = Instant::now() + GIVE_UP;
+        let mut trying = FuturesUnordered::new();
+        let mut next_at = Instant::now();
+        let mut errors = Vec::new();
+        loop {
+            if trying.is_empty() || Instant::now() >= next_at {
+                if let Some(backend) = waiting.next() {
+                    trying.push(self.reach(published, backend, client));
+                    next_at = Instant::now() + NEXT_AFTER;
+                } else if trying.is_empty() {
+                    return Err(if errors.is_empty() {
+                        format!("service {} has no task that takes connections", published.service)
+                    } else {
+                        errors.join("; ")
+                    });
+                }
+            }
+            tokio::select! {
+                Some(result) = trying.next() => match result {
+                    Ok(upstream) => return Ok(upstream),
+                    Err(error) => {
+                        errors.push(error);
+                        next_at = Instant::now();
+                    }
+                },
+                () = sleep_until(next_at), if waiting.len() > 0 => {}
+                () = sleep_until(give_up) => return Err("no task has answered in time".into()),
+            }
+        }
+    }
+
+    async fn reach(&self, port: &PublishedPort, backend: Backend, client: SocketAddr) -> Result<Upstream, String> {
+        let target = SocketAddrV4::new(backend.address, port.target_port);
+        let error = |why: &dyn std::fmt::Display| format!("{target} on {}: {why}", backend.node);
+        if backend.node == self.node {
+            let task = self.connector.connect(port.network, client, target).await;
+            return task.map(Upstream::Here).map_err(|source| error(&source));
+        }
+        let mut stream = self.mesh.open(backend.node.clone()).await.map_err(|source| error(&source))?;
+        let request = Request { network: port.network, target, client };
+        stream.sender.send(request.encode()).await.map_err(|source| error(&source))?;
+        match stream.receiver.receive().await {
+            Ok(Some(answer)) if answer.as_ref() == [CONNECTED] => Ok(Upstream::There(stream)),
+            Ok(_) => Err(error(&"refused")),
+            Err(source) => Err(error(&source)),
+        }
+    }
+
+    /// Serves the streams other nodes open to tasks of this one.
+    pub async fn serve_peers(self: Arc<Self>, mut accept: Accept) {
+        loop {
+            let next = tokio::select! {
+                () = self.stop.cancelled() => return,
+                next = accept.recv() => next,
+            };
+            let Some((peer, stream)) = next else { return };
+            let ingress = self.clone();
+            self.tracker.spawn(async move {
+                tokio::select! {
+                    () = ingress.stop.cancelled() => {}
+                    () = ingress.serve_peer(&peer, stream) => {}
+                }
+            });
+        }
+    }
+
+    async fn serve_peer(&self, peer: &NodeId, mut stream: Stream) {
+        let request = match timeout(HEADER_PATIENCE, Request::read(&mut stream.receiver)).await {
+            Ok(Some(request)) => request,
+            Ok(None) | Err(_) => {
+                tracing::debug!(%peer, "stream without a sound request");
+                return;
+            }
+        };
+        if !self.is_published(&request) {
+            tracing::debug!(%peer, target = %request.target, "not a task of a published port here");
+            return;
+        }
+        let connecting = self.connector.connect(request.network, request.client, request.target);
+        let task = match timeout(GIVE_UP, connecting).await {
+            Ok(Ok(task)) => task,
+            Ok(Err(error)) => {
+                tracing::debug!(target = %request.target, %error, "task does not take the connection");
+                return;
+            }
+            Err(_) => return,
+        };
+        let _ = task.set_nodelay(true);
+        if stream.sender.send(Bytes::from_static(&[CONNECTED])).await.is_ok() {
+            join(task, stream).await;
+        } else {
+            reset(&task);
+        }
+    }
+
+    /// A peer may reach what is published, and nothing else.
+    fn is_published(&self, request: &Request) -> bool {
+        self.view.borrow().table.ports.iter().any(|port| {
+            port.protocol == Protocol::Tcp
+                && port.network == request.network
+                && port.target_port == request.target.port()
+                && port
+                    .backends
+                    .iter()
+                    .any(|backend| backend.node == self.node && backend.address == *request.target.ip())
+        })
+    }
+}
+
+fn explain(port: &PublishedPort, error: &io::Error) -> String {
+    if error.kind() == io::ErrorKind::AddrInUse {
+        format!(
+            "port {}/{} of service {} is in use by another program on this node; stop it, or publish another port",
+            port.port, port.protocol, port.service
+        )
+    } else {
+        format!("cannot listen on port {}/{} of service {}: {error}", port.port, port.protocol, port.service)
+    }
+}
+
+/// Passes bytes both ways until both ends are done; a reset on one side is one on the other.
+async fn join(mut tcp: TcpStream, stream: Stream) {
+    let (read, write) = tcp.split();
+    if tokio::try_join!(upload(read, stream.sender), download(stream.receiver, write)).is_err() {
+        reset(&tcp);
+    }
+}
+
+/// One direction has ended before its time.
+struct Broken;
+
+async fn upload(mut read: ReadHalf<'_>, mut sender: Sender) -> Result<(), Broken> {
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(CHUNK);
+        match read.read_buf(&mut buffer).await {
+            Ok(0) => return sender.finish().await.map_err(|_| Broken),
+            Ok(_) => sender.send(buffer.split().freeze()).await.map_err(|_| Broken)?,
+            Err(_) => return Err(Broken),
+        }
+    }
+}
+
+async fn download(mut receiver: Receiver, mut write: WriteHalf<'_>) -> Result<(), Broken> {
+    while let Some(data) = receiver.receive().await.map_err(|_| Broken)? {
+        write.write_all(&data).await.map_err(|_| Broken)?;
+    }
+    write.shutdown().await.map_err(|_| Broken)
+}
+
+/// Makes the coming close a reset, so that the other end learns that the connection was not ended on purpose.
+fn reset(stream: &TcpStream) {
+    // Fails only on a closed socket.
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// The answer to a request whose task took the connection.
+const CONNECTED: u8 = 1;
+const VERSION: u8 = 1;
+const TCP: u8 = 6;
+
+/// What a node asks of the node of a task: first thing on a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Request {
+    network: NetworkId,
+    target: SocketAddrV4,
+    client: SocketAddr,
+}
+
+impl Request {
+    /// Version, protocol, network, target, client; all clients as IPv6, IPv4 ones mapped.
+    const LENGTH: usize = 1 + 1 + 4 + 4 + 2 + 16 + 2;
+
+    fn encode(&self) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(Self::LENGTH);
+        bytes.put_u8(VERSION);
+        bytes.put_u8(TCP);
+        bytes.put_u32(self.network.number());
+        bytes.put_slice(&self.target.ip().octets());
+        bytes.put_u16(self.target.port());
+        let client = match self.client.ip() {
+            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+            IpAddr::V6(ip) => ip,
+        };
+        bytes.put_slice(&client.octets());
+        bytes.put_u16(self.client.port());
+        bytes.freeze()
+    }
+
+    fn decode(mut bytes: &[u8]) -> Option<Self> {
+        if bytes.len() != Self::LENGTH || bytes.get_u8() != VERSION || bytes.get_u8() != TCP {
+            return None;
+        }
+        let network = NetworkId::new(bytes.get_u32())?;
+        let target = SocketAddrV4::new(Ipv4Addr::from(bytes.get_u32()), bytes.get_u16());
+        let client = Ipv6Addr::from(bytes.get_u128()).to_canonical();
+        Some(Self { network, target, client: SocketAddr::new(client, bytes.get_u16()) })
+    }
+
+    /// Reads one; the asking side sends nothing more before the answer.
+    async fn read(receiver: &mut Receiver) -> Option<Self> {
+        let mut bytes = BytesMut::new();
+        while bytes.len() < Self::LENGTH {
+            bytes.extend_from_slice(&receiver.receive().await.ok()??);
+        }
+        Self::decode(&bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_survive_the_way() {
+        for client in ["203.0.113.9:40000", "[2001:db8::1]:9"] {
+            let request = Request {
+                network: NetworkId::new(0xabcdef).unwrap(),
+                target: "10.50.0.2:80".parse().unwrap(),
+                client: client.parse().unwrap(),
+            };
+            assert_eq!(Request::decode(&request.encode()), Some(request));
+        }
+    }
+
+    #[test]
+    fn a_request_of_another_version_or_length_is_none() {
+        let request = Request {
+            network: NetworkId::new(1).unwrap(),
+            target: "10.50.0.2:80".parse().unwrap(),
+            client: "10.0.0.1:1".parse().unwrap(),
+        };
+        let mut bytes = request.encode().to_vec();
+        assert_eq!(Request::decode(&bytes[..Request::LENGTH - 1]), None);
+        bytes[0] = 9;
+        assert_eq!(Request::decode(&bytes), None);
+        assert_eq!(Request::decode(&[]), None);
+    }
+}
