@@ -819,18 +819,23 @@ fn spawn(program: &Path, command: &str, arguments: &[&OsStr], log: &Path) -> Res
         .with_context(|| format!("cannot run {}", program.display()))?;
     let said = child.wait_with_output().with_context(|| format!("cannot hear from {command}"))?.stdout;
     let said = String::from_utf8_lossy(&said);
+    // Two processes speak, so the order of their lines is open.
+    let mut ready = false;
     let mut process = None;
     for line in said.lines() {
         match line.split(' ').collect::<Vec<_>>()[..] {
+            ["ready"] => ready = true,
             ["process", pid, started] => {
                 process = Some(Process {
                     pid: pid.parse().context("a malformed process number")?,
                     started: started.parse().context("a malformed start time")?,
                 });
             }
-            ["ready"] => return process.context("a process that is ready but was never named"),
             _ => {}
         }
+    }
+    if let Some(process) = process.filter(|_| ready) {
+        return Ok(process);
     }
     let why = tail(log, 3);
     Err(anyhow!("{command} failed: {}", if why.is_empty() { "it said nothing" } else { why.trim() }))
