@@ -1,1 +1,3 @@
-//! Placeholder.
+//! Packets and connections between the nodes of a cluster.
+
+pub mod device;
