@@ -95,11 +95,6 @@ impl Groups {
         Ok(())
     }
 
-    /// Whether there is a hierarchy in which this machine can freeze a group.
-    pub fn can_freeze(&self) -> bool {
-        self.freezing().is_some_and(|directory| directory.exists())
-    }
-
     /// Stops all processes of the group where they are, and returns once they stand still.
     pub fn freeze(&self) -> Result<()> {
         self.set_frozen(true)

@@ -24,7 +24,10 @@ use std::{
     os::unix::{ffi::OsStrExt, fs::MetadataExt, net::UnixStream},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -716,7 +719,7 @@ impl Node<'_> {
         let code = status.code().unwrap_or_else(|| {
             128 + std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or_default()
         });
-        Ok(Ran { command: spoken, code, stdout: collect(stdout), stderr: collect(stderr) })
+        Ok(Ran { command: spoken, code, stdout: collect(&stdout), stderr: collect(&stderr) })
     }
 
     /// Runs `rswarm` with these arguments inside the node.
@@ -740,21 +743,38 @@ impl Node<'_> {
 /// At most so much of a command's output is kept, in bytes.
 const OUTPUT_MAX: u64 = 16 << 20;
 
-type Drain = Option<thread::JoinHandle<Vec<u8>>>;
+/// How long output may still arrive after its command has ended. A process it left in the background
+/// may hold the pipe open for ever.
+const OUTPUT_PATIENCE: Duration = Duration::from_millis(500);
 
-fn drain(pipe: Option<impl Read + Send + 'static>) -> Drain {
-    pipe.map(|pipe| {
-        thread::spawn(move || {
-            let mut bytes = Vec::new();
-            // What could be read is all there is to tell.
-            let _ = pipe.take(OUTPUT_MAX).read_to_end(&mut bytes);
-            bytes
-        })
-    })
+/// Reads a pipe to its end on a thread of its own, a piece at a time.
+fn drain(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+    let (pieces, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut pipe = pipe.into_iter().map(|pipe| pipe.take(OUTPUT_MAX)).next();
+        while let Some(pipe) = &mut pipe {
+            let mut piece = vec![0; 64 << 10];
+            match pipe.read(&mut piece) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => return,
+                Ok(length) => {
+                    piece.truncate(length);
+                    if pieces.send(piece).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    });
+    receiver
 }
 
-fn collect(drain: Drain) -> String {
-    let bytes = drain.and_then(|thread| thread.join().ok()).unwrap_or_default();
+fn collect(pieces: &mpsc::Receiver<Vec<u8>>) -> String {
+    let end = Instant::now() + OUTPUT_PATIENCE;
+    let mut bytes = Vec::new();
+    while let Ok(piece) = pieces.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        bytes.extend(piece);
+    }
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -799,18 +819,23 @@ fn spawn(program: &Path, command: &str, arguments: &[&OsStr], log: &Path) -> Res
         .with_context(|| format!("cannot run {}", program.display()))?;
     let said = child.wait_with_output().with_context(|| format!("cannot hear from {command}"))?.stdout;
     let said = String::from_utf8_lossy(&said);
+    // Two processes speak, so the order of their lines is open.
+    let mut ready = false;
     let mut process = None;
     for line in said.lines() {
         match line.split(' ').collect::<Vec<_>>()[..] {
+            ["ready"] => ready = true,
             ["process", pid, started] => {
                 process = Some(Process {
                     pid: pid.parse().context("a malformed process number")?,
                     started: started.parse().context("a malformed start time")?,
                 });
             }
-            ["ready"] => return process.context("a process that is ready but was never named"),
             _ => {}
         }
+    }
+    if let Some(process) = process.filter(|_| ready) {
+        return Ok(process);
     }
     let why = tail(log, 3);
     Err(anyhow!("{command} failed: {}", if why.is_empty() { "it said nothing" } else { why.trim() }))

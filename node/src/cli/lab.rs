@@ -1,0 +1,304 @@
+//! `rswarm lab …`: clusters on this machine, made to be broken.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand, ValueEnum};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use rswarm_chaos::lab::{self, Lab, Options, Power, Status};
+
+/// Make a cluster on this machine, and break it
+#[derive(Debug, Args)]
+pub struct Command {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Start nodes and form a cluster of them
+    Up(Up),
+    /// List the labs of this machine
+    Ls {
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Show the nodes of a lab and the links that are cut
+    Status {
+        #[command(flatten)]
+        lab: Name,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Run a command inside a node, with rswarm on its path
+    Exec {
+        #[command(flatten)]
+        lab: Name,
+        /// Where to run it
+        node: String,
+        /// What to run
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Power a node off: daemon and containers are gone at once, its disk stays
+    Kill(OnNodes),
+    /// Freeze a node
+    Pause(OnNodes),
+    /// Let a frozen node go on
+    Resume(OnNodes),
+    /// Switch a node on again that was killed
+    Start(OnNodes),
+    /// Cut the links between groups of nodes; nodes not named are one more group
+    Partition {
+        #[command(flatten)]
+        lab: Name,
+        /// Groups of nodes that still hear each other, for example: n1,n2 n3
+        #[arg(required = true, value_name = "NODE[,NODE…]")]
+        groups: Vec<String>,
+    },
+    /// Join all links that were cut
+    Heal(Name),
+    /// Remove a lab, and whatever an interrupted one has left
+    Down(Name),
+}
+
+#[derive(Debug, Args)]
+struct Up {
+    #[command(flatten)]
+    lab: Name,
+    /// How many nodes
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(lab::NODES_MAX)))]
+    nodes: u8,
+    /// How many of them are managers [default: 3, or as many as there are nodes]
+    #[arg(long)]
+    managers: Option<u8>,
+    /// Run the built-in demo service and wait until it answers
+    #[arg(long)]
+    demo: bool,
+}
+
+#[derive(Debug, Args)]
+struct OnNodes {
+    #[command(flatten)]
+    lab: Name,
+    /// Which nodes
+    #[arg(required = true, value_name = "NODE")]
+    nodes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct Name {
+    /// Which lab
+    #[arg(long, default_value = "lab")]
+    name: String,
+}
+
+impl Name {
+    fn open(&self) -> Result<Lab> {
+        Lab::open(&lab::base_directory(), &self.name)
+    }
+
+    /// ` --name NAME`, where that has to be typed.
+    fn flag(&self) -> String {
+        if self.name == "lab" { String::new() } else { format!(" --name {}", self.name) }
+    }
+}
+
+#[derive(Debug, Args)]
+struct Format {
+    /// How to print
+    #[arg(long, default_value = "table")]
+    format: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+impl Command {
+    /// Does what was asked. Blocks; call it where that does no harm.
+    pub fn run(self, out: &mut impl Write) -> Result<ExitCode> {
+        match self.verb {
+            Verb::Up(up) => up.run(out)?,
+            Verb::Ls { format } => list(format.format, out)?,
+            Verb::Status { lab, format } => show(&lab.open()?.status()?, format.format, out)?,
+            Verb::Exec { lab, node, command } => {
+                let mut command = lab.open()?.node(&node).command(&command)?;
+                // Takes the place of this process, so that terminal and signals are the command's own.
+                return Err(command.exec()).context("cannot enter the node");
+            }
+            Verb::Kill(on) => on.each(out, "is off", Lab::kill)?,
+            Verb::Pause(on) => on.each(out, "stands still", Lab::pause)?,
+            Verb::Resume(on) => on.each(out, "goes on", Lab::resume)?,
+            Verb::Start(on) => on.each(out, "is on", Lab::start)?,
+            Verb::Partition { lab, groups } => {
+                let groups: Vec<Vec<String>> =
+                    groups.iter().map(|group| group.split(',').map(String::from).collect()).collect();
+                lab.open()?.partition(&groups)?;
+                writeln!(out, "cut; `rswarm lab heal{}` joins what was cut", lab.flag())?;
+            }
+            Verb::Heal(lab) => {
+                lab.open()?.heal()?;
+                writeln!(out, "all links are whole")?;
+            }
+            Verb::Down(lab) => {
+                let removed = Lab::down(&lab::base_directory(), &lab.name)?;
+                let end = if removed { "is removed" } else { "does not exist; nothing to remove" };
+                writeln!(out, "lab \"{}\" {end}", lab.name)?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl OnNodes {
+    fn each(&self, out: &mut impl Write, done: &str, act: impl Fn(&Lab, &str) -> Result<()>) -> Result<()> {
+        let lab = self.lab.open()?;
+        for node in &self.nodes {
+            act(&lab, node)?;
+            writeln!(out, "{node} {done}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Up {
+    fn run(&self, out: &mut impl Write) -> Result<()> {
+        watch_for_interrupts()?;
+        let began = Instant::now();
+        let options = Options {
+            name: self.lab.name.clone(),
+            nodes: self.nodes,
+            managers: self.managers.unwrap_or(3.min(self.nodes)),
+            ..Options::new(own_program()?)
+        };
+        let painted = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let mut progress = |subject: &str, words: &str| {
+            let elapsed = format!("{:5.1}s", began.elapsed().as_secs_f32());
+            if painted {
+                eprintln!("\x1b[2m{elapsed}\x1b[0m  \x1b[1m{subject:<6}\x1b[0m {words}");
+            } else {
+                eprintln!("{elapsed}  {subject:<6} {words}");
+            }
+        };
+        let mut lab = Lab::up_with(&options, &mut progress, &INTERRUPTED)?;
+        let url = if self.demo { Some(lab.demo(&mut progress, &INTERRUPTED)?) } else { None };
+
+        let first = lab.node("n1");
+        write!(out, "{}", first.rswarm(&["node", "ls"])?.ok()?)?;
+        if self.demo {
+            write!(out, "\n{}", first.rswarm(&["service", "ps", "web"])?.ok()?)?;
+        }
+        lab.keep();
+        let flag = self.lab.flag();
+        if let Some(url) = url {
+            writeln!(out, "\nOpen  {url}  on this machine. Every node answers there, and every reload may")?;
+            writeln!(out, "come from another task.")?;
+        }
+        writeln!(out, "\nNext:")?;
+        let demo =
+            if self.demo { "service ps web" } else { "service create --name web -p 8080:80 rswarm/demo" };
+        let last = format!("n{}", self.nodes);
+        for (command, why) in [
+            (
+                format!("exec{flag} n1 -- rswarm {demo}"),
+                if self.demo { "what runs where" } else { "run something" },
+            ),
+            (format!("kill{flag} {last}"), "power a node off, and watch its tasks move"),
+            (format!("start{flag} {last}"), "switch it on again"),
+            (format!("partition{flag} n1"), "cut a node off; `heal` joins it again"),
+            (format!("down{flag}"), "remove everything"),
+        ] {
+            writeln!(out, "  rswarm lab {command:<44} {why}")?;
+        }
+        Ok(())
+    }
+}
+
+/// One line a lab.
+fn list(format: Kind, out: &mut impl Write) -> Result<()> {
+    let base = lab::base_directory();
+    let mut all = Vec::new();
+    for name in Lab::list(&base)? {
+        match Lab::open(&base, &name).and_then(|lab| lab.status()) {
+            Ok(status) => all.push(status),
+            Err(error) => eprintln!("lab \"{name}\": {error:#}; `rswarm lab down --name {name}` removes it"),
+        }
+    }
+    if format == Kind::Json {
+        return print_json(&all, out);
+    }
+    writeln!(out, "{:<16} {:<7} {:<9} {:<18} DIRECTORY", "NAME", "NODES", "STATE", "NETWORK")?;
+    for lab in &all {
+        let on = lab.nodes.iter().filter(|node| node.power == Power::On).count();
+        let state = match () {
+            () if !lab.switch => "stopped",
+            () if on == lab.nodes.len() && lab.cuts.is_empty() => "whole",
+            () => "hurt",
+        };
+        let nodes = format!("{on}/{}", lab.nodes.len());
+        let network = lab.network.as_deref().unwrap_or("-");
+        writeln!(out, "{:<16} {nodes:<7} {state:<9} {network:<18} {}", lab.name, lab.directory.display())?;
+    }
+    Ok(())
+}
+
+fn show(lab: &Status, format: Kind, out: &mut impl Write) -> Result<()> {
+    if format == Kind::Json {
+        return print_json(lab, out);
+    }
+    writeln!(
+        out,
+        "{:<6} {:<16} {:<8} {:<7} {:<18} {:<10} BOOTS",
+        "NODE", "ADDRESS", "ROLE", "POWER", "DAEMON", "PROCESSES"
+    )?;
+    for node in &lab.nodes {
+        let address = node.address.map_or_else(|| "-".to_string(), |address| address.to_string());
+        let role = if node.manager { "manager" } else { "worker" };
+        writeln!(
+            out,
+            "{:<6} {address:<16} {role:<8} {:<7} {:<18} {:<10} {}",
+            node.name, node.power, node.daemon, node.processes, node.boots
+        )?;
+    }
+    for cut in &lab.cuts {
+        writeln!(out, "cut: {} is not heard by {}", cut.from, cut.to)?;
+    }
+    Ok(())
+}
+
+fn print_json(value: &impl serde::Serialize, out: &mut impl Write) -> Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value).context("cannot print")?;
+    Ok(writeln!(out)?)
+}
+
+/// Where this very binary lies, for the nodes to run.
+fn own_program() -> Result<PathBuf> {
+    std::env::current_exe().context("cannot find the file of this program")
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Makes Ctrl-C and its kin set a flag, so that a lab half made can be removed.
+fn watch_for_interrupts() -> Result<()> {
+    extern "C" fn note(_: i32) {
+        INTERRUPTED.store(true, Ordering::Relaxed);
+    }
+    let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        // SAFETY: the handler does nothing but store to an atomic.
+        unsafe { sigaction(signal, &action) }.context("cannot catch a signal")?;
+    }
+    Ok(())
+}
