@@ -1,1 +1,17 @@
-//! Placeholder.
+//! What the managers of a cluster decide, as functions of `(state, what was heard, now)`.
+//!
+//! Nothing here does anything: no I/O, no clock, no threads, no randomness. That is what lets a whole
+//! cluster run in a simulator from a seed, and what lets a new leader go on where the old one stopped.
+
+#![forbid(unsafe_code)]
+
+pub mod assignment;
+pub mod endpoints;
+pub mod ids;
+pub mod model;
+pub mod state;
+pub mod time;
+
+pub use ids::{ClusterId, NetworkId, NodeId, RaftId, ServiceId, TaskId};
+pub use state::{Applied, Change, NewTask, Proposal, Report, Snapshot, Stale, State};
+pub use time::Timestamp;

@@ -1,0 +1,123 @@
+//! What a node should hold: its tasks, and the networks they join. Sent in full when a session opens and
+//! as differences after that; equal assignments need not be sent at all.
+
+use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
+use crate::model::{Desired, Network, Slot, Task, TaskSpec};
+use crate::state::State;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+/// Everything a node should hold. What it holds beyond that is to be removed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Assignment {
+    /// By id. Ended tasks are listed as long as they are remembered, so that the node keeps their logs.
+    pub tasks: BTreeMap<TaskId, AssignedTask>,
+    /// Those that live tasks of this node join.
+    pub networks: BTreeMap<NetworkId, Arc<Network>>,
+}
+
+/// A task as its node needs to know it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AssignedTask {
+    /// Which.
+    pub id: TaskId,
+    /// Whose it is.
+    pub service: ServiceId,
+    /// The service's name.
+    pub service_name: String,
+    /// Which of the service's places it fills.
+    pub slot: Slot,
+    /// What it runs.
+    pub spec: Arc<TaskSpec>,
+    /// What is wanted of it.
+    pub desired: Desired,
+    /// Whether the managers know it to have ended, by whatever way: it must not run.
+    pub ended: bool,
+    /// Its address on each of its networks.
+    pub addresses: Vec<(NetworkId, Ipv4Addr)>,
+}
+
+impl AssignedTask {
+    fn of(task: &Task) -> Self {
+        Self {
+            id: task.id,
+            service: task.service,
+            service_name: task.service_name.clone(),
+            slot: task.slot,
+            spec: task.spec.clone(),
+            desired: task.desired,
+            ended: !task.is_live(),
+            addresses: task.addresses.clone(),
+        }
+    }
+
+    /// Whether it may run, now or after its restart delay.
+    pub fn is_wanted(&self) -> bool {
+        !self.ended && self.desired <= Desired::Running
+    }
+}
+
+/// What turns one assignment into another.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Difference {
+    /// New or different tasks.
+    pub tasks: Vec<AssignedTask>,
+    /// Tasks no longer listed.
+    pub removed_tasks: Vec<TaskId>,
+    /// New networks.
+    pub networks: Vec<Arc<Network>>,
+    /// Networks no longer listed.
+    pub removed_networks: Vec<NetworkId>,
+}
+
+/// What `node` should hold.
+pub fn of(state: &State, node: NodeId) -> Assignment {
+    let tasks: BTreeMap<_, _> = state.tasks_on(node).map(|task| (task.id, AssignedTask::of(task))).collect();
+    let networks = tasks
+        .values()
+        .filter(|task| !task.ended)
+        .flat_map(|task| &task.addresses)
+        .filter_map(|(id, _)| state.network(*id).map(|network| (*id, network.clone())))
+        .collect();
+    Assignment { tasks, networks }
+}
+
+impl Assignment {
+    /// What turns `earlier` into this.
+    pub fn since(&self, earlier: &Self) -> Difference {
+        Difference {
+            tasks: changed(&earlier.tasks, &self.tasks),
+            removed_tasks: gone(&earlier.tasks, &self.tasks),
+            networks: changed(&earlier.networks, &self.networks),
+            removed_networks: gone(&earlier.networks, &self.networks),
+        }
+    }
+
+    /// Follows a difference that was made from this.
+    pub fn follow(&mut self, difference: Difference) {
+        for id in difference.removed_tasks {
+            self.tasks.remove(&id);
+        }
+        for id in difference.removed_networks {
+            self.networks.remove(&id);
+        }
+        self.tasks.extend(difference.tasks.into_iter().map(|task| (task.id, task)));
+        self.networks.extend(difference.networks.into_iter().map(|network| (network.id, network)));
+    }
+}
+
+impl Difference {
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+fn changed<K: Ord, V: Clone + PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<V> {
+    new.iter().filter(|(key, value)| old.get(key) != Some(value)).map(|(_, value)| value.clone()).collect()
+}
+
+fn gone<K: Ord + Copy, V>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
+    old.keys().filter(|key| !new.contains_key(key)).copied().collect()
+}

@@ -1,0 +1,180 @@
+//! What a task runs: a sandbox of one or more containers that share a network namespace.
+
+use super::{Constraint, Labels};
+use crate::ids::NetworkId;
+use std::time::Duration;
+
+/// Everything that, when it changes, makes a running task out of date.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TaskSpec {
+    /// Started in this order; one, for now.
+    pub containers: Vec<ContainerSpec>,
+    /// Of the task as a whole.
+    pub resources: TaskResources,
+    /// Whether and when an ended task is replaced.
+    pub restart: RestartPolicy,
+    /// Which nodes may run it.
+    pub placement: Placement,
+    /// The networks it joins. Admission fills in the default network where a user named none.
+    pub networks: Vec<NetworkId>,
+    /// Raised to replace tasks although nothing else changed.
+    pub force: u64,
+}
+
+/// One container.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ContainerSpec {
+    /// Unique within the task.
+    pub name: String,
+    /// As the user wrote it.
+    pub image: String,
+    /// `sha256:…`, once resolved.
+    pub image_digest: Option<String>,
+    /// Replaces the image's entrypoint, unless empty.
+    pub command: Vec<String>,
+    /// Replaces the image's arguments, unless empty.
+    pub args: Vec<String>,
+    /// Added to the image's, in this order.
+    pub env: Vec<EnvVar>,
+    /// Labels of the container, as opposed to those of the service.
+    pub labels: Labels,
+    /// Host name inside; by default the task's id.
+    pub hostname: Option<String>,
+    /// `user[:group]`, by name or number; by default the image's.
+    pub user: Option<String>,
+    /// Absolute; by default the image's.
+    pub workdir: Option<String>,
+    /// What is mounted where.
+    pub mounts: Vec<Mount>,
+    /// `SIGTERM`, `15`, …; by default the image's, else SIGTERM.
+    pub stop_signal: Option<String>,
+    /// How long after that signal it is killed.
+    pub stop_grace: Duration,
+    /// Whether its root file system is mounted read-only.
+    pub read_only: bool,
+    /// Whether a small init process runs as its process 1.
+    pub init: bool,
+    /// Whether it gets a terminal.
+    pub tty: bool,
+}
+
+impl ContainerSpec {
+    /// A container of `image` with every default.
+    pub fn new(image: impl Into<String>) -> Self {
+        Self {
+            name: "main".into(),
+            image: image.into(),
+            image_digest: None,
+            command: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            labels: Labels::new(),
+            hostname: None,
+            user: None,
+            workdir: None,
+            mounts: Vec::new(),
+            stop_signal: None,
+            stop_grace: Duration::from_secs(10),
+            read_only: false,
+            init: false,
+            tty: false,
+        }
+    }
+}
+
+/// One environment variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnvVar {
+    /// Not empty, no `=`.
+    pub name: String,
+    /// Anything without NUL.
+    pub value: String,
+}
+
+/// What is mounted into a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mount {
+    /// A directory or file of the node.
+    Bind {
+        /// Absolute path on the node.
+        source: String,
+        /// Absolute path in the container.
+        target: String,
+        /// Whether the container may not write to it.
+        read_only: bool,
+    },
+    /// Memory.
+    Tmpfs {
+        /// Absolute path in the container.
+        target: String,
+        /// Most it may hold; half of the node's memory by default.
+        size_bytes: Option<u64>,
+        /// Permission bits of its root; 0o1777 by default.
+        mode: Option<u32>,
+    },
+}
+
+impl Mount {
+    /// Absolute path in the container.
+    pub fn target(&self) -> &str {
+        match self {
+            Self::Bind { target, .. } | Self::Tmpfs { target, .. } => target,
+        }
+    }
+}
+
+/// An amount of what a node has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Resources {
+    /// Billionths of a processor.
+    pub nano_cpus: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+}
+
+/// What a task may use and what is set aside for it. Zero means: not limited, nothing reserved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TaskResources {
+    /// The most it may use.
+    pub limits: Resources,
+    /// What the scheduler sets aside for it.
+    pub reservations: Resources,
+}
+
+/// Whether and when an ended task is replaced. A task lost with its node is always replaced, at once.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RestartPolicy {
+    /// Which endings count.
+    pub condition: RestartCondition,
+    /// Wait before the first restart; doubles up to five minutes while the task keeps failing.
+    pub delay: Duration,
+    /// Restarts of a slot after which it is given up; `None` never gives up.
+    pub max_attempts: Option<u32>,
+    /// How far back attempts are counted; zero: as far as is remembered.
+    pub window: Duration,
+}
+
+impl Default for RestartPolicy {
+    fn default() -> Self {
+        let (condition, delay) = (RestartCondition::Any, Duration::from_secs(5));
+        Self { condition, delay, max_attempts: None, window: Duration::ZERO }
+    }
+}
+
+/// After which endings a task is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RestartCondition {
+    /// All.
+    Any,
+    /// All but a clean exit.
+    OnFailure,
+    /// None.
+    None,
+}
+
+/// Which nodes may run a task.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// All must hold.
+    pub constraints: Vec<Constraint>,
+}

@@ -1,0 +1,41 @@
+//! The objects of a cluster: plain data, without behaviour that needs a neighbour.
+
+mod cluster;
+mod constraint;
+mod container;
+mod network;
+mod node;
+mod service;
+mod subnet;
+mod task;
+
+pub use cluster::{Cluster, JoinTokens, Secret, Settings};
+pub use constraint::{Constraint, ConstraintKey, ConstraintOp, NotAConstraint};
+pub use container::{ContainerSpec, EnvVar, Mount, Placement, Resources, RestartCondition};
+pub use container::{RestartPolicy, TaskResources, TaskSpec};
+pub use network::Network;
+pub use node::{Availability, Description, Node, NodeStatus, Role};
+pub use service::{Endpoint, EndpointMode, EndpointSpec, FailureAction, Mode, PortMode, PortSpec};
+pub use service::{Protocol, PublishedPort, Revision, Service, ServiceSpec, UpdateConfig, UpdateOrder};
+pub use service::{UpdateState, UpdateStatus};
+pub use subnet::{NotASubnet, Subnet};
+pub use task::{Desired, Observed, Slot, Task, TaskStatus};
+
+use crate::time::Timestamp;
+use std::collections::BTreeMap;
+
+/// Labels, as users write them.
+pub type Labels = BTreeMap<String, String>;
+
+/// What every object knows about itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Meta {
+    /// Which object of the cluster this was when it was created; orders objects by age.
+    pub number: u64,
+    /// Index of the log entry that last changed the object.
+    pub version: u64,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}

@@ -1,0 +1,196 @@
+//! Changes to tasks.
+
+use super::Turn;
+use crate::ids::{NetworkId, NodeId, TaskId};
+use crate::model::{Availability, Desired, NodeStatus, Observed, Task, TaskStatus};
+use crate::state::{EventKind, NewTask, Object, Owner, Report, Stale, stale};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+impl Turn {
+    pub(super) fn create_task(&mut self, new: &NewTask) -> Result<(), Stale> {
+        let meta = self.take_number(new.number)?;
+        if new.id != TaskId::mint(self.state.id_seed(), meta.number) {
+            return stale("the task's id is not the one its number gives");
+        }
+        let Some(service) = self.state.service(new.service) else {
+            return stale(format!("service {} is gone", new.service));
+        };
+        if service.spec_version != new.spec_version {
+            return stale(format!("service {} has changed", service.spec.name));
+        }
+        let task = Task {
+            id: new.id,
+            meta,
+            service: new.service,
+            service_name: service.spec.name.clone(),
+            slot: new.slot,
+            spec: service.spec.task.clone(),
+            spec_version: new.spec_version,
+            node: None,
+            desired: new.desired,
+            observed: Observed::New,
+            status: TaskStatus { at: self.at, ..TaskStatus::default() },
+            addresses: Vec::new(),
+            note: String::new(),
+            start_at: new.start_at,
+        };
+        self.state.index_task(&task);
+        self.event(Object::Task(task.id), EventKind::Created);
+        self.state.tasks.insert(task.id, Arc::new(task));
+        Ok(())
+    }
+
+    pub(super) fn allocate(&mut self, id: TaskId, addresses: &[(NetworkId, Ipv4Addr)]) -> Result<(), Stale> {
+        if self.known_task(id)?.observed != Observed::New {
+            return stale(format!("task {id} has its addresses"));
+        }
+        for (network, address) in addresses {
+            if self.state.network(*network).is_none() {
+                return stale(format!("network {network} is gone"));
+            }
+            if self.state.owner_of(*network, *address).is_some() {
+                return stale(format!("the address {address} was taken"));
+            }
+            self.state.addresses.insert((*network, *address), Owner::Task(id));
+        }
+        let at = self.at;
+        self.change_task(id, |task| {
+            task.addresses = addresses.to_vec();
+            task.observed = Observed::Pending;
+            task.status.at = at;
+            task.note.clear();
+        })
+    }
+
+    pub(super) fn assign(&mut self, id: TaskId, node: NodeId) -> Result<(), Stale> {
+        let task = self.known_task(id)?;
+        if task.observed != Observed::Pending || task.node.is_some() || !task.is_wanted() {
+            return stale(format!("task {id} does not wait for a node"));
+        }
+        let open = self.state.node(node).is_some_and(|node| {
+            node.status == NodeStatus::Ready && node.availability == Availability::Active
+        });
+        if !open {
+            return stale(format!("node {node} takes no tasks"));
+        }
+        let at = self.at;
+        self.change_task(id, |task| {
+            task.node = Some(node);
+            task.observed = Observed::Assigned;
+            task.status.at = at;
+            task.note.clear();
+        })?;
+        self.state.tasks_by_node.entry(node).or_default().insert(id);
+        self.applied.assignments.insert(node);
+        Ok(())
+    }
+
+    pub(super) fn note(&mut self, id: TaskId, note: &str) -> Result<(), Stale> {
+        self.known_task(id)?;
+        self.change_task(id, |task| task.note = note.into())
+    }
+
+    pub(super) fn set_desired(&mut self, id: TaskId, desired: Desired) -> Result<(), Stale> {
+        let task = self.known_task(id)?;
+        if desired < task.desired {
+            return stale(format!("task {id} is wanted as {} already", task.desired));
+        }
+        if desired == task.desired {
+            return Ok(());
+        }
+        self.applied.endpoints |= task.observed >= Observed::Running;
+        self.change_task(id, |task| task.desired = desired)
+    }
+
+    pub(super) fn report(&mut self, report: &Report) -> Result<(), Stale> {
+        let Some(task) = self.state.task(report.task).cloned() else { return Ok(()) };
+        let news = report.observed > task.observed
+            || (report.observed == task.observed && is_news(report, &task.status));
+        if task.node != Some(report.node) || task.observed.is_terminal() || !news {
+            return Ok(());
+        }
+        let at = self.at;
+        let moved = report.observed != task.observed;
+        if moved && report.observed >= Observed::Running {
+            self.applied.endpoints = true;
+        }
+        self.change_task(report.task, |task| {
+            if moved {
+                task.status.at = at;
+            }
+            if report.observed == Observed::Running && task.status.running_at.is_none() {
+                task.status.running_at = Some(at);
+            }
+            task.observed = report.observed;
+            task.status.message.clone_from(&report.message);
+            task.status.error.clone_from(&report.error);
+            task.status.exit_code = report.exit_code;
+            task.status.pid = report.pid;
+        })?;
+        self.settle(report.task);
+        Ok(())
+    }
+
+    pub(super) fn end_task(&mut self, id: TaskId, observed: Observed, message: &str) -> Result<(), Stale> {
+        let task = self.known_task(id)?;
+        if task.observed.is_terminal() || !observed.is_terminal() {
+            return stale(format!("task {id} is {}", task.observed));
+        }
+        let at = self.at;
+        self.applied.endpoints = true;
+        self.change_task(id, |task| {
+            task.observed = observed;
+            task.status.at = at;
+            task.status.message = message.into();
+            task.status.pid = None;
+            task.note.clear();
+        })?;
+        self.settle(id);
+        Ok(())
+    }
+
+    pub(super) fn remove_task(&mut self, id: TaskId) -> Result<(), Stale> {
+        let task = self.known_task(id)?;
+        if task.is_live() {
+            return stale(format!("task {id} has not ended"));
+        }
+        self.state.unindex_task(&task);
+        self.state.tasks.remove(&id);
+        self.applied.assignments.extend(task.node);
+        self.event(Object::Task(id), EventKind::Removed);
+        Ok(())
+    }
+
+    /// A task that has ended needs its addresses no more.
+    fn settle(&mut self, id: TaskId) {
+        if let Some(task) = self.state.task(id).cloned()
+            && !task.is_live()
+        {
+            self.state.release_addresses(&task);
+        }
+    }
+
+    fn known_task(&self, id: TaskId) -> Result<Arc<Task>, Stale> {
+        self.state.tasks.get(&id).cloned().ok_or_else(|| Stale(format!("task {id} is gone")))
+    }
+
+    fn change_task(&mut self, id: TaskId, change: impl FnOnce(&mut Task)) -> Result<(), Stale> {
+        let (index, at) = (self.index, self.at);
+        let Some(task) = self.state.tasks.get_mut(&id) else { return stale(format!("task {id} is gone")) };
+        let task = Arc::make_mut(task);
+        change(task);
+        task.meta.version = index;
+        task.meta.updated_at = at;
+        self.applied.assignments.extend(task.node);
+        self.event(Object::Task(id), EventKind::Updated);
+        Ok(())
+    }
+}
+
+fn is_news(report: &Report, status: &TaskStatus) -> bool {
+    report.message != status.message
+        || report.error != status.error
+        || report.exit_code != status.exit_code
+        || report.pid != status.pid
+}

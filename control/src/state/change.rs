@@ -1,0 +1,215 @@
+//! Changes: facts that the log carries and every manager applies.
+
+use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
+use crate::model::UpdateStatus;
+use crate::model::{Availability, Cluster, Description, Desired, Endpoint, JoinTokens, Labels};
+use crate::model::{Network, Node, NodeStatus, Observed, Role, Service, ServiceSpec, Settings, Slot};
+use crate::time::Timestamp;
+use std::net::Ipv4Addr;
+
+/// Changes that hold together: all are applied or none. One log entry.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Proposal {
+    /// In order; later ones see what earlier ones did.
+    pub changes: Vec<Change>,
+    /// When it was decided, by the leader's clock. The only time that [`State::apply`] knows.
+    ///
+    /// [`State::apply`]: crate::state::State::apply
+    pub at: Timestamp,
+}
+
+/// One fact. A `version` is the one of the object that the decision was based on; where it has moved,
+/// the proposal is stale. Other preconditions stand with the variant.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// The cluster exists. First of all changes; `id` must be the one its seed gives.
+    Init(Box<Cluster>),
+    /// The join tokens are these.
+    SetTokens {
+        /// Of the cluster.
+        version: u64,
+        /// The new ones.
+        tokens: JoinTokens,
+    },
+    /// The settings are these.
+    SetSettings {
+        /// Of the cluster.
+        version: u64,
+        /// The new ones.
+        settings: Settings,
+    },
+
+    /// A machine joined. Its number must be the next, its id the one that number gives. A manager's
+    /// `raft` is given by `apply`, whatever stands here; its meta but for the number likewise.
+    CreateNode(Box<Node>),
+    /// An administrator changed a node. A worker that becomes a manager is given a seat, a manager that
+    /// becomes a worker loses it.
+    UpdateNode {
+        /// Which.
+        node: NodeId,
+        /// Of the node.
+        version: u64,
+        /// What it shall be.
+        role: Role,
+        /// Whether it may be given work.
+        availability: Availability,
+        /// All of its labels.
+        labels: Labels,
+    },
+    /// A node's daemon has opened a session, so the node is ready. Older epochs are stale.
+    OpenSession {
+        /// Which.
+        node: NodeId,
+        /// Greater than in any earlier session of this node.
+        epoch: u64,
+        /// As the machine calls itself.
+        hostname: String,
+        /// Where other nodes reach it.
+        addr: String,
+        /// What it says of itself.
+        description: Description,
+    },
+    /// A node is heard from, or is not.
+    SetNodeStatus {
+        /// Which.
+        node: NodeId,
+        /// Must still be the status that the decision was based on.
+        was: NodeStatus,
+        /// What it is now.
+        status: NodeStatus,
+        /// Why, for people.
+        message: String,
+    },
+    /// A node is no longer a member, and its certificate no longer proves anything. Its tasks are orphaned.
+    RemoveNode {
+        /// Which.
+        node: NodeId,
+        /// Of the node.
+        version: u64,
+    },
+
+    /// A user asked for a service. Its number must be the next; its name, addresses and ports free.
+    CreateService(Box<Service>),
+    /// A user asked for something else. `spec_version` is raised if the task spec differs.
+    UpdateService {
+        /// Which.
+        service: ServiceId,
+        /// Of the service.
+        version: u64,
+        /// What is asked for now.
+        spec: Box<ServiceSpec>,
+        /// Its addresses and ports from now on.
+        endpoint: Endpoint,
+    },
+    /// An update of a service has come further.
+    SetUpdateStatus {
+        /// Which.
+        service: ServiceId,
+        /// Must still be the service's `spec_version`.
+        spec_version: u64,
+        /// How far it is.
+        status: UpdateStatus,
+    },
+    /// A user no longer wants a service. It is gone at once, with its name, addresses and ports; its
+    /// tasks are marked for removal.
+    RemoveService {
+        /// Which.
+        service: ServiceId,
+        /// Of the service.
+        version: u64,
+    },
+
+    /// A user asked for a network. Its number must be the next; its name, VNI and subnet free.
+    CreateNetwork(Box<Network>),
+    /// A user no longer wants a network, and nothing uses it.
+    RemoveNetwork {
+        /// Which.
+        network: NetworkId,
+    },
+
+    /// A slot gets a task.
+    CreateTask(NewTask),
+    /// A new task has its addresses, which must be free, and waits for a node.
+    Allocate {
+        /// Which.
+        task: TaskId,
+        /// One for each of its networks.
+        addresses: Vec<(NetworkId, Ipv4Addr)>,
+    },
+    /// A pending task has a node, which must be ready and active.
+    Assign {
+        /// Which.
+        task: TaskId,
+        /// Where.
+        node: NodeId,
+    },
+    /// Why a task waits; empty when nothing holds it up.
+    Note {
+        /// Which.
+        task: TaskId,
+        /// For people.
+        note: String,
+    },
+    /// Something else is wanted of a task. Going back is stale.
+    SetDesired {
+        /// Which.
+        task: TaskId,
+        /// What.
+        desired: Desired,
+    },
+    /// A node has seen something of a task. Never stale: what is not news, or not that node's to say,
+    /// is passed over.
+    Report(Report),
+    /// A task without a node has ended, or one whose node will never tell.
+    EndTask {
+        /// Which.
+        task: TaskId,
+        /// Must be terminal.
+        observed: Observed,
+        /// Why, for people.
+        message: String,
+    },
+    /// A task that has ended is forgotten.
+    RemoveTask {
+        /// Which.
+        task: TaskId,
+    },
+}
+
+/// A task to be. What is not here is taken from its service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewTask {
+    /// The one that `number` gives.
+    pub id: TaskId,
+    /// Must be the next.
+    pub number: u64,
+    /// Whose it is.
+    pub service: ServiceId,
+    /// Which place it fills.
+    pub slot: Slot,
+    /// Must still be the service's.
+    pub spec_version: u64,
+    /// [`Desired::Ready`] or [`Desired::Running`].
+    pub desired: Desired,
+    /// When a task held at [`Desired::Ready`] may run.
+    pub start_at: Timestamp,
+}
+
+/// What a node has seen of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Which.
+    pub task: TaskId,
+    /// Who says so; only the task's own node is believed.
+    pub node: NodeId,
+    /// What was seen.
+    pub observed: Observed,
+    /// For people: what is going on.
+    pub message: String,
+    /// For people: what went wrong; empty if nothing did.
+    pub error: String,
+    /// How the (first) container ended, if it did.
+    pub exit_code: Option<i32>,
+    /// The (first) container's process, while it runs.
+    pub pid: Option<u32>,
+}

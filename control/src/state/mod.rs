@@ -1,0 +1,226 @@
+//! The replicated state machine: every manager holds one and applies the same proposals to it.
+//!
+//! Maps are persistent, so a clone is a snapshot and costs nothing.
+
+mod apply;
+mod change;
+mod snapshot;
+
+pub use change::{Change, NewTask, Proposal, Report};
+pub use snapshot::Snapshot;
+
+use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
+use crate::model::{Cluster, Network, Node, Protocol, Service, Task};
+use crate::time::Timestamp;
+use imbl::{OrdMap, OrdSet};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+/// Everything the managers agree on.
+///
+/// **Invariant:** [`State::apply`] is a function of the state and the proposal alone, so that all
+/// managers hold the same. Clocks and random numbers are read by whoever proposes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    index: u64,
+    clock: Timestamp,
+    next_number: u64,
+    next_raft: u64,
+    cluster: Option<Arc<Cluster>>,
+    nodes: OrdMap<NodeId, Arc<Node>>,
+    removed_nodes: OrdMap<NodeId, Timestamp>,
+    services: OrdMap<ServiceId, Arc<Service>>,
+    networks: OrdMap<NetworkId, Arc<Network>>,
+    tasks: OrdMap<TaskId, Arc<Task>>,
+    // What follows can be derived from the above.
+    tasks_by_service: OrdMap<ServiceId, OrdSet<TaskId>>,
+    tasks_by_node: OrdMap<NodeId, OrdSet<TaskId>>,
+    service_names: OrdMap<String, ServiceId>,
+    network_names: OrdMap<String, NetworkId>,
+    addresses: OrdMap<(NetworkId, Ipv4Addr), Owner>,
+}
+
+/// Who holds an address of an overlay network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The address is the virtual IP of a service.
+    Service(ServiceId),
+    /// The address belongs to a task.
+    Task(TaskId),
+}
+
+/// What a proposal has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Log index of the entry.
+    pub index: u64,
+    /// What was touched, in order.
+    pub events: Vec<Event>,
+    /// Nodes whose [assignment](crate::assignment) may have changed.
+    pub assignments: BTreeSet<NodeId>,
+    /// Whether any node's [endpoints](crate::endpoints) may have changed.
+    pub endpoints: bool,
+}
+
+/// One object was touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Which.
+    pub object: Object,
+    /// How.
+    pub kind: EventKind,
+}
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Object {
+    /// The cluster itself.
+    Cluster,
+    /// A node.
+    Node(NodeId),
+    /// A service.
+    Service(ServiceId),
+    /// A network.
+    Network(NetworkId),
+    /// A task.
+    Task(TaskId),
+}
+
+/// How an object was touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EventKind {
+    /// It is new.
+    Created,
+    /// It is different.
+    Updated,
+    /// It is gone.
+    Removed,
+}
+
+/// A proposal that lost a race: the state has moved since it was decided. The proposer looks again;
+/// nothing else happened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the proposal is stale: {0}")]
+pub struct Stale(pub String);
+
+/// What nothing called `what` stands for in a [`Stale`].
+pub(crate) fn stale<T>(why: impl Into<String>) -> Result<T, Stale> {
+    Err(Stale(why.into()))
+}
+
+impl State {
+    /// Index of the last applied log entry.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// The latest time that any applied proposal carried.
+    pub fn clock(&self) -> Timestamp {
+        self.clock
+    }
+
+    /// The number the next created object must have.
+    pub fn next_number(&self) -> u64 {
+        self.next_number
+    }
+
+    /// The cluster, once it is initialised.
+    pub fn cluster(&self) -> Option<&Arc<Cluster>> {
+        self.cluster.as_ref()
+    }
+
+    /// What ids are minted from; zero before the cluster is initialised.
+    pub fn id_seed(&self) -> u64 {
+        self.cluster.as_ref().map_or(0, |cluster| cluster.id_seed)
+    }
+
+    /// One node.
+    pub fn node(&self, id: NodeId) -> Option<&Arc<Node>> {
+        self.nodes.get(&id)
+    }
+
+    /// All nodes, by id.
+    pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.nodes.values()
+    }
+
+    /// When a node was removed, if it was: its certificate no longer proves anything.
+    pub fn removed_at(&self, id: NodeId) -> Option<Timestamp> {
+        self.removed_nodes.get(&id).copied()
+    }
+
+    /// One service.
+    pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {
+        self.services.get(&id)
+    }
+
+    /// All services, by id.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    /// The service of this name.
+    pub fn service_named(&self, name: &str) -> Option<&Arc<Service>> {
+        self.service_names.get(name).and_then(|id| self.services.get(id))
+    }
+
+    /// Every service that exists or has left tasks behind, by id.
+    pub fn service_ids(&self) -> BTreeSet<ServiceId> {
+        self.services.keys().chain(self.tasks_by_service.keys()).copied().collect()
+    }
+
+    /// One network.
+    pub fn network(&self, id: NetworkId) -> Option<&Arc<Network>> {
+        self.networks.get(&id)
+    }
+
+    /// All networks, by id.
+    pub fn networks(&self) -> impl Iterator<Item = &Arc<Network>> {
+        self.networks.values()
+    }
+
+    /// The network of this name.
+    pub fn network_named(&self, name: &str) -> Option<&Arc<Network>> {
+        self.network_names.get(name).and_then(|id| self.networks.get(id))
+    }
+
+    /// One task.
+    pub fn task(&self, id: TaskId) -> Option<&Arc<Task>> {
+        self.tasks.get(&id)
+    }
+
+    /// All tasks, by id.
+    pub fn tasks(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks.values()
+    }
+
+    /// The tasks of a service, ended ones included, by id.
+    pub fn tasks_of(&self, service: ServiceId) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks_by_service.get(&service).into_iter().flatten().map(|id| &self.tasks[id])
+    }
+
+    /// The tasks that were ever assigned to a node, ended ones included, by id.
+    pub fn tasks_on(&self, node: NodeId) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks_by_node.get(&node).into_iter().flatten().map(|id| &self.tasks[id])
+    }
+
+    /// Who holds an address of a network.
+    pub fn owner_of(&self, network: NetworkId, address: Ipv4Addr) -> Option<Owner> {
+        self.addresses.get(&(network, address)).copied()
+    }
+
+    /// The service that publishes a port on every node or, if `ours` is not it, on some.
+    pub fn publisher_of(&self, published: u16, protocol: Protocol) -> Option<&Arc<Service>> {
+        self.services.values().find(|service| {
+            service.endpoint.ports.iter().any(|p| p.published == published && p.protocol == protocol)
+        })
+    }
+}
+
+impl State {
+    /// How many nodes shall be managers.
+    pub fn managers(&self) -> usize {
+        self.nodes().filter(|node| node.role == crate::model::Role::Manager).count()
+    }
+}
