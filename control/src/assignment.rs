@@ -2,7 +2,7 @@
 //! as differences after that; equal assignments need not be sent at all.
 
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
-use crate::model::{Desired, Network, Slot, Task, TaskSpec};
+use crate::model::{Desired, Network, Observed, Slot, Task, TaskSpec};
 use crate::state::State;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -34,6 +34,9 @@ pub struct AssignedTask {
     pub desired: Desired,
     /// Whether the managers know it to have ended, by whatever way: it must not run.
     pub ended: bool,
+    /// Whether the managers know it to have been started: a node that has no trace of it must not start
+    /// it again.
+    pub started: bool,
     /// Its address on each of its networks.
     pub addresses: Vec<(NetworkId, Ipv4Addr)>,
 }
@@ -48,6 +51,7 @@ impl AssignedTask {
             spec: task.spec.clone(),
             desired: task.desired,
             ended: !task.is_live(),
+            started: task.observed >= Observed::Starting,
             addresses: task.addresses.clone(),
         }
     }

@@ -4,7 +4,7 @@
 //! learns of the networks its own live tasks join and of published ports, and of nothing else.
 
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
-use crate::model::{Network, NodeStatus, PortMode, Protocol, Service, Slot, Task};
+use crate::model::{Network, NodeStatus, Observed, PortMode, Protocol, Service, Slot, Task};
 use crate::state::State;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -108,47 +108,54 @@ pub fn of(state: &State, node: NodeId) -> Table {
     Table { peers, networks, ports }
 }
 
-/// Whether a task may be given new connections by `from`. A node's own tasks are not taken from it
-/// because the managers have lost sight of it.
-pub fn is_routable(state: &State, task: &Task, from: NodeId) -> bool {
-    use crate::model::Observed;
-    let seen = |node| state.node(node).is_some_and(|node| node.status == NodeStatus::Ready);
-    task.observed == Observed::Running
-        && task.is_wanted()
-        && task.node.is_some_and(|node| node == from || seen(node))
+/// Which tasks of a service `from` may give new connections to, by id. A node's own tasks are not taken from
+/// it because the managers have lost sight of it; and where every other task is out of sight too, trying
+/// one that is suspect is better than refusing for certain.
+pub fn routable<'a>(state: &'a State, service: &Service, from: NodeId) -> Vec<&'a Arc<Task>> {
+    let (mut seen, mut suspect) = (Vec::new(), Vec::new());
+    for task in state.tasks_of(service.id) {
+        let Some(node) = task.node.and_then(|node| state.node(node)) else { continue };
+        if task.observed != Observed::Running || !task.is_wanted() {
+            continue;
+        }
+        match node.status {
+            _ if node.id == from => seen.push(task),
+            NodeStatus::Ready => seen.push(task),
+            NodeStatus::Suspect => suspect.push(task),
+            NodeStatus::Unknown | NodeStatus::Down | NodeStatus::Left => {}
+        }
+    }
+    if seen.is_empty() { suspect } else { seen }
+}
+
+fn backend(task: &Task, &(network, address): &(NetworkId, Ipv4Addr)) -> Option<Backend> {
+    Some(Backend { task: task.id, slot: task.slot, node: task.node?, network, address })
 }
 
 fn table(state: &State, network: &Arc<Network>, from: NodeId) -> NetworkTable {
-    let services = state
-        .services()
-        .filter_map(|service| {
-            let vip = *service.endpoint.vips.get(&network.id)?;
-            let backends = backends(state, service, from, network.id);
-            Some(ServiceEntry { service: service.id, name: service.spec.name.clone(), vip, backends })
-        })
-        .collect();
+    let entry = |service: &Arc<Service>| {
+        let vip = *service.endpoint.vips.get(&network.id)?;
+        let on_it = |task: &&Arc<Task>| {
+            let address = task.addresses.iter().find(|(id, _)| *id == network.id)?;
+            backend(task, address)
+        };
+        let backends = routable(state, service, from).iter().filter_map(on_it).collect();
+        Some(ServiceEntry { service: service.id, name: service.spec.name.clone(), vip, backends })
+    };
+    let services = state.services().filter_map(entry).collect();
     NetworkTable { network: network.clone(), routes: BTreeMap::new(), services }
-}
-
-fn backends(state: &State, service: &Service, from: NodeId, network: NetworkId) -> Vec<Backend> {
-    state
-        .tasks_of(service.id)
-        .filter(|task| is_routable(state, task, from))
-        .filter_map(|task| {
-            let (_, address) = *task.addresses.iter().find(|(id, _)| *id == network)?;
-            Some(Backend { task: task.id, slot: task.slot, node: task.node?, network, address })
-        })
-        .collect()
 }
 
 fn ports(state: &State, node: NodeId) -> Vec<PublishedPort> {
     let mut ports = Vec::new();
-    for service in state.services() {
-        // A task is reached on the first of its networks.
-        let reached = service.spec.task.networks.first();
+    for service in state.services().filter(|service| !service.endpoint.ports.is_empty()) {
+        // A task is reached on the first of its own networks.
+        let backends: Vec<Backend> = routable(state, service, node)
+            .iter()
+            .filter_map(|task| backend(task, task.addresses.first()?))
+            .collect();
         for port in &service.endpoint.ports {
-            let mut backends =
-                reached.map_or_else(Vec::new, |network| backends(state, service, node, *network));
+            let mut backends = backends.clone();
             if port.mode == PortMode::Host {
                 backends.retain(|backend| backend.node == node);
                 if backends.is_empty() {

@@ -5,13 +5,23 @@
 
 #![forbid(unsafe_code)]
 
+mod allocator;
 pub mod assignment;
 pub mod endpoints;
 pub mod ids;
+pub mod liveness;
 pub mod model;
+mod orchestrator;
+mod plan;
+mod reaper;
+mod scheduler;
 pub mod state;
+mod tick;
 pub mod time;
 
 pub use ids::{ClusterId, NetworkId, NodeId, RaftId, ServiceId, TaskId};
+pub use liveness::Heard;
+pub use plan::Plan;
 pub use state::{Applied, Change, NewTask, Proposal, Report, Snapshot, Stale, State};
+pub use tick::tick;
 pub use time::Timestamp;

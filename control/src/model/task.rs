@@ -39,6 +39,11 @@ pub struct Task {
     pub note: String,
     /// When a task held at [`Desired::Ready`] may run.
     pub start_at: Timestamp,
+    /// Restarts of its slot with this `spec_version` that led to this task; counted against
+    /// [`RestartPolicy::max_attempts`](super::RestartPolicy::max_attempts).
+    pub restarts: u32,
+    /// How many tasks of its slot ended by themselves in a row before it; lengthens the restart delay.
+    pub failures: u32,
 }
 
 impl Task {

@@ -193,6 +193,10 @@ pub struct NewTask {
     pub desired: Desired,
     /// When a task held at [`Desired::Ready`] may run.
     pub start_at: Timestamp,
+    /// See [`Task::restarts`](crate::model::Task::restarts).
+    pub restarts: u32,
+    /// See [`Task::failures`](crate::model::Task::failures).
+    pub failures: u32,
 }
 
 /// What a node has seen of a task.

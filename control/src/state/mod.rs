@@ -3,9 +3,11 @@
 //! Maps are persistent, so a clone is a snapshot and costs nothing.
 
 mod apply;
+
 mod change;
 mod snapshot;
 
+pub(crate) use apply::Turn;
 pub use change::{Change, NewTask, Proposal, Report};
 pub use snapshot::Snapshot;
 

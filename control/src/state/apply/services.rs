@@ -2,7 +2,9 @@
 
 use super::Turn;
 use crate::ids::{NetworkId, ServiceId};
-use crate::model::{Desired, Endpoint, Network, PortMode, Revision, Service, ServiceSpec, UpdateStatus};
+use crate::model::{
+    Desired, Endpoint, Network, PortMode, Revision, Service, ServiceSpec, UpdateState, UpdateStatus,
+};
 use crate::state::{EventKind, Object, Owner, Stale, stale};
 use std::sync::Arc;
 
@@ -41,6 +43,13 @@ impl Turn {
         service.revision += 1;
         if spec.task != old.spec.task {
             service.spec_version += 1;
+            service.update_status = Some(UpdateStatus {
+                state: UpdateState::Updating,
+                started_at: self.at,
+                completed_at: None,
+                message: "update in progress".into(),
+                failed_task: None,
+            });
         }
         service.spec = spec.clone();
         service.endpoint = endpoint.clone();

@@ -34,6 +34,8 @@ impl Turn {
             addresses: Vec::new(),
             note: String::new(),
             start_at: new.start_at,
+            restarts: new.restarts,
+            failures: new.failures,
         };
         self.state.index_task(&task);
         self.event(Object::Task(task.id), EventKind::Created);

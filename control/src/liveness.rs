@@ -1,0 +1,169 @@
+//! Whom we have not heard from.
+//!
+//! What is heard lives in the leader's memory and never enters the log; only a node's change of status
+//! does.
+
+use crate::ids::NodeId;
+use crate::model::{Node, NodeStatus};
+use crate::plan::Draft;
+use crate::state::{Change, State};
+use crate::time::Timestamp;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Nodes are expected to be heard from this often.
+pub const HEARTBEAT: Duration = Duration::from_millis(250);
+/// A node silent for this long gets no new connections.
+pub const SUSPECT_AFTER: Duration = Duration::from_millis(1_000);
+/// A node silent for this long is down. With the start of a task elsewhere it makes three seconds.
+pub const DOWN_AFTER: Duration = Duration::from_millis(2_500);
+/// How long replacement is held back when many nodes fall silent at once.
+pub const BRAKE_HOLD: Duration = Duration::from_secs(30);
+/// So many nodes, in per cent, must be exceeded for that.
+pub const BRAKE_PERCENT: usize = 55;
+/// Clusters smaller than this have no brake.
+pub const BRAKE_NODES_MIN: usize = 5;
+
+/// However irregular a node was, this much silence makes it suspect.
+const SUSPECT_MAX: Duration = Duration::from_secs(5);
+/// However irregular a node was, this much silence takes it down.
+const DOWN_MAX: Duration = Duration::from_secs(15);
+
+/// What the leader has heard since it took office.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Heard {
+    since: Timestamp,
+    nodes: BTreeMap<NodeId, Beat>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Beat {
+    at: Timestamp,
+    /// The longest recent pause between two beats; fades.
+    gap: Duration,
+}
+
+impl Heard {
+    /// Nothing, by a leader that took office at `since`. Nobody's silence before that counts.
+    pub fn new(since: Timestamp) -> Self {
+        Self { since, nodes: BTreeMap::new() }
+    }
+
+    /// A node was heard from.
+    pub fn beat(&mut self, node: NodeId, at: Timestamp) {
+        let beat = self.nodes.entry(node).or_insert(Beat { at, gap: HEARTBEAT });
+        let pause = at.since(beat.at.max(self.since));
+        // A pause this long was an outage and says nothing of how regular the node is.
+        if pause < DOWN_AFTER {
+            beat.gap = pause.max(beat.gap.mul_f32(0.9)).max(HEARTBEAT);
+        }
+        beat.at = beat.at.max(at);
+    }
+
+    /// The leader itself was not listening until `at` (it was paused, or the machine was): nobody's
+    /// silence before that counts.
+    pub fn resumed(&mut self, at: Timestamp) {
+        self.since = self.since.max(at);
+    }
+
+    /// A node is a member no more.
+    pub fn forget(&mut self, node: NodeId) {
+        self.nodes.remove(&node);
+    }
+
+    /// When a node was last heard from by this leader.
+    pub fn last(&self, node: NodeId) -> Option<Timestamp> {
+        self.nodes.get(&node).map(|beat| beat.at)
+    }
+
+    /// From when on a node's silence counts.
+    fn silent_since(&self, node: NodeId) -> Timestamp {
+        self.last(node).unwrap_or_default().max(self.since)
+    }
+
+    /// How long a node may be silent before it is suspect, and before it is down. A node that is often
+    /// late, because its machine is slow or loaded, is given more.
+    pub fn patience(&self, node: NodeId) -> (Duration, Duration) {
+        match self.nodes.get(&node) {
+            Some(beat) => (
+                (beat.gap * 5 / 2).clamp(SUSPECT_AFTER, SUSPECT_MAX),
+                (beat.gap * 5).clamp(DOWN_AFTER, DOWN_MAX),
+            ),
+            // After a change of leader, sessions need a moment to find the new one.
+            None => (SUSPECT_AFTER * 2, DOWN_AFTER),
+        }
+    }
+}
+
+/// Many nodes fell silent at once: more likely it is us who are cut off, or the network between, and
+/// starting everything anew on the few that are left would make it worse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Brake {
+    /// Nodes that are silent.
+    pub silent: usize,
+    /// Nodes altogether.
+    pub nodes: usize,
+}
+
+/// Whether replacement is held back now.
+pub fn brake(state: &State, heard: &Heard, now: Timestamp) -> Option<Brake> {
+    let (mut silent, mut nodes) = (0, 0);
+    for node in state.nodes() {
+        let recent = now.since(node.status_since) < BRAKE_HOLD;
+        let is_silent = match node.status {
+            NodeStatus::Ready | NodeStatus::Suspect => {
+                now.since(heard.silent_since(node.id)) >= heard.patience(node.id).0
+            }
+            NodeStatus::Down if recent => true,
+            NodeStatus::Unknown | NodeStatus::Down | NodeStatus::Left => continue,
+        };
+        nodes += 1;
+        silent += usize::from(is_silent);
+    }
+    let on = nodes >= BRAKE_NODES_MIN && silent * 100 > nodes * BRAKE_PERCENT;
+    on.then_some(Brake { silent, nodes })
+}
+
+pub(crate) fn watch(draft: &mut Draft, heard: &Heard) {
+    let brake = brake(draft.state(), heard, draft.now);
+    let nodes: Vec<_> = draft.state().nodes().cloned().collect();
+    for node in nodes {
+        let (status, due) = verdict(&node, heard, draft.now, brake.is_some());
+        if let Some(due) = due {
+            draft.wake_at(due);
+        }
+        if status != node.status {
+            let silence = draft.now.since(heard.silent_since(node.id)).as_secs_f32();
+            let message = match status {
+                NodeStatus::Suspect => format!("not heard from for {silence:.1} s"),
+                NodeStatus::Down => format!("not heard from for {silence:.1} s; its tasks are replaced"),
+                NodeStatus::Unknown | NodeStatus::Ready | NodeStatus::Left => String::new(),
+            };
+            draft.propose(Change::SetNodeStatus { node: node.id, was: node.status, status, message });
+        }
+    }
+}
+
+/// The status a node has now, and when it will have another if it stays silent.
+fn verdict(node: &Node, heard: &Heard, now: Timestamp, brake: bool) -> (NodeStatus, Option<Timestamp>) {
+    let since = heard.silent_since(node.id);
+    let (suspect_after, mut down_after) = heard.patience(node.id);
+    if brake {
+        down_after = down_after.max(BRAKE_HOLD);
+    }
+    match node.status {
+        NodeStatus::Unknown | NodeStatus::Left => (node.status, None),
+        NodeStatus::Down => {
+            let back = heard.last(node.id).is_some_and(|last| now.since(last) < suspect_after);
+            (if back { NodeStatus::Ready } else { NodeStatus::Down }, None)
+        }
+        NodeStatus::Ready | NodeStatus::Suspect => match now.since(since) {
+            silence if silence >= down_after => (NodeStatus::Down, None),
+            silence if silence >= suspect_after => (NodeStatus::Suspect, Some(since.after(down_after))),
+            _ if node.status == NodeStatus::Suspect && heard.last(node.id).is_none() => {
+                (NodeStatus::Suspect, Some(since.after(down_after)))
+            }
+            _ => (NodeStatus::Ready, Some(since.after(suspect_after))),
+        },
+    }
+}

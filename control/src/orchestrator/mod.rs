@@ -1,0 +1,23 @@
+//! What a service's slots need: tasks created, started, stopped and replaced.
+
+mod replicated;
+mod restart;
+mod slots;
+mod update;
+
+use crate::ids::ServiceId;
+use crate::model::Mode;
+use crate::plan::Draft;
+
+
+
+pub(crate) fn reconcile(draft: &mut Draft, id: ServiceId) {
+    let Some(service) = draft.state().service(id).cloned() else { return };
+    match service.spec.mode {
+        Mode::Replicated { replicas } => replicated::scale(draft, &service, replicas),
+    }
+    slots::keep_one(draft, &service);
+    slots::refill(draft, &service);
+    update::roll(draft, id);
+    slots::release(draft, id);
+}

@@ -1,0 +1,119 @@
+//! Each slot is filled by one task: never by two that run, and by none only while its restart policy
+//! says so.
+
+use super::restart::{self, Restart};
+use crate::ids::ServiceId;
+use crate::model::{Availability, Desired, Observed, Service, Slot, Task};
+use crate::plan::{Draft, Start};
+use crate::scheduler::constraint;
+use crate::state::State;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The open slots of a service and their tasks, oldest first. A slot is open until its tasks are to be
+/// removed, also when its last task has ended for good.
+pub(super) type Slots = BTreeMap<Slot, Vec<Arc<Task>>>;
+
+pub(super) fn slots(state: &State, service: ServiceId) -> Slots {
+    let mut slots = Slots::new();
+    for task in state.tasks_of(service).filter(|task| task.desired != Desired::Remove) {
+        slots.entry(task.slot).or_default().push(task.clone());
+    }
+    for tasks in slots.values_mut() {
+        tasks.sort_by_key(|task| task.meta.number);
+    }
+    slots
+}
+
+/// Stops all but one of the tasks that are wanted in a slot. There are two when one was taken for lost:
+/// if it comes back before its replacement runs, it is kept.
+pub(super) fn keep_one(draft: &mut Draft, service: &Service) {
+    for tasks in slots(draft.state(), service.id).into_values() {
+        let present: Vec<_> = tasks
+            .iter()
+            .filter(|task| task.is_live() && task.is_wanted() && !draft.state().is_lost(task))
+            .collect();
+        let runs = |task: &Task| task.observed == Observed::Running;
+        // Of those that run the youngest is kept, since others may have been told to connect to it.
+        let kept =
+            present.iter().filter(|task| runs(task)).max_by_key(|task| task.meta.number).or_else(|| {
+                present.iter().max_by_key(|task| (task.observed, std::cmp::Reverse(task.meta.number)))
+            });
+        let Some(kept) = kept.map(|task| (*task).clone()) else { continue };
+        let absent =
+            tasks.iter().filter(|task| task.is_live() && task.is_wanted() && draft.state().is_lost(task));
+        let surplus: Vec<_> = present
+            .iter()
+            .copied()
+            .filter(|task| task.id != kept.id)
+            // A lost task is written off only when its replacement runs.
+            .chain(absent.filter(|_| runs(&kept)))
+            .cloned()
+            .collect();
+        for task in surplus {
+            let never_ran = task.status.running_at.is_none();
+            draft.want(task.id, if never_ran { Desired::Remove } else { Desired::Shutdown });
+        }
+    }
+}
+
+/// Sends away tasks whose node may no longer run them, and gives every slot a task that has none and is
+/// due for one.
+pub(super) fn refill(draft: &mut Draft, service: &Service) {
+    for (slot, tasks) in slots(draft.state(), service.id) {
+        let mut filled = false;
+        for task in tasks.iter().filter(|task| task.is_live() && task.is_wanted()) {
+            if draft.state().is_lost(task) {
+                continue;
+            }
+            if may_stay(draft.state(), task) {
+                filled = true;
+            } else {
+                draft.want(task.id, Desired::Shutdown);
+            }
+        }
+        if filled {
+            continue;
+        }
+        if let Restart::At(start) = restart::decide(service, &tasks, draft.now) {
+            draft.create_task(service.id, slot, start);
+            for ended in tasks.iter().filter(|task| !task.is_live() && task.is_wanted()) {
+                draft.want(ended.id, Desired::Shutdown);
+            }
+        }
+    }
+}
+
+/// Lets tasks that were held back start, once their time has come and their slot is vacant.
+pub(super) fn release(draft: &mut Draft, service: ServiceId) {
+    let held: Vec<_> = draft
+        .state()
+        .tasks_of(service)
+        .filter(|t| t.desired == Desired::Ready && t.is_live())
+        .cloned()
+        .collect();
+    for task in held {
+        if task.start_at > draft.now {
+            draft.wake_at(task.start_at);
+        } else if draft.state().is_vacant(service, task.slot, task.id) {
+            draft.want(task.id, Desired::Running);
+        }
+    }
+}
+
+/// Whether a task's node is neither being drained nor excluded by a label that was changed since the task
+/// was placed.
+fn may_stay(state: &State, task: &Task) -> bool {
+    let Some(node) = state.home(task) else { return true };
+    let constraints = &task.spec.placement.constraints;
+    node.availability != Availability::Drain && constraints.iter().all(|c| constraint::holds(c, node))
+}
+
+/// What a task that takes over from `last` inherits.
+pub(super) fn successor(last: &Task, spec_version: u64, start: Start) -> Start {
+    if last.spec_version == spec_version {
+        Start { restarts: last.restarts, failures: last.failures, ..start }
+    } else {
+        start
+    }
+}

@@ -1,0 +1,118 @@
+//! What a decision may read, and what it may say.
+
+use crate::ids::{ServiceId, TaskId};
+use crate::model::{Desired, Node, NodeStatus, Slot, Task};
+use crate::state::{Change, NewTask, State, Turn};
+use crate::time::Timestamp;
+use std::sync::Arc;
+
+/// What should change next, and when to ask again.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// To be proposed together.
+    pub changes: Vec<Change>,
+    /// When something is due although nothing else happens.
+    pub wake_at: Option<Timestamp>,
+}
+
+/// A plan in the making: the state as it would be, and the changes that make it so.
+///
+/// Changes pass through the very function the replicated log uses, so a later step sees what an earlier
+/// one proposed and a plan cannot mean one thing here and another there.
+pub(crate) struct Draft {
+    pub(crate) now: Timestamp,
+    turn: Turn,
+    plan: Plan,
+}
+
+impl Draft {
+    pub(crate) fn new(state: &State, now: Timestamp) -> Self {
+        Self { now, turn: Turn::new(state.clone(), state.index() + 1, now), plan: Plan::default() }
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.turn.state
+    }
+
+    pub(crate) fn propose(&mut self, change: Change) {
+        self.turn.apply(&change).expect("a plan agrees with the state it was drawn from");
+        self.plan.changes.push(change);
+    }
+
+    /// Asks to be run again at `when`, even if nothing else happens.
+    pub(crate) fn wake_at(&mut self, when: Timestamp) {
+        self.plan.wake_at = Some(self.plan.wake_at.map_or(when, |wake| wake.min(when)));
+    }
+
+    pub(crate) fn finish(self) -> Plan {
+        self.plan
+    }
+
+    /// Gives a slot a task that starts as soon as it may.
+    pub(crate) fn create_task(&mut self, service: ServiceId, slot: Slot, start: Start) {
+        let number = self.state().next_number();
+        let id = TaskId::mint(self.state().id_seed(), number);
+        let spec_version = self.state().service(service).map_or(0, |service| service.spec_version);
+        let vacant = start.at <= self.now && self.state().is_vacant(service, slot, id);
+        let desired = if vacant { Desired::Running } else { Desired::Ready };
+        let Start { at: start_at, restarts, failures } = start;
+        self.propose(Change::CreateTask(NewTask {
+            id,
+            number,
+            service,
+            slot,
+            spec_version,
+            desired,
+            start_at,
+            restarts,
+            failures,
+        }));
+    }
+
+    pub(crate) fn want(&mut self, task: TaskId, desired: Desired) {
+        self.propose(Change::SetDesired { task, desired });
+    }
+}
+
+/// When a new task may start, and what its slot has been through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Start {
+    pub(crate) at: Timestamp,
+    pub(crate) restarts: u32,
+    pub(crate) failures: u32,
+}
+
+impl State {
+    /// The node a task is on, if it has one that still exists.
+    pub(crate) fn home(&self, task: &Task) -> Option<&Arc<Node>> {
+        task.node.and_then(|node| self.node(node))
+    }
+
+    /// Whether the node of a task is lost, so that the task is to be replaced.
+    pub(crate) fn is_lost(&self, task: &Task) -> bool {
+        match (task.node, self.home(task)) {
+            (None, _) => false,
+            (Some(_), Some(node)) => node.status.is_lost(),
+            (Some(_), None) => true,
+        }
+    }
+
+    /// Whether the managers hear from the node of a task.
+    pub(crate) fn is_seen(&self, task: &Task) -> bool {
+        self.home(task).is_some_and(|node| node.status == NodeStatus::Ready)
+    }
+
+    /// Whether no task of a slot but `task` may be running, as far as anyone can tell.
+    pub(crate) fn is_vacant(&self, service: ServiceId, slot: Slot, task: TaskId) -> bool {
+        self.tasks_of(service).filter(|other| other.slot == slot && other.id != task).all(|other| {
+            !other.is_live() || other.node.is_none() || self.is_lost(other) || !other.has_begun()
+        })
+    }
+}
+
+impl Task {
+    /// Whether it was told to run: one that is only prepared for is no hindrance.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.desired != Desired::Ready
+    }
+}

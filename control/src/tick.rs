@@ -1,0 +1,27 @@
+//! One turn of the leader's crank.
+
+use crate::liveness::{self, Heard};
+use crate::plan::{Draft, Plan};
+use crate::state::State;
+use crate::time::Timestamp;
+use crate::{allocator, orchestrator, reaper, scheduler};
+
+/// Looks at the whole cluster and proposes what should change next.
+///
+/// Running it twice on one state proposes the same plan twice; running it on the state it asked for
+/// proposes nothing. It remembers nothing between calls, so a new leader continues mid-sentence.
+pub fn tick(state: &State, heard: &Heard, now: Timestamp) -> Plan {
+    let mut draft = Draft::new(state, now);
+    if state.cluster().is_none() {
+        return draft.finish();
+    }
+    liveness::watch(&mut draft, heard);
+    reaper::end(&mut draft);
+    for service in state.services().map(|service| service.id) {
+        orchestrator::reconcile(&mut draft, service);
+    }
+    allocator::allocate(&mut draft);
+    scheduler::schedule(&mut draft);
+    reaper::forget(&mut draft);
+    draft.finish()
+}
