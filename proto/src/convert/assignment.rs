@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 impl From<&AssignedTask> for pb::AssignedTask {
     fn from(task: &AssignedTask) -> Self {
-        let AssignedTask { id, service, service_name, slot, spec, desired, ended, addresses } = task;
+        let AssignedTask { id, service, service_name, slot, spec, desired, ended, started, addresses } = task;
         Self {
             id: id.to_string(),
             service: service.to_string(),
@@ -20,6 +20,7 @@ impl From<&AssignedTask> for pb::AssignedTask {
             spec: Some(spec.as_ref().into()),
             desired: pb::Desired::from(*desired).into(),
             ended: *ended,
+            started: *started,
             addresses: attachments_out(addresses),
         }
     }
@@ -37,6 +38,7 @@ impl TryFrom<pb::AssignedTask> for AssignedTask {
             spec: Arc::new(nested("spec", wire.spec)?),
             desired: choice::<pb::Desired, _>("desired", wire.desired)?,
             ended: wire.ended,
+            started: wire.started,
             addresses: attachments("addresses", wire.addresses)?,
         })
     }

@@ -32,6 +32,8 @@ impl From<&Task> for pb::Task {
             addresses,
             note,
             start_at,
+            restarts,
+            failures,
         } = task;
         Self {
             id: id.to_string(),
@@ -48,6 +50,8 @@ impl From<&Task> for pb::Task {
             addresses: attachments_out(addresses),
             note: note.clone(),
             start_at_ms: start_at.0,
+            restarts: *restarts,
+            failures: *failures,
         }
     }
 }
@@ -78,6 +82,8 @@ pub(crate) fn task(wire: pb::Task, spec: Arc<TaskSpec>) -> Result<Task, Invalid>
         addresses: attachments("addresses", wire.addresses)?,
         note: wire.note,
         start_at: Timestamp(wire.start_at_ms),
+        restarts: wire.restarts,
+        failures: wire.failures,
     })
 }
 

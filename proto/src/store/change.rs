@@ -202,7 +202,8 @@ impl TryFrom<wire::What> for Change {
 
 impl From<&NewTask> for wire::CreateTask {
     fn from(task: &NewTask) -> Self {
-        let NewTask { id, number, service, slot, spec_version, desired, start_at } = *task;
+        let NewTask { id, number, service, slot, spec_version, desired, start_at, restarts, failures } =
+            *task;
         Self {
             id: id.to_string(),
             number,
@@ -211,6 +212,8 @@ impl From<&NewTask> for wire::CreateTask {
             spec_version,
             desired: pb::Desired::from(desired).into(),
             start_at_ms: start_at.0,
+            restarts,
+            failures,
         }
     }
 }
@@ -227,6 +230,8 @@ impl TryFrom<wire::CreateTask> for NewTask {
             spec_version: task.spec_version,
             desired: choice::<pb::Desired, _>("desired", task.desired)?,
             start_at: Timestamp(task.start_at_ms),
+            restarts: task.restarts,
+            failures: task.failures,
         })
     }
 }

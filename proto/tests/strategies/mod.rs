@@ -351,10 +351,12 @@ fn task_status() -> BoxedStrategy<TaskStatus> {
 
 pub fn task() -> BoxedStrategy<Task> {
     let what = (task_id(), meta(), service_id(), text(), slot(), task_spec(), any::<u64>());
-    let how = (option::of(node_id()), desired(), observed(), task_status(), addresses(), text(), at());
+    let counts = any::<(u32, u32)>();
+    let how =
+        (option::of(node_id()), desired(), observed(), task_status(), addresses(), text(), at(), counts);
     (what, how)
         .prop_map(|((id, meta, service, service_name, slot, spec, spec_version), how)| {
-            let (node, desired, observed, status, addresses, note, start_at) = how;
+            let (node, desired, observed, status, addresses, note, start_at, (restarts, failures)) = how;
             Task {
                 id,
                 meta,
@@ -370,6 +372,8 @@ pub fn task() -> BoxedStrategy<Task> {
                 addresses,
                 note,
                 start_at,
+                restarts,
+                failures,
             }
         })
         .boxed()
@@ -377,16 +381,19 @@ pub fn task() -> BoxedStrategy<Task> {
 
 fn assigned_task() -> BoxedStrategy<AssignedTask> {
     let what = (task_id(), service_id(), text(), slot(), task_spec());
-    (what, desired(), any::<bool>(), addresses())
-        .prop_map(|((id, service, service_name, slot, spec), desired, ended, addresses)| AssignedTask {
-            id,
-            service,
-            service_name,
-            slot,
-            spec: Arc::new(spec),
-            desired,
-            ended,
-            addresses,
+    (what, desired(), any::<bool>(), any::<bool>(), addresses())
+        .prop_map(|((id, service, service_name, slot, spec), desired, ended, started, addresses)| {
+            AssignedTask {
+                id,
+                service,
+                service_name,
+                slot,
+                spec: Arc::new(spec),
+                desired,
+                ended,
+                started,
+                addresses,
+            }
         })
         .boxed()
 }
@@ -497,15 +504,9 @@ fn cluster() -> BoxedStrategy<Cluster> {
 }
 
 fn new_task() -> BoxedStrategy<NewTask> {
-    (task_id(), any::<u64>(), service_id(), slot(), any::<u64>(), desired(), at())
-        .prop_map(|(id, number, service, slot, spec_version, desired, start_at)| NewTask {
-            id,
-            number,
-            service,
-            slot,
-            spec_version,
-            desired,
-            start_at,
+    (task_id(), any::<u64>(), service_id(), slot(), any::<u64>(), desired(), at(), any::<(u32, u32)>())
+        .prop_map(|(id, number, service, slot, spec_version, desired, start_at, (restarts, failures))| {
+            NewTask { id, number, service, slot, spec_version, desired, start_at, restarts, failures }
         })
         .boxed()
 }
