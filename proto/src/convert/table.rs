@@ -1,0 +1,146 @@
+//! Endpoint tables: who is where. Generations as for assignments.
+
+use super::{Invalid, choice, each, nested, parsed, port, slot, slot_out};
+use crate::v1 as pb;
+use rswarm_control::NodeId;
+use rswarm_control::endpoints::{Backend, NetworkTable, PublishedPort, ServiceEntry, Table};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+impl From<&Table> for pb::Table {
+    fn from(table: &Table) -> Self {
+        let Table { peers, networks, ports } = table;
+        Self {
+            generation: 0,
+            peers: peers.iter().map(|(node, addr)| (node.to_string(), addr.clone())).collect(),
+            networks: networks.values().map(Into::into).collect(),
+            ports: ports.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::Table> for Table {
+    type Error = Invalid;
+
+    fn try_from(wire: pb::Table) -> Result<Self, Invalid> {
+        let networks: Vec<NetworkTable> = each("networks", wire.networks)?;
+        let peer = |(node, addr): (String, String)| Ok((parsed("peers", &node)?, addr));
+        Ok(Self {
+            peers: wire.peers.into_iter().map(peer).collect::<Result<_, _>>()?,
+            networks: networks.into_iter().map(|table| (table.network.id, table)).collect(),
+            ports: each("ports", wire.ports)?,
+        })
+    }
+}
+
+impl From<&NetworkTable> for pb::NetworkTable {
+    fn from(table: &NetworkTable) -> Self {
+        let NetworkTable { network, routes, services } = table;
+        let route = |(address, node): (&Ipv4Addr, &NodeId)| pb::Route {
+            address: u32::from(*address),
+            node: node.to_string(),
+        };
+        Self {
+            network: Some(network.as_ref().into()),
+            routes: routes.iter().map(route).collect(),
+            services: services.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::NetworkTable> for NetworkTable {
+    type Error = Invalid;
+
+    fn try_from(wire: pb::NetworkTable) -> Result<Self, Invalid> {
+        let route = |(index, route): (usize, pb::Route)| {
+            let node = parsed(&format!("routes[{index}].node"), &route.node)?;
+            Ok((Ipv4Addr::from(route.address), node))
+        };
+        Ok(Self {
+            network: Arc::new(nested("network", wire.network)?),
+            routes: wire.routes.into_iter().enumerate().map(route).collect::<Result<_, _>>()?,
+            services: each("services", wire.services)?,
+        })
+    }
+}
+
+impl From<&ServiceEntry> for pb::ServiceEntry {
+    fn from(entry: &ServiceEntry) -> Self {
+        let ServiceEntry { service, name, vip, backends } = entry;
+        Self {
+            service: service.to_string(),
+            name: name.clone(),
+            vip: u32::from(*vip),
+            backends: backends.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::ServiceEntry> for ServiceEntry {
+    type Error = Invalid;
+
+    fn try_from(wire: pb::ServiceEntry) -> Result<Self, Invalid> {
+        Ok(Self {
+            service: parsed("service", &wire.service)?,
+            name: wire.name,
+            vip: Ipv4Addr::from(wire.vip),
+            backends: each("backends", wire.backends)?,
+        })
+    }
+}
+
+impl From<&Backend> for pb::Backend {
+    fn from(backend: &Backend) -> Self {
+        let Backend { task, slot, node, network, address } = *backend;
+        Self {
+            task: task.to_string(),
+            slot: Some(slot_out(slot)),
+            node: node.to_string(),
+            network: network.to_string(),
+            address: u32::from(address),
+        }
+    }
+}
+
+impl TryFrom<pb::Backend> for Backend {
+    type Error = Invalid;
+
+    fn try_from(wire: pb::Backend) -> Result<Self, Invalid> {
+        Ok(Self {
+            task: parsed("task", &wire.task)?,
+            slot: slot("slot", wire.slot)?,
+            node: parsed("node", &wire.node)?,
+            network: parsed("network", &wire.network)?,
+            address: Ipv4Addr::from(wire.address),
+        })
+    }
+}
+
+impl From<&PublishedPort> for pb::TablePort {
+    fn from(published: &PublishedPort) -> Self {
+        let PublishedPort { published, protocol, target, mode, service, backends } = published;
+        Self {
+            published: u32::from(*published),
+            protocol: pb::Protocol::from(*protocol).into(),
+            target: u32::from(*target),
+            mode: pb::PortMode::from(*mode).into(),
+            service: service.to_string(),
+            backends: backends.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::TablePort> for PublishedPort {
+    type Error = Invalid;
+
+    fn try_from(wire: pb::TablePort) -> Result<Self, Invalid> {
+        Ok(Self {
+            published: port("published", wire.published)?,
+            protocol: choice::<pb::Protocol, _>("protocol", wire.protocol)?,
+            target: port("target", wire.target)?,
+            mode: choice::<pb::PortMode, _>("mode", wire.mode)?,
+            service: parsed("service", &wire.service)?,
+            backends: each("backends", wire.backends)?,
+        })
+    }
+}

@@ -1,0 +1,168 @@
+//! Tasks, and what nodes report of them.
+
+use super::{Invalid, Problem, attachments, attachments_out, choice, choices, meta, nested, parsed};
+use super::{parsed_or_none, required};
+use crate::v1 as pb;
+use rswarm_control::model::{Desired, Observed, Slot, Task, TaskSpec, TaskStatus};
+use rswarm_control::{NodeId, Report, Timestamp};
+use std::sync::Arc;
+
+choices! {
+    Desired = Desired { Ready, Running, Shutdown, Remove }
+    Observed = Observed {
+        New, Pending, Assigned, Accepted, Preparing, Ready, Starting, Running, Completed, Shutdown, Failed,
+        Rejected, Orphaned,
+    }
+}
+
+impl From<&Task> for pb::Task {
+    fn from(task: &Task) -> Self {
+        let Task {
+            id,
+            meta,
+            service,
+            service_name,
+            slot,
+            spec,
+            spec_version,
+            node,
+            desired,
+            observed,
+            status,
+            addresses,
+            note,
+            start_at,
+            restarts,
+            failures,
+        } = task;
+        Self {
+            id: id.to_string(),
+            meta: Some(meta.into()),
+            service: service.to_string(),
+            service_name: service_name.clone(),
+            slot: Some(slot_out(*slot)),
+            spec: Some(spec.as_ref().into()),
+            spec_version: *spec_version,
+            node: node.map(|node| node.to_string()).unwrap_or_default(),
+            desired: pb::Desired::from(*desired).into(),
+            observed: pb::Observed::from(*observed).into(),
+            status: Some(status.into()),
+            addresses: attachments_out(addresses),
+            note: note.clone(),
+            start_at_ms: start_at.0,
+            restarts: *restarts,
+            failures: *failures,
+        }
+    }
+}
+
+impl TryFrom<pb::Task> for Task {
+    type Error = Invalid;
+
+    fn try_from(mut wire: pb::Task) -> Result<Self, Invalid> {
+        let spec: TaskSpec = nested("spec", wire.spec.take())?;
+        task(wire, Arc::new(spec))
+    }
+}
+
+/// A task whose spec comes from elsewhere; its own is not looked at.
+pub(crate) fn task(wire: pb::Task, spec: Arc<TaskSpec>) -> Result<Task, Invalid> {
+    Ok(Task {
+        id: parsed("id", &wire.id)?,
+        meta: meta(wire.meta),
+        service: parsed("service", &wire.service)?,
+        service_name: wire.service_name,
+        slot: slot("slot", wire.slot)?,
+        spec,
+        spec_version: wire.spec_version,
+        node: parsed_or_none("node", &wire.node)?,
+        desired: choice::<pb::Desired, _>("desired", wire.desired)?,
+        observed: choice::<pb::Observed, _>("observed", wire.observed)?,
+        status: wire.status.unwrap_or_default().into(),
+        addresses: attachments("addresses", wire.addresses)?,
+        note: wire.note,
+        start_at: Timestamp(wire.start_at_ms),
+        restarts: wire.restarts,
+        failures: wire.failures,
+    })
+}
+
+pub(crate) fn slot_out(slot: Slot) -> pb::Slot {
+    use pb::slot::Kind;
+    let kind = match slot {
+        Slot::Replica(number) => Kind::Replica(number),
+    };
+    pb::Slot { kind: Some(kind) }
+}
+
+pub(crate) fn slot(field: &str, wire: Option<pb::Slot>) -> Result<Slot, Invalid> {
+    use pb::slot::Kind;
+    let kind = required(field, wire)?.kind;
+    match required("kind", kind).map_err(|error| error.within(field))? {
+        Kind::Replica(number) => Ok(Slot::Replica(number)),
+    }
+}
+
+impl From<&TaskStatus> for pb::TaskStatus {
+    fn from(status: &TaskStatus) -> Self {
+        let TaskStatus { at, running_at, message, error, exit_code, pid } = status;
+        Self {
+            at_ms: at.0,
+            running_at_ms: running_at.map(|at| at.0),
+            message: message.clone(),
+            error: error.clone(),
+            exit_code: *exit_code,
+            pid: *pid,
+        }
+    }
+}
+
+impl From<pb::TaskStatus> for TaskStatus {
+    fn from(wire: pb::TaskStatus) -> Self {
+        Self {
+            at: Timestamp(wire.at_ms),
+            running_at: wire.running_at_ms.map(Timestamp),
+            message: wire.message,
+            error: wire.error,
+            exit_code: wire.exit_code,
+            pid: wire.pid,
+        }
+    }
+}
+
+/// A report leaves without its node, which the session it is sent on proves.
+impl From<&Report> for pb::TaskReport {
+    fn from(report: &Report) -> Self {
+        let Report { task, node: _, observed, message, error, exit_code, pid } = report;
+        Self {
+            task_id: task.to_string(),
+            observed: pb::Observed::from(*observed).into(),
+            status: Some(pb::TaskStatus {
+                at_ms: 0,
+                running_at_ms: None,
+                message: message.clone(),
+                error: error.clone(),
+                exit_code: *exit_code,
+                pid: *pid,
+            }),
+        }
+    }
+}
+
+/// What `node` reports on its session. Times are the leader's to say, so those of the message are passed
+/// over.
+///
+/// # Errors
+/// If the message names no task, or a state that is none.
+pub fn report(node: NodeId, wire: pb::TaskReport) -> Result<Report, Invalid> {
+    let status = wire.status.unwrap_or_default();
+    Ok(Report {
+        task: parsed("task_id", &wire.task_id)?,
+        node,
+        observed: choice::<pb::Observed, _>("observed", wire.observed)?,
+        message: status.message,
+        error: status.error,
+        exit_code: status.exit_code,
+        pid: status.pid,
+    })
+}

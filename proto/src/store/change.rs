@@ -1,0 +1,362 @@
+//! Changes, and the objects that only the log and snapshots know.
+
+use crate::convert::{Invalid, Problem, attachments, attachments_out, choice, each, nanos, nested, parsed};
+use crate::convert::{required, slot, slot_out};
+use crate::v1 as pb;
+use crate::v1::store as disk;
+use crate::v1::store::change as wire;
+use rswarm_control::model::{Cluster, Description, JoinTokens, Secret, Settings};
+use rswarm_control::{Change, NewTask, Report, Timestamp};
+use std::time::Duration;
+
+impl From<&Change> for disk::Change {
+    fn from(change: &Change) -> Self {
+        Self { what: Some(change.into()) }
+    }
+}
+
+impl From<&Change> for wire::What {
+    fn from(change: &Change) -> Self {
+        match change {
+            Change::Init(cluster) => Self::Init(cluster.as_ref().into()),
+            Change::SetTokens { version, tokens } => {
+                Self::SetTokens(wire::SetTokens { version: *version, tokens: Some(tokens.into()) })
+            }
+            Change::SetSettings { version, settings } => {
+                Self::SetSettings(wire::SetSettings { version: *version, settings: Some(settings.into()) })
+            }
+            Change::CreateNode(node) => Self::CreateNode(node.as_ref().into()),
+            Change::UpdateNode { node, version, role, availability, labels } => {
+                Self::UpdateNode(wire::UpdateNode {
+                    node: node.to_string(),
+                    version: *version,
+                    role: pb::Role::from(*role).into(),
+                    availability: pb::Availability::from(*availability).into(),
+                    labels: labels.clone(),
+                })
+            }
+            Change::OpenSession { node, epoch, hostname, addr, description } => {
+                Self::OpenSession(wire::OpenSession {
+                    node: node.to_string(),
+                    epoch: *epoch,
+                    hostname: hostname.clone(),
+                    addr: addr.clone(),
+                    description: Some(description.into()),
+                })
+            }
+            Change::SetNodeStatus { node, was, status, message } => {
+                Self::SetNodeStatus(wire::SetNodeStatus {
+                    node: node.to_string(),
+                    was: pb::NodeStatus::from(*was).into(),
+                    status: pb::NodeStatus::from(*status).into(),
+                    message: message.clone(),
+                })
+            }
+            Change::RemoveNode { node, version } => {
+                Self::RemoveNode(wire::RemoveNode { node: node.to_string(), version: *version })
+            }
+            Change::CreateService(service) => Self::CreateService(service.as_ref().into()),
+            Change::UpdateService { service, version, spec, endpoint } => {
+                Self::UpdateService(wire::UpdateService {
+                    service: service.to_string(),
+                    version: *version,
+                    spec: Some(spec.as_ref().into()),
+                    endpoint: Some(endpoint.into()),
+                })
+            }
+            Change::SetUpdateStatus { service, spec_version, status } => {
+                Self::SetUpdateStatus(wire::SetUpdateStatus {
+                    service: service.to_string(),
+                    spec_version: *spec_version,
+                    status: Some(status.into()),
+                })
+            }
+            Change::RemoveService { service, version } => {
+                Self::RemoveService(wire::RemoveService { service: service.to_string(), version: *version })
+            }
+            Change::CreateNetwork(network) => Self::CreateNetwork(network.as_ref().into()),
+            Change::RemoveNetwork { network } => {
+                Self::RemoveNetwork(wire::RemoveNetwork { network: network.to_string() })
+            }
+            Change::CreateTask(task) => Self::CreateTask(task.into()),
+            Change::Allocate { task, addresses } => Self::Allocate(wire::Allocate {
+                task: task.to_string(),
+                addresses: attachments_out(addresses),
+            }),
+            Change::Assign { task, node } => {
+                Self::Assign(wire::Assign { task: task.to_string(), node: node.to_string() })
+            }
+            Change::Note { task, note } => {
+                Self::Note(wire::Note { task: task.to_string(), note: note.clone() })
+            }
+            Change::SetDesired { task, desired } => Self::SetDesired(wire::SetDesired {
+                task: task.to_string(),
+                desired: pb::Desired::from(*desired).into(),
+            }),
+            Change::Report(report) => Self::Report(report.into()),
+            Change::EndTask { task, observed, message } => Self::EndTask(wire::EndTask {
+                task: task.to_string(),
+                observed: pb::Observed::from(*observed).into(),
+                message: message.clone(),
+            }),
+            Change::RemoveTask { task } => Self::RemoveTask(wire::RemoveTask { task: task.to_string() }),
+        }
+    }
+}
+
+impl TryFrom<disk::Change> for Change {
+    type Error = Invalid;
+
+    fn try_from(change: disk::Change) -> Result<Self, Invalid> {
+        required("what", change.what)?.try_into()
+    }
+}
+
+impl TryFrom<wire::What> for Change {
+    type Error = Invalid;
+
+    fn try_from(what: wire::What) -> Result<Self, Invalid> {
+        use wire::What;
+        Ok(match what {
+            What::Init(cluster) => Self::Init(Box::new(cluster.try_into()?)),
+            What::SetTokens(wire::SetTokens { version, tokens }) => {
+                Self::SetTokens { version, tokens: required("tokens", tokens)?.into() }
+            }
+            What::SetSettings(wire::SetSettings { version, settings }) => {
+                Self::SetSettings { version, settings: nested("settings", settings)? }
+            }
+            What::CreateNode(node) => Self::CreateNode(Box::new(node.try_into()?)),
+            What::UpdateNode(wire::UpdateNode { node, version, role, availability, labels }) => {
+                Self::UpdateNode {
+                    node: parsed("node", &node)?,
+                    version,
+                    role: choice::<pb::Role, _>("role", role)?,
+                    availability: choice::<pb::Availability, _>("availability", availability)?,
+                    labels,
+                }
+            }
+            What::OpenSession(wire::OpenSession { node, epoch, hostname, addr, description }) => {
+                Self::OpenSession {
+                    node: parsed("node", &node)?,
+                    epoch,
+                    hostname,
+                    addr,
+                    description: Description::from(description.unwrap_or_default()),
+                }
+            }
+            What::SetNodeStatus(wire::SetNodeStatus { node, was, status, message }) => Self::SetNodeStatus {
+                node: parsed("node", &node)?,
+                was: choice::<pb::NodeStatus, _>("was", was)?,
+                status: choice::<pb::NodeStatus, _>("status", status)?,
+                message,
+            },
+            What::RemoveNode(wire::RemoveNode { node, version }) => {
+                Self::RemoveNode { node: parsed("node", &node)?, version }
+            }
+            What::CreateService(service) => Self::CreateService(Box::new(service.try_into()?)),
+            What::UpdateService(wire::UpdateService { service, version, spec, endpoint }) => {
+                Self::UpdateService {
+                    service: parsed("service", &service)?,
+                    version,
+                    spec: Box::new(nested("spec", spec)?),
+                    endpoint: nested("endpoint", endpoint)?,
+                }
+            }
+            What::SetUpdateStatus(wire::SetUpdateStatus { service, spec_version, status }) => {
+                Self::SetUpdateStatus {
+                    service: parsed("service", &service)?,
+                    spec_version,
+                    status: nested("status", status)?,
+                }
+            }
+            What::RemoveService(wire::RemoveService { service, version }) => {
+                Self::RemoveService { service: parsed("service", &service)?, version }
+            }
+            What::CreateNetwork(network) => Self::CreateNetwork(Box::new(network.try_into()?)),
+            What::RemoveNetwork(wire::RemoveNetwork { network }) => {
+                Self::RemoveNetwork { network: parsed("network", &network)? }
+            }
+            What::CreateTask(task) => Self::CreateTask(task.try_into()?),
+            What::Allocate(wire::Allocate { task, addresses }) => Self::Allocate {
+                task: parsed("task", &task)?,
+                addresses: attachments("addresses", addresses)?,
+            },
+            What::Assign(wire::Assign { task, node }) => {
+                Self::Assign { task: parsed("task", &task)?, node: parsed("node", &node)? }
+            }
+            What::Note(wire::Note { task, note }) => Self::Note { task: parsed("task", &task)?, note },
+            What::SetDesired(wire::SetDesired { task, desired }) => Self::SetDesired {
+                task: parsed("task", &task)?,
+                desired: choice::<pb::Desired, _>("desired", desired)?,
+            },
+            What::Report(report) => Self::Report(report.try_into()?),
+            What::EndTask(wire::EndTask { task, observed, message }) => Self::EndTask {
+                task: parsed("task", &task)?,
+                observed: choice::<pb::Observed, _>("observed", observed)?,
+                message,
+            },
+            What::RemoveTask(wire::RemoveTask { task }) => Self::RemoveTask { task: parsed("task", &task)? },
+        })
+    }
+}
+
+impl From<&NewTask> for wire::CreateTask {
+    fn from(task: &NewTask) -> Self {
+        let NewTask { id, number, service, slot, spec_version, desired, start_at, restarts, failures } =
+            *task;
+        Self {
+            id: id.to_string(),
+            number,
+            service: service.to_string(),
+            slot: Some(slot_out(slot)),
+            spec_version,
+            desired: pb::Desired::from(desired).into(),
+            start_at_ms: start_at.0,
+            restarts,
+            failures,
+        }
+    }
+}
+
+impl TryFrom<wire::CreateTask> for NewTask {
+    type Error = Invalid;
+
+    fn try_from(task: wire::CreateTask) -> Result<Self, Invalid> {
+        Ok(Self {
+            id: parsed("id", &task.id)?,
+            number: task.number,
+            service: parsed("service", &task.service)?,
+            slot: slot("slot", task.slot)?,
+            spec_version: task.spec_version,
+            desired: choice::<pb::Desired, _>("desired", task.desired)?,
+            start_at: Timestamp(task.start_at_ms),
+            restarts: task.restarts,
+            failures: task.failures,
+        })
+    }
+}
+
+impl From<&Report> for wire::Report {
+    fn from(report: &Report) -> Self {
+        let Report { task, node, observed, message, error, exit_code, pid } = report;
+        Self {
+            task: task.to_string(),
+            node: node.to_string(),
+            observed: pb::Observed::from(*observed).into(),
+            message: message.clone(),
+            error: error.clone(),
+            exit_code: *exit_code,
+            pid: *pid,
+        }
+    }
+}
+
+impl TryFrom<wire::Report> for Report {
+    type Error = Invalid;
+
+    fn try_from(report: wire::Report) -> Result<Self, Invalid> {
+        Ok(Self {
+            task: parsed("task", &report.task)?,
+            node: parsed("node", &report.node)?,
+            observed: choice::<pb::Observed, _>("observed", report.observed)?,
+            message: report.message,
+            error: report.error,
+            exit_code: report.exit_code,
+            pid: report.pid,
+        })
+    }
+}
+
+impl From<&Cluster> for disk::Cluster {
+    fn from(cluster: &Cluster) -> Self {
+        let Cluster {
+            id,
+            meta,
+            name,
+            id_seed,
+            ca_cert_pem,
+            ca_key_pem,
+            tokens,
+            settings,
+            default_network,
+            incarnation,
+        } = cluster;
+        Self {
+            id: id.to_string(),
+            meta: Some(meta.into()),
+            name: name.clone(),
+            id_seed: *id_seed,
+            ca_cert_pem: ca_cert_pem.clone(),
+            ca_key_pem: ca_key_pem.0.clone(),
+            tokens: Some(tokens.into()),
+            settings: Some(settings.into()),
+            default_network: default_network.to_string(),
+            incarnation: *incarnation,
+        }
+    }
+}
+
+impl TryFrom<disk::Cluster> for Cluster {
+    type Error = Invalid;
+
+    fn try_from(cluster: disk::Cluster) -> Result<Self, Invalid> {
+        Ok(Self {
+            id: parsed("id", &cluster.id)?,
+            meta: cluster.meta.unwrap_or_default().into(),
+            name: cluster.name,
+            id_seed: cluster.id_seed,
+            ca_cert_pem: cluster.ca_cert_pem,
+            ca_key_pem: Secret(cluster.ca_key_pem),
+            tokens: required("tokens", cluster.tokens)?.into(),
+            settings: nested("settings", cluster.settings)?,
+            default_network: parsed("default_network", &cluster.default_network)?,
+            incarnation: cluster.incarnation,
+        })
+    }
+}
+
+impl From<&JoinTokens> for disk::JoinTokens {
+    fn from(tokens: &JoinTokens) -> Self {
+        let JoinTokens { worker, manager } = tokens;
+        Self { worker: worker.0.clone(), manager: manager.0.clone() }
+    }
+}
+
+impl From<disk::JoinTokens> for JoinTokens {
+    fn from(tokens: disk::JoinTokens) -> Self {
+        Self { worker: Secret(tokens.worker), manager: Secret(tokens.manager) }
+    }
+}
+
+impl From<&Settings> for disk::Settings {
+    fn from(settings: &Settings) -> Self {
+        let Settings { task_history_limit, cert_expiry, address_pools, address_pool_prefix } = settings;
+        Self {
+            task_history_limit: *task_history_limit,
+            cert_expiry_ns: nanos(*cert_expiry),
+            address_pools: address_pools.iter().map(Into::into).collect(),
+            address_pool_prefix: u32::from(*address_pool_prefix),
+        }
+    }
+}
+
+impl TryFrom<disk::Settings> for Settings {
+    type Error = Invalid;
+
+    fn try_from(settings: disk::Settings) -> Result<Self, Invalid> {
+        let prefix = settings.address_pool_prefix;
+        Ok(Self {
+            task_history_limit: settings.task_history_limit,
+            cert_expiry: Duration::from_nanos(settings.cert_expiry_ns),
+            address_pools: each("address_pools", settings.address_pools)?,
+            address_pool_prefix: u8::try_from(prefix).ok().filter(|prefix| *prefix <= 32).ok_or_else(
+                || {
+                    Invalid::new(
+                        "address_pool_prefix",
+                        Problem::TooLarge { value: u64::from(prefix), max: 32 },
+                    )
+                },
+            )?,
+        })
+    }
+}

@@ -1,0 +1,610 @@
+//! Every object the model can hold, as proptest strategies.
+
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
+use rswarm_control::endpoints::{self, Backend, NetworkTable, ServiceEntry, Table};
+use rswarm_control::model::*;
+use rswarm_control::{Change, ClusterId, NetworkId, NewTask, NodeId, Proposal, RaftId, Report, ServiceId};
+use rswarm_control::{Snapshot, TaskId, Timestamp};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+fn text() -> BoxedStrategy<String> {
+    "[ -~é√]{0,8}".boxed()
+}
+
+fn labels() -> BoxedStrategy<Labels> {
+    btree_map(text(), text(), 0..3).boxed()
+}
+
+fn at() -> BoxedStrategy<Timestamp> {
+    any::<u64>().prop_map(Timestamp).boxed()
+}
+
+fn duration() -> BoxedStrategy<Duration> {
+    any::<u64>().prop_map(Duration::from_nanos).boxed()
+}
+
+fn address() -> BoxedStrategy<Ipv4Addr> {
+    any::<u32>().prop_map(Ipv4Addr::from).boxed()
+}
+
+fn node_id() -> BoxedStrategy<NodeId> {
+    any::<u64>().prop_map(NodeId).boxed()
+}
+
+fn service_id() -> BoxedStrategy<ServiceId> {
+    any::<u64>().prop_map(ServiceId).boxed()
+}
+
+fn task_id() -> BoxedStrategy<TaskId> {
+    any::<u64>().prop_map(TaskId).boxed()
+}
+
+fn network_id() -> BoxedStrategy<NetworkId> {
+    any::<u64>().prop_map(NetworkId).boxed()
+}
+
+fn addresses() -> BoxedStrategy<Vec<(NetworkId, Ipv4Addr)>> {
+    vec((network_id(), address()), 0..3).boxed()
+}
+
+fn meta() -> BoxedStrategy<Meta> {
+    (any::<u64>(), any::<u64>(), at(), at())
+        .prop_map(|(number, version, created_at, updated_at)| Meta {
+            number,
+            version,
+            created_at,
+            updated_at,
+        })
+        .boxed()
+}
+
+fn resources() -> BoxedStrategy<Resources> {
+    any::<(u64, u64)>().prop_map(|(nano_cpus, memory_bytes)| Resources { nano_cpus, memory_bytes }).boxed()
+}
+
+fn role() -> BoxedStrategy<Role> {
+    prop_oneof![Just(Role::Worker), Just(Role::Manager)].boxed()
+}
+
+fn availability() -> BoxedStrategy<Availability> {
+    prop_oneof![Just(Availability::Active), Just(Availability::Pause), Just(Availability::Drain)].boxed()
+}
+
+fn node_status() -> BoxedStrategy<NodeStatus> {
+    use NodeStatus::*;
+    prop::sample::select(vec![Unknown, Ready, Suspect, Down, Left]).boxed()
+}
+
+fn description() -> BoxedStrategy<Description> {
+    (resources(), text(), text(), text(), text(), vec(text(), 0..3))
+        .prop_map(|(capacity, os, arch, kernel, engine_version, warnings)| Description {
+            capacity,
+            os,
+            arch,
+            kernel,
+            engine_version,
+            warnings,
+        })
+        .boxed()
+}
+
+pub fn node() -> BoxedStrategy<Node> {
+    let who = (node_id(), meta(), text(), text(), role(), option::of((1..=u64::MAX).prop_map(RaftId)));
+    let how = (availability(), labels(), node_status(), at(), text(), description(), any::<u64>());
+    (who, how)
+        .prop_map(|((id, meta, hostname, addr, role, raft), how)| {
+            let (availability, labels, status, status_since, message, description, session) = how;
+            Node {
+                id,
+                meta,
+                hostname,
+                addr,
+                role,
+                raft,
+                availability,
+                labels,
+                status,
+                status_since,
+                message,
+                description,
+                session,
+            }
+        })
+        .boxed()
+}
+
+fn subnet() -> BoxedStrategy<Subnet> {
+    (any::<u32>(), 0u8..=32)
+        .prop_map(|(base, prefix)| {
+            let base = u64::from(base) >> (32 - prefix) << (32 - prefix);
+            let base = Ipv4Addr::from(u32::try_from(base).expect("it only lost bits"));
+            Subnet::new(base, prefix).expect("it is aligned")
+        })
+        .boxed()
+}
+
+pub fn network() -> BoxedStrategy<Network> {
+    let what = (network_id(), meta(), text(), any::<u32>(), subnet(), address());
+    (what, any::<u32>(), labels(), any::<bool>(), any::<bool>())
+        .prop_map(|((id, meta, name, vni, subnet, gateway), mtu, labels, attachable, internal)| Network {
+            id,
+            meta,
+            name,
+            vni,
+            subnet,
+            gateway,
+            mtu,
+            labels,
+            attachable,
+            internal,
+        })
+        .boxed()
+}
+
+fn mount() -> BoxedStrategy<Mount> {
+    prop_oneof![
+        (text(), text(), any::<bool>()).prop_map(|(source, target, read_only)| Mount::Bind {
+            source,
+            target,
+            read_only
+        }),
+        (text(), any::<Option<u64>>(), any::<Option<u32>>())
+            .prop_map(|(target, size_bytes, mode)| Mount::Tmpfs { target, size_bytes, mode }),
+    ]
+    .boxed()
+}
+
+fn container() -> BoxedStrategy<ContainerSpec> {
+    let env = (text(), text()).prop_map(|(name, value)| EnvVar { name, value });
+    let what = (text(), text(), option::of(text()), vec(text(), 0..3), vec(text(), 0..3), vec(env, 0..3));
+    let who = (labels(), option::of(text()), option::of(text()), option::of(text()), vec(mount(), 0..3));
+    let how = (option::of(text()), duration(), any::<bool>(), any::<bool>(), any::<bool>());
+    (what, who, how)
+        .prop_map(|((name, image, image_digest, command, args, env), who, how)| {
+            let (labels, hostname, user, workdir, mounts) = who;
+            let (stop_signal, stop_grace, read_only, init, tty) = how;
+            ContainerSpec {
+                name,
+                image,
+                image_digest,
+                command,
+                args,
+                env,
+                labels,
+                hostname,
+                user,
+                workdir,
+                mounts,
+                stop_signal,
+                stop_grace,
+                read_only,
+                init,
+                tty,
+            }
+        })
+        .boxed()
+}
+
+fn restart() -> BoxedStrategy<RestartPolicy> {
+    use RestartCondition::*;
+    let condition = prop::sample::select(vec![Any, OnFailure, None]);
+    (condition, duration(), any::<Option<u32>>(), duration())
+        .prop_map(|(condition, delay, max_attempts, window)| RestartPolicy {
+            condition,
+            delay,
+            max_attempts,
+            window,
+        })
+        .boxed()
+}
+
+fn constraint() -> BoxedStrategy<Constraint> {
+    let key = prop_oneof![
+        Just("node.id".to_owned()),
+        Just("node.hostname".to_owned()),
+        Just("node.platform.os".to_owned()),
+        Just("node.platform.arch".to_owned()),
+        "node\\.labels\\.[a-zA-Z./-]{1,8}",
+    ];
+    (key, prop::sample::select(vec!["==", "!="]), "[a-z0-9!=]{1,8}")
+        .prop_map(|(key, op, value)| format!("{key}{op}{value}").parse().expect("it is well formed"))
+        .boxed()
+}
+
+fn task_spec() -> BoxedStrategy<TaskSpec> {
+    let resources =
+        (resources(), resources()).prop_map(|(limits, reservations)| TaskResources { limits, reservations });
+    let placement = vec(constraint(), 0..3).prop_map(|constraints| Placement { constraints });
+    (vec(container(), 0..3), resources, restart(), placement, vec(network_id(), 0..3), any::<u64>())
+        .prop_map(|(containers, resources, restart, placement, networks, force)| TaskSpec {
+            containers,
+            resources,
+            restart,
+            placement,
+            networks,
+            force,
+        })
+        .boxed()
+}
+
+fn update() -> BoxedStrategy<UpdateConfig> {
+    let order = prop::sample::select(vec![UpdateOrder::StopFirst, UpdateOrder::StartFirst]);
+    let action = vec![FailureAction::Pause, FailureAction::Continue, FailureAction::Rollback];
+    (any::<u32>(), duration(), duration(), order, prop::sample::select(action), 0u16..=1000)
+        .prop_map(|(parallelism, delay, monitor, order, failure_action, max_failure_permille)| UpdateConfig {
+            parallelism,
+            delay,
+            monitor,
+            order,
+            failure_action,
+            max_failure_permille,
+        })
+        .boxed()
+}
+
+fn update_status() -> BoxedStrategy<UpdateStatus> {
+    let state =
+        prop::sample::select(vec![UpdateState::Updating, UpdateState::Paused, UpdateState::Completed]);
+    (state, at(), option::of(at()), text(), option::of(task_id()))
+        .prop_map(|(state, started_at, completed_at, message, failed_task)| UpdateStatus {
+            state,
+            started_at,
+            completed_at,
+            message,
+            failed_task,
+        })
+        .boxed()
+}
+
+fn protocol() -> BoxedStrategy<Protocol> {
+    prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp)].boxed()
+}
+
+fn port_mode() -> BoxedStrategy<PortMode> {
+    prop_oneof![Just(PortMode::Ingress), Just(PortMode::Host)].boxed()
+}
+
+fn endpoint_spec() -> BoxedStrategy<EndpointSpec> {
+    let port = (any::<Option<u16>>(), any::<u16>(), protocol(), port_mode())
+        .prop_map(|(published, target, protocol, mode)| PortSpec { published, target, protocol, mode });
+    vec(port, 0..3).prop_map(|ports| EndpointSpec { mode: EndpointMode::Vip, ports }).boxed()
+}
+
+fn endpoint() -> BoxedStrategy<Endpoint> {
+    let port = (any::<u16>(), any::<u16>(), protocol(), port_mode())
+        .prop_map(|(published, target, protocol, mode)| PublishedPort { published, target, protocol, mode });
+    (btree_map(network_id(), address(), 0..3), vec(port, 0..3))
+        .prop_map(|(vips, ports)| Endpoint { vips, ports })
+        .boxed()
+}
+
+pub fn service_spec() -> BoxedStrategy<ServiceSpec> {
+    let mode = any::<u32>().prop_map(|replicas| Mode::Replicated { replicas });
+    (text(), labels(), mode, task_spec(), update(), endpoint_spec())
+        .prop_map(|(name, labels, mode, task, update, endpoint)| ServiceSpec {
+            name,
+            labels,
+            mode,
+            task: Arc::new(task),
+            update,
+            endpoint,
+        })
+        .boxed()
+}
+
+pub fn service() -> BoxedStrategy<Service> {
+    let previous = (any::<u64>(), at(), service_spec()).prop_map(|(number, replaced_at, spec)| Revision {
+        number,
+        replaced_at,
+        spec,
+    });
+    let what = (service_id(), meta(), service_spec(), any::<u64>(), vec(previous, 0..2));
+    (what, any::<u64>(), endpoint(), option::of(update_status()))
+        .prop_map(|((id, meta, spec, revision, previous), spec_version, endpoint, update_status)| Service {
+            id,
+            meta,
+            spec,
+            revision,
+            previous,
+            spec_version,
+            endpoint,
+            update_status,
+        })
+        .boxed()
+}
+
+fn slot() -> BoxedStrategy<Slot> {
+    any::<u32>().prop_map(Slot::Replica).boxed()
+}
+
+fn desired() -> BoxedStrategy<Desired> {
+    use Desired::*;
+    prop::sample::select(vec![Ready, Running, Shutdown, Remove]).boxed()
+}
+
+fn observed() -> BoxedStrategy<Observed> {
+    use Observed::*;
+    let all = vec![
+        New, Pending, Assigned, Accepted, Preparing, Ready, Starting, Running, Completed, Shutdown, Failed,
+        Rejected, Orphaned,
+    ];
+    prop::sample::select(all).boxed()
+}
+
+fn task_status() -> BoxedStrategy<TaskStatus> {
+    (at(), option::of(at()), text(), text(), any::<Option<i32>>(), any::<Option<u32>>())
+        .prop_map(|(at, running_at, message, error, exit_code, pid)| TaskStatus {
+            at,
+            running_at,
+            message,
+            error,
+            exit_code,
+            pid,
+        })
+        .boxed()
+}
+
+pub fn task() -> BoxedStrategy<Task> {
+    let what = (task_id(), meta(), service_id(), text(), slot(), task_spec(), any::<u64>());
+    let counts = any::<(u32, u32)>();
+    let how =
+        (option::of(node_id()), desired(), observed(), task_status(), addresses(), text(), at(), counts);
+    (what, how)
+        .prop_map(|((id, meta, service, service_name, slot, spec, spec_version), how)| {
+            let (node, desired, observed, status, addresses, note, start_at, (restarts, failures)) = how;
+            Task {
+                id,
+                meta,
+                service,
+                service_name,
+                slot,
+                spec: Arc::new(spec),
+                spec_version,
+                node,
+                desired,
+                observed,
+                status,
+                addresses,
+                note,
+                start_at,
+                restarts,
+                failures,
+            }
+        })
+        .boxed()
+}
+
+fn assigned_task() -> BoxedStrategy<AssignedTask> {
+    let what = (task_id(), service_id(), text(), slot(), task_spec());
+    (what, desired(), any::<bool>(), any::<bool>(), addresses())
+        .prop_map(|((id, service, service_name, slot, spec), desired, ended, started, addresses)| {
+            AssignedTask {
+                id,
+                service,
+                service_name,
+                slot,
+                spec: Arc::new(spec),
+                desired,
+                ended,
+                started,
+                addresses,
+            }
+        })
+        .boxed()
+}
+
+pub fn assignment() -> BoxedStrategy<Assignment> {
+    (vec(assigned_task(), 0..3), vec(network(), 0..3))
+        .prop_map(|(tasks, networks)| Assignment {
+            tasks: tasks.into_iter().map(|task| (task.id, task)).collect(),
+            networks: networks.into_iter().map(|network| (network.id, Arc::new(network))).collect(),
+        })
+        .boxed()
+}
+
+pub fn difference() -> BoxedStrategy<Difference> {
+    let networks = vec(network().prop_map(Arc::new), 0..3);
+    (vec(assigned_task(), 0..3), vec(task_id(), 0..3), networks, vec(network_id(), 0..3))
+        .prop_map(|(tasks, removed_tasks, networks, removed_networks)| Difference {
+            tasks,
+            removed_tasks,
+            networks,
+            removed_networks,
+        })
+        .boxed()
+}
+
+fn backends() -> BoxedStrategy<Vec<Backend>> {
+    let backend = (task_id(), slot(), node_id(), network_id(), address())
+        .prop_map(|(task, slot, node, network, address)| Backend { task, slot, node, network, address });
+    vec(backend, 0..3).boxed()
+}
+
+pub fn table() -> BoxedStrategy<Table> {
+    let service = (service_id(), text(), address(), backends())
+        .prop_map(|(service, name, vip, backends)| ServiceEntry { service, name, vip, backends });
+    let network = (network(), btree_map(address(), node_id(), 0..3), vec(service, 0..3)).prop_map(
+        |(network, routes, services)| NetworkTable { network: Arc::new(network), routes, services },
+    );
+    let port = (any::<u16>(), protocol(), any::<u16>(), port_mode(), service_id(), backends()).prop_map(
+        |(published, protocol, target, mode, service, backends)| endpoints::PublishedPort {
+            published,
+            protocol,
+            target,
+            mode,
+            service,
+            backends,
+        },
+    );
+    (btree_map(node_id(), text(), 0..3), vec(network, 0..3), vec(port, 0..3))
+        .prop_map(|(peers, networks, ports)| Table {
+            peers,
+            networks: networks.into_iter().map(|table| (table.network.id, table)).collect(),
+            ports,
+        })
+        .boxed()
+}
+
+pub fn report() -> BoxedStrategy<Report> {
+    let how = (text(), text(), any::<Option<i32>>(), any::<Option<u32>>());
+    (task_id(), node_id(), observed(), how)
+        .prop_map(|(task, node, observed, (message, error, exit_code, pid))| Report {
+            task,
+            node,
+            observed,
+            message,
+            error,
+            exit_code,
+            pid,
+        })
+        .boxed()
+}
+
+fn tokens() -> BoxedStrategy<JoinTokens> {
+    (text(), text())
+        .prop_map(|(worker, manager)| JoinTokens { worker: Secret(worker), manager: Secret(manager) })
+        .boxed()
+}
+
+fn settings() -> BoxedStrategy<Settings> {
+    (any::<u32>(), duration(), vec(subnet(), 0..3), 0u8..=32)
+        .prop_map(|(task_history_limit, cert_expiry, address_pools, address_pool_prefix)| Settings {
+            task_history_limit,
+            cert_expiry,
+            address_pools,
+            address_pool_prefix,
+        })
+        .boxed()
+}
+
+fn cluster() -> BoxedStrategy<Cluster> {
+    let what = (any::<u64>().prop_map(ClusterId), meta(), text(), any::<u64>(), text(), text());
+    (what, tokens(), settings(), network_id(), any::<u64>())
+        .prop_map(|(what, tokens, settings, default_network, incarnation)| {
+            let (id, meta, name, id_seed, ca_cert_pem, ca_key_pem) = what;
+            Cluster {
+                id,
+                meta,
+                name,
+                id_seed,
+                ca_cert_pem,
+                ca_key_pem: Secret(ca_key_pem),
+                tokens,
+                settings,
+                default_network,
+                incarnation,
+            }
+        })
+        .boxed()
+}
+
+fn new_task() -> BoxedStrategy<NewTask> {
+    (task_id(), any::<u64>(), service_id(), slot(), any::<u64>(), desired(), at(), any::<(u32, u32)>())
+        .prop_map(|(id, number, service, slot, spec_version, desired, start_at, (restarts, failures))| {
+            NewTask { id, number, service, slot, spec_version, desired, start_at, restarts, failures }
+        })
+        .boxed()
+}
+
+fn change() -> BoxedStrategy<Change> {
+    let objects = prop_oneof![
+        cluster().prop_map(|cluster| Change::Init(Box::new(cluster))),
+        node().prop_map(|node| Change::CreateNode(Box::new(node))),
+        service().prop_map(|service| Change::CreateService(Box::new(service))),
+        network().prop_map(|network| Change::CreateNetwork(Box::new(network))),
+        new_task().prop_map(Change::CreateTask),
+        report().prop_map(Change::Report),
+        (any::<u64>(), tokens()).prop_map(|(version, tokens)| Change::SetTokens { version, tokens }),
+        (any::<u64>(), settings()).prop_map(|(version, settings)| Change::SetSettings { version, settings }),
+    ];
+    let nodes = prop_oneof![
+        (node_id(), any::<u64>(), role(), availability(), labels()).prop_map(
+            |(node, version, role, availability, labels)| Change::UpdateNode {
+                node,
+                version,
+                role,
+                availability,
+                labels
+            }
+        ),
+        (node_id(), any::<u64>(), text(), text(), description()).prop_map(
+            |(node, epoch, hostname, addr, description)| Change::OpenSession {
+                node,
+                epoch,
+                hostname,
+                addr,
+                description
+            }
+        ),
+        (node_id(), node_status(), node_status(), text())
+            .prop_map(|(node, was, status, message)| Change::SetNodeStatus { node, was, status, message }),
+        (node_id(), any::<u64>()).prop_map(|(node, version)| Change::RemoveNode { node, version }),
+        network_id().prop_map(|network| Change::RemoveNetwork { network }),
+    ];
+    let services = prop_oneof![
+        (service_id(), any::<u64>(), service_spec(), endpoint()).prop_map(
+            |(service, version, spec, endpoint)| Change::UpdateService {
+                service,
+                version,
+                spec: Box::new(spec),
+                endpoint
+            }
+        ),
+        (service_id(), any::<u64>(), update_status()).prop_map(|(service, spec_version, status)| {
+            Change::SetUpdateStatus { service, spec_version, status }
+        }),
+        (service_id(), any::<u64>())
+            .prop_map(|(service, version)| Change::RemoveService { service, version }),
+    ];
+    let tasks = prop_oneof![
+        (task_id(), addresses()).prop_map(|(task, addresses)| Change::Allocate { task, addresses }),
+        (task_id(), node_id()).prop_map(|(task, node)| Change::Assign { task, node }),
+        (task_id(), text()).prop_map(|(task, note)| Change::Note { task, note }),
+        (task_id(), desired()).prop_map(|(task, desired)| Change::SetDesired { task, desired }),
+        (task_id(), observed(), text()).prop_map(|(task, observed, message)| Change::EndTask {
+            task,
+            observed,
+            message
+        }),
+        task_id().prop_map(|task| Change::RemoveTask { task }),
+    ];
+    prop_oneof![objects, nodes, services, tasks].boxed()
+}
+
+pub fn proposal() -> BoxedStrategy<Proposal> {
+    (vec(change(), 0..4), at()).prop_map(|(changes, at)| Proposal { changes, at }).boxed()
+}
+
+pub fn snapshot() -> BoxedStrategy<Snapshot> {
+    let head = (any::<u64>(), at(), any::<u64>(), any::<u64>());
+    let objects = (
+        option::of(cluster().prop_map(Arc::new)),
+        vec(node().prop_map(Arc::new), 0..3),
+        vec((node_id(), at()), 0..3),
+        vec(service().prop_map(Arc::new), 0..2),
+        vec(network().prop_map(Arc::new), 0..3),
+        vec(task().prop_map(Arc::new), 0..4),
+    );
+    (head, objects)
+        .prop_map(|((index, clock, next_number, next_raft), objects)| {
+            let (cluster, nodes, removed_nodes, services, networks, tasks) = objects;
+            Snapshot {
+                index,
+                clock,
+                next_number,
+                next_raft,
+                cluster,
+                nodes,
+                removed_nodes,
+                services,
+                networks,
+                tasks,
+            }
+        })
+        .boxed()
+}
