@@ -73,6 +73,11 @@ pub struct PublishedPort {
     pub mode: PortMode,
     /// Whose it is.
     pub service: ServiceId,
+    /// What it is called, for messages.
+    pub service_name: String,
+    /// The number of the network that the tasks are reached on; a node may serve the port without having
+    /// joined that network. 0 where there is none.
+    pub vni: u32,
     /// Tasks that may be given new connections, by id.
     pub backends: Vec<Backend>,
 }
@@ -154,6 +159,8 @@ fn ports(state: &State, node: NodeId) -> Vec<PublishedPort> {
             .iter()
             .filter_map(|task| backend(task, task.addresses.first()?))
             .collect();
+        let reached = backends.first().and_then(|backend| state.network(backend.network));
+        let vni = reached.map_or(0, |network| network.vni);
         for port in &service.endpoint.ports {
             let mut backends = backends.clone();
             if port.mode == PortMode::Host {
@@ -168,6 +175,8 @@ fn ports(state: &State, node: NodeId) -> Vec<PublishedPort> {
                 target: port.target,
                 mode: port.mode,
                 service: service.id,
+                service_name: service.spec.name.clone(),
+                vni,
                 backends,
             });
         }

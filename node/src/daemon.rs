@@ -8,7 +8,7 @@ use crate::api;
 use crate::config::Config;
 use crate::executor::Executor;
 use crate::identity::Identity;
-use crate::image::Store;
+use crate::image::{Registries, Store};
 use crate::member::{Ground, Member};
 use crate::rpc::access::{Gate, Roles};
 use crate::rpc::forward::{FindLeader, Forward, Leader};
@@ -120,15 +120,22 @@ pub async fn run(config: Config) -> Result<()> {
     let arrivals = listen::unix(&config.socket, stop.clone()).await?;
     let images = Store::open(&config.state_dir.join("images"))
         .with_context(|| format!("cannot open the image store in {}", config.state_dir.display()))?;
-    let images = Arc::new(images.with_insecure_registries(&config.insecure_registries));
     let executor = Executor::open(crate::executor::Config {
         root_dir: config.state_dir.join("containers"),
         run_dir: config.run_dir.join("containers"),
         cgroup_parent: config.cgroup_parent.clone(),
+        cgroup_mount: "/sys/fs/cgroup".into(),
     })
     .await
     .context("cannot open the container executor")?;
-    let ground = Ground { config: config.clone(), executor: Arc::new(executor), images };
+    let mut registries = Registries::from_environment();
+    registries.insecure = config.insecure_registries.clone();
+    let ground = Ground {
+        config: config.clone(),
+        executor: Arc::new(executor),
+        images: Arc::new(images),
+        registries: Arc::new(registries),
+    };
     let daemon = Arc::new(Daemon {
         ground,
         started_at: SystemTime::now(),

@@ -1,8 +1,16 @@
 //! The node: everything that `rswarm` does on a machine.
 
+pub mod agent;
+pub mod api;
 pub mod config;
+pub mod daemon;
 pub mod demo;
 pub mod executor;
 pub mod identity;
 pub mod image;
+mod machine;
+pub mod manager;
+pub mod member;
+mod overlay;
+mod rfc3339;
 pub mod rpc;

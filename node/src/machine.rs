@@ -17,7 +17,7 @@ pub fn describe(ground: &Ground) -> Description {
         arch: std::env::consts::ARCH.into(),
         kernel: kernel.map(|names| names.release().to_string_lossy().into_owned()).unwrap_or_default(),
         engine_version: env!("CARGO_PKG_VERSION").into(),
-        warnings: ground.executor.warnings(),
+        warnings: ground.executor.limits_unenforced().map(str::to_owned).into_iter().collect(),
     }
 }
 

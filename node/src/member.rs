@@ -6,7 +6,7 @@ use crate::config::Config;
 use crate::executor::Executor;
 use crate::identity::tls::{self, Credentials};
 use crate::identity::{Identity, ManagerAddr};
-use crate::image::Store;
+use crate::image::{Registries, Store};
 use crate::manager::{self, Manager, dispatcher::Dispatcher};
 use crate::rpc::access::{Gate, Roles};
 use crate::rpc::dial::{ALPN, Dialer, Line};
@@ -44,6 +44,8 @@ pub struct Ground {
     pub executor: Arc<Executor>,
     /// Keeps images.
     pub images: Arc<Store>,
+    /// Where images come from.
+    pub registries: Arc<Registries>,
 }
 
 /// This machine as a member.

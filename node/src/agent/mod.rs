@@ -10,17 +10,16 @@ use crate::executor::{self, Executor};
 use rswarm_shim::protocol::Exit;
 use crate::identity::tls::Credentials;
 use crate::identity::{Identity, ManagerAddr, write_atomically};
-use crate::image::Registries;
 use crate::member::Ground;
 use crate::rpc::dial::Dialer;
 use anyhow::{Context, Result};
 use doors::Doors;
 use prost::Message;
-use rswarm_control::assignment::Assignment;
+use rswarm_control::assignment::{Assignment, Difference};
 use rswarm_control::endpoints;
 use rswarm_control::ids::{NodeId, TaskId};
 use rswarm_control::worker::{Action, Effect, Seen, Worker};
-use rswarm_netoverlay::Overlay;
+use crate::overlay::Overlay;
 use rswarm_proto::v1 as pb;
 use session::{Managers, Outbox, Session};
 use std::collections::BTreeMap;
@@ -43,6 +42,8 @@ const CLEAR: Duration = Duration::from_secs(60);
 pub(crate) enum Heard {
     /// What this node should hold.
     Assignment(pb::Assignment),
+    /// What has changed of that.
+    Difference(pb::AssignmentDifference),
     /// What it should know.
     Table(pb::Table),
     /// Who the managers are, and what it should be among them.
@@ -131,12 +132,10 @@ impl Agent {
             }),
             contact: contact_sender,
         };
-        let mut registries = Registries::from_environment();
-        registries.insecure = ground.config.insecure_registries.clone();
         let hands = Hands {
             executor: executor.clone(),
             images: ground.images.clone(),
-            registries: Arc::new(registries),
+            registries: ground.registries.clone(),
             overlay: overlay.clone(),
             node: node.to_string(),
         };
@@ -145,6 +144,7 @@ impl Agent {
             my_addr,
             dir,
             worker,
+            assignment: Assignment::default(),
             hands,
             outbox,
             orders: order_sender,
@@ -238,6 +238,7 @@ struct Loop {
     my_addr: SocketAddr,
     dir: PathBuf,
     worker: Worker,
+    assignment: Assignment,
     hands: Hands,
     outbox: Outbox,
     orders: watch::Sender<Order>,
@@ -262,7 +263,7 @@ impl Loop {
                 }
                 Some(sender) = inbox.clears.recv() => {
                     self.clearing = Some(sender);
-                    self.assign(&Assignment::default());
+                    self.assign(Assignment::default());
                 }
             }
             if self.worker.held().next().is_none()
@@ -298,7 +299,15 @@ impl Loop {
         }
         match heard {
             Heard::Assignment(message) => match Assignment::try_from(message) {
-                Ok(assignment) => self.assign(&assignment),
+                Ok(assignment) => self.assign(assignment),
+                Err(error) => tracing::error!(%error, "the leader's assignment cannot be read"),
+            },
+            Heard::Difference(message) => match Difference::try_from(message) {
+                Ok(difference) => {
+                    let mut assignment = std::mem::take(&mut self.assignment);
+                    assignment.follow(difference);
+                    self.assign(assignment);
+                }
                 Err(error) => tracing::error!(%error, "the leader's assignment cannot be read"),
             },
             Heard::Table(message) => self.table(&message, true),
@@ -308,16 +317,17 @@ impl Loop {
             Heard::Refused { removed, words } => {
                 if removed {
                     // Its tasks have been replaced.
-                    self.assign(&Assignment::default());
+                    self.assign(Assignment::default());
                 }
                 self.orders.send_replace(Order::Gone(words));
             }
         }
     }
 
-    fn assign(&mut self, assignment: &Assignment) {
-        let effects = self.worker.assign(assignment);
+    fn assign(&mut self, assignment: Assignment) {
+        let effects = self.worker.assign(&assignment);
         self.outbox.keep(|task| assignment.tasks.contains_key(task));
+        self.assignment = assignment;
         self.carry_out(effects);
     }
 

@@ -208,6 +208,7 @@ impl Session {
     async fn take(&self, what: Down) -> Result<()> {
         let heard = match what {
             Down::Assignment(assignment) => Heard::Assignment(assignment),
+            Down::Difference(difference) => Heard::Difference(difference),
             Down::Table(table) => Heard::Table(table),
             Down::Managers(list) => {
                 let known: Vec<ManagerAddr> = list

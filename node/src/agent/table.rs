@@ -31,7 +31,7 @@ pub fn translate(table: &told::Table, generation: u64, me: NodeId, my_addr: Sock
         let Some(number) = numbers.get(id).copied() else { continue };
         networks.push(overlay::Network {
             id: number,
-            subnet: entry.network.subnet.address(),
+            subnet: entry.network.subnet.base(),
             prefix: entry.network.subnet.prefix(),
             gateway: entry.network.gateway,
             mtu: u16::try_from(entry.network.mtu).unwrap_or(1400),
@@ -60,7 +60,7 @@ pub fn translate(table: &told::Table, generation: u64, me: NodeId, my_addr: Sock
     }
     let mut ports = Vec::new();
     for port in &table.ports {
-        let network = port.backends.first().and_then(|backend| overlay::NetworkId::new(backend.vni));
+        let Some(network) = overlay::NetworkId::new(port.vni) else { continue };
         let backends = port
             .backends
             .iter()
@@ -74,8 +74,7 @@ pub fn translate(table: &told::Table, generation: u64, me: NodeId, my_addr: Sock
                 Protocol::Udp => overlay::Protocol::Udp,
             },
             service: port.service_name.clone(),
-            // Without a backend there is nothing to reach; the port is held all the same.
-            network: network.unwrap_or(overlay::NetworkId::new(0).expect("0 has 24 bits")),
+            network,
             target_port: port.target,
             backends,
         });

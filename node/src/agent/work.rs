@@ -7,7 +7,7 @@ use rswarm_control::assignment::AssignedTask;
 use rswarm_control::ids::TaskId;
 use rswarm_control::model::{ContainerSpec, Mount};
 use rswarm_control::worker::Seen;
-use rswarm_netoverlay::{Overlay, SandboxSpec};
+use crate::overlay::{Overlay, SandboxSpec};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -6,9 +6,9 @@ use crate::rpc::access::{self, Peer};
 use crate::rpc::forward::CALLER;
 use anyhow::Result;
 use rswarm_control::admission::{self, Answer};
-use rswarm_control::model::{Availability, Description, Node, Secret};
+use rswarm_control::model::{Availability, Node, Secret};
 use rswarm_control::state::State;
-use rswarm_proto::{Invalid, Problem};
+use rswarm_proto::Problem;
 use rswarm_proto::v1 as pb;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -81,8 +81,7 @@ async fn admit(
             pb::Availability::Unspecified => Availability::Active,
             other => other.try_into().map_err(|problem: Problem| Status::invalid_argument(problem.to_string()))?,
         },
-        description: Description::try_from(description)
-            .map_err(|error: Invalid| Status::invalid_argument(error.to_string()))?,
+        description: description.into(),
     });
     let (answer, _) = manager.cluster().admit(&join).await?;
     let Answer::Node(id) = answer else { return Err(Status::internal("joining did not make a node")) };

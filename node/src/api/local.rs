@@ -1,5 +1,6 @@
 //! This machine's own affairs: making, joining and leaving a cluster, its status, its images.
 
+use super::images;
 use crate::config;
 use crate::daemon::{Daemon, Membership};
 use crate::identity::token::JoinToken;
@@ -15,11 +16,8 @@ use rswarm_control::model::{Availability, JoinTokens, NodeStatus, Role, Secret, 
 use rswarm_control::state::{Change, State};
 use rswarm_proto::v1 as pb;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 /// How long `init` waits for its own first term, and `join` for its first session.
@@ -366,8 +364,6 @@ async fn goodbye(member: &Member, force: bool) -> Result<()> {
     Ok(())
 }
 
-type ProgressStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<pb::ImageProgress, Status>> + Send>>;
-
 #[tonic::async_trait]
 impl pb::local_server::Local for Local {
     async fn init(&self, request: Request<pb::InitRequest>) -> Result<Response<pb::InitResponse>, Status> {
@@ -391,66 +387,25 @@ impl pb::local_server::Local for Local {
         &self,
         _: Request<pb::ListImagesRequest>,
     ) -> Result<Response<pb::ListImagesResponse>, Status> {
-        let images = self.daemon.ground.images.clone();
-        let listed = blocking(move || images.list()).await?;
-        let images = listed
-            .into_iter()
-            .map(|image| pb::Image {
-                id: image.id,
-                references: image.references,
-                created_at_ms: image.created_at_ms,
-                size_bytes: image.size_bytes,
-                digest: image.digest,
-            })
-            .collect();
+        let images = images::list(&self.daemon.ground).await.map_err(failed)?;
         Ok(Response::new(pb::ListImagesResponse { images }))
     }
 
-    type PullImageStream = ProgressStream;
+    type PullImageStream = images::Steps;
 
     async fn pull_image(
         &self,
         request: Request<pb::PullImageRequest>,
-    ) -> Result<Response<ProgressStream>, Status> {
-        let reference = request.into_inner().reference;
-        let images = self.daemon.ground.images.clone();
-        let (sender, receiver) = mpsc::channel(64);
-        tokio::spawn(async move {
-            let progress = sender.clone();
-            let report = move |step: crate::image::Progress| {
-                // A caller that reads slowly misses steps, not the end.
-                let _ = progress.try_send(Ok(pb::ImageProgress {
-                    id: step.id,
-                    status: step.status,
-                    current: step.current,
-                    total: step.total,
-                    ..Default::default()
-                }));
-            };
-            let last = match images.pull(&reference, &report).await {
-                Ok(pulled) => Ok(pb::ImageProgress {
-                    status: if pulled.new { "Downloaded newer image" } else { "Image is up to date" }.into(),
-                    digest: pulled.digest,
-                    reference: pulled.reference,
-                    ..Default::default()
-                }),
-                Err(error) => Err(failed(error.into())),
-            };
-            let _ = sender.send(last).await;
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    ) -> Result<Response<images::Steps>, Status> {
+        let steps = images::pull(&self.daemon.ground, &request.into_inner().reference).map_err(failed)?;
+        Ok(Response::new(steps))
     }
 
     async fn load_image(
         &self,
         request: Request<Streaming<pb::LoadImageChunk>>,
     ) -> Result<Response<pb::LoadImageResponse>, Status> {
-        use tokio_stream::StreamExt;
-        let chunks = request.into_inner().map(|chunk| chunk.map(|chunk| chunk.data).map_err(std::io::Error::other));
-        let reader = tokio_util::io::StreamReader::new(chunks);
-        let images = self.daemon.ground.images.clone();
-        let mut reader = tokio_util::io::SyncIoBridge::new(Box::pin(reader));
-        let references = blocking(move || images.load(&mut reader)).await?;
+        let references = images::load(&self.daemon.ground, request.into_inner()).await.map_err(failed)?;
         Ok(Response::new(pb::LoadImageResponse { references }))
     }
 
@@ -458,19 +413,9 @@ impl pb::local_server::Local for Local {
         &self,
         request: Request<pb::RemoveImageRequest>,
     ) -> Result<Response<pb::RemoveImageResponse>, Status> {
-        let request = request.into_inner();
-        let images = self.daemon.ground.images.clone();
-        let removed = blocking(move || images.remove(&request.reference, request.force)).await?;
-        Ok(Response::new(pb::RemoveImageResponse { untagged: removed.untagged, deleted: removed.deleted }))
+        let pb::RemoveImageRequest { reference, force } = request.into_inner();
+        images::remove(&self.daemon.ground, reference, force).await.map(Response::new).map_err(failed)
     }
-}
-
-/// Runs what touches the disk off the async threads.
-async fn blocking<T: Send + 'static, E: Into<anyhow::Error> + Send + 'static>(
-    work: impl FnOnce() -> Result<T, E> + Send + 'static,
-) -> Result<T, Status> {
-    let done = tokio::task::spawn_blocking(work).await.map_err(|error| Status::internal(error.to_string()))?;
-    done.map_err(|error| failed(error.into()))
 }
 
 fn failed(error: anyhow::Error) -> Status {

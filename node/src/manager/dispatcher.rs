@@ -5,9 +5,10 @@ use super::{Manager, Office, clock};
 use crate::rpc::access;
 use rswarm_control::admission::{self, Answer, Refused};
 use rswarm_control::ids::NodeId;
-use rswarm_control::model::{Description, Role};
+use rswarm_control::model::Role;
 use rswarm_control::state::{Change, Report, State};
-use rswarm_control::{assignment, endpoints};
+use rswarm_control::assignment::{self, Assignment};
+use rswarm_control::endpoints;
 use rswarm_proto::convert;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::to_node::What as Down;
@@ -172,7 +173,7 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
 
 /// Records the session and returns its number. The inner error is what the node is told instead of being served.
 async fn open(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<Result<u64, Down>, Status> {
-    let description = Description::try_from(hello.description.clone().unwrap_or_default()).map_err(invalid)?;
+    let description = hello.description.clone().unwrap_or_default().into();
     let state = manager.cluster().state();
     let Some(known) = state.node(node) else {
         return Ok(Err(refusal(pb::refusal::Reason::Removed, "this node was removed from the cluster")));
@@ -191,10 +192,6 @@ async fn open(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<Resu
         }
         Err(error) => Err(error.into()),
     }
-}
-
-fn invalid(error: rswarm_proto::Invalid) -> Status {
-    Status::invalid_argument(error.to_string())
 }
 
 fn refusal(reason: pb::refusal::Reason, words: &str) -> Down {
@@ -249,7 +246,7 @@ impl Session {
     async fn push(&self) {
         let view = self.manager.cluster().view();
         let mut watch = view.watch();
-        let (mut held, mut known, mut listed) = (None, None, None);
+        let (mut held, mut known, mut listed): (Option<Assignment>, _, _) = (None, None, None);
         loop {
             let index = *watch.borrow_and_update();
             let state = view.state();
@@ -275,22 +272,27 @@ impl Session {
             }
             let table = endpoints::of(&state, self.node);
             if known.as_ref() != Some(&table) {
-                let mut message = pb::Table::from(&table);
-                message.generation = index;
+                let message = pb::Table { generation: index, ..(&table).into() };
                 if self.send(Down::Table(message)).await.is_err() {
                     return;
                 }
                 known = Some(table);
             }
             let hold = assignment::of(&state, self.node);
-            if held.as_ref() != Some(&hold) {
-                let mut message = pb::Assignment::from(&hold);
-                message.generation = index;
-                if self.send(Down::Assignment(message)).await.is_err() {
-                    return;
+            let news = match &held {
+                None => Some(Down::Assignment(pb::Assignment { generation: index, ..(&hold).into() })),
+                Some(before) => {
+                    let news = hold.since(before);
+                    let message = || pb::AssignmentDifference { generation: index, ..(&news).into() };
+                    (!news.is_empty()).then(|| Down::Difference(message()))
                 }
-                held = Some(hold);
+            };
+            if let Some(news) = news
+                && self.send(news).await.is_err()
+            {
+                return;
             }
+            held = Some(hold);
             if watch.changed().await.is_err() {
                 return;
             }
@@ -322,7 +324,7 @@ impl Session {
                         return "too many reports in one message";
                     }
                     let reports: Result<Vec<Report>, _> =
-                        reports.reports.into_iter().map(|report| convert::report(report, self.node)).collect();
+                        reports.reports.into_iter().map(|report| convert::report(self.node, report)).collect();
                     match reports {
                         Ok(reports) => self.office.reports.add(reports),
                         Err(error) => {

@@ -139,18 +139,13 @@ enum Step {
 }
 
 fn next_step(cluster: &Cluster, state: &State) -> Option<Step> {
-    let status = cluster.log().watch().borrow().clone();
+    let status = cluster.log().status();
     let voters: BTreeSet<RaftId> = status.voters.iter().map(|member| RaftId(member.id.0)).collect();
-    let wanted = membership::voters(state);
-    if let Some(node) = wanted.iter().find(|node| node.raft.is_some_and(|seat| !voters.contains(&seat))) {
-        let seat = node.raft?;
-        return Some(Step::Add(Member {
-            id: Seat(seat.0),
-            addr: node.addr.clone(),
-            node: node.id.to_string(),
-        }));
+    let seats = membership::raft_membership(state);
+    if let Some((id, seat)) = seats.iter().find(|(id, _)| !voters.contains(id)) {
+        let (addr, node) = (seat.addr.clone(), seat.node.to_string());
+        return Some(Step::Add(Member { id: Seat(id.0), addr, node }));
     }
-    let seats: BTreeSet<RaftId> = wanted.iter().filter_map(|node| node.raft).collect();
-    let gone = voters.difference(&seats).next()?;
+    let gone = voters.iter().find(|id| !seats.contains_key(id))?;
     Some(Step::Remove(Seat(gone.0)))
 }

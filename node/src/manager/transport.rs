@@ -4,13 +4,14 @@
 use super::Manager;
 use crate::rpc::dial::{Dialer, Line, root_cause};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use futures_util::future::BoxFuture;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::raft_client::RaftClient;
 use rswarm_raft::{Answers, FRAME_BYTES_MAX, Frames, Log, Member, Transport, Unreachable};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
@@ -34,6 +35,21 @@ impl Grpc {
     }
 }
 
+/// Frames on their way out, wrapped as messages.
+struct Sent(Frames);
+
+impl Stream for Sent {
+    type Item = pb::Frame;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<pb::Frame>> {
+        self.0.as_mut().poll_next(cx).map(|frame| frame.map(|data| pb::Frame { data }))
+    }
+}
+
+fn answered(frame: Result<pb::Frame, Status>) -> Result<Bytes, Unreachable> {
+    frame.map(|frame| frame.data).map_err(unreachable)
+}
+
 fn unreachable(status: Status) -> Unreachable {
     Unreachable::new(root_cause(&status))
 }
@@ -55,17 +71,16 @@ impl Transport for Grpc {
 
     fn append<'a>(&'a self, to: &'a Member, frames: Frames) -> BoxFuture<'a, Result<Answers, Unreachable>> {
         Box::pin(async move {
-            let frames = frames.map(|data| pb::Frame { data });
-            let answers = self.client(to, Line::Raft)?.append(frames).await.map_err(unreachable)?;
-            let answers = answers.into_inner();
-            Ok(Box::pin(answers.map(|frame| frame.map(|frame| frame.data).map_err(unreachable))) as Answers)
+            let mut client = self.client(to, Line::Raft)?;
+            let answers = client.append(Sent(frames)).await.map_err(unreachable)?;
+            Ok(Box::pin(answers.into_inner().map(answered)) as Answers)
         })
     }
 
     fn snapshot<'a>(&'a self, to: &'a Member, frames: Frames) -> BoxFuture<'a, Result<Bytes, Unreachable>> {
         Box::pin(async move {
-            let frames = frames.map(|data| pb::Frame { data });
-            let answer = self.client(to, Line::Bulk)?.snapshot(frames).await.map_err(unreachable)?;
+            let mut client = self.client(to, Line::Bulk)?;
+            let answer = client.snapshot(Sent(frames)).await.map_err(unreachable)?;
             Ok(answer.into_inner().data)
         })
     }

@@ -118,13 +118,16 @@ impl TryFrom<pb::Backend> for Backend {
 
 impl From<&PublishedPort> for pb::TablePort {
     fn from(published: &PublishedPort) -> Self {
-        let PublishedPort { published, protocol, target, mode, service, backends } = published;
+        let PublishedPort { published, protocol, target, mode, service, service_name, vni, backends } =
+            published;
         Self {
             published: u32::from(*published),
             protocol: pb::Protocol::from(*protocol).into(),
             target: u32::from(*target),
             mode: pb::PortMode::from(*mode).into(),
             service: service.to_string(),
+            service_name: service_name.clone(),
+            vni: *vni,
             backends: backends.iter().map(Into::into).collect(),
         }
     }
@@ -140,6 +143,8 @@ impl TryFrom<pb::TablePort> for PublishedPort {
             target: port("target", wire.target)?,
             mode: choice::<pb::PortMode, _>("mode", wire.mode)?,
             service: parsed("service", &wire.service)?,
+            service_name: wire.service_name,
+            vni: wire.vni,
             backends: each("backends", wire.backends)?,
         })
     }

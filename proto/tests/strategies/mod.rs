@@ -431,13 +431,15 @@ pub fn table() -> BoxedStrategy<Table> {
     let network = (network(), btree_map(address(), node_id(), 0..3), vec(service, 0..3)).prop_map(
         |(network, routes, services)| NetworkTable { network: Arc::new(network), routes, services },
     );
-    let port = (any::<u16>(), protocol(), any::<u16>(), port_mode(), service_id(), backends()).prop_map(
-        |(published, protocol, target, mode, service, backends)| endpoints::PublishedPort {
+    let port = (any::<u16>(), protocol(), any::<u16>(), port_mode(), (service_id(), text(), any::<u32>()), backends()).prop_map(
+        |(published, protocol, target, mode, (service, service_name, vni), backends)| endpoints::PublishedPort {
             published,
             protocol,
             target,
             mode,
             service,
+            service_name,
+            vni,
             backends,
         },
     );
