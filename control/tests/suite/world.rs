@@ -21,7 +21,6 @@ pub struct World {
     pub log: Vec<(u64, Proposal)>,
     index: u64,
     steps: u64,
-    secrets: u64,
 }
 
 pub struct Machine {
@@ -44,7 +43,6 @@ impl World {
             log: Vec::new(),
             index: 0,
             steps: 0,
-            secrets: 0,
         };
         let init = Init {
             name: "test".into(),
@@ -139,12 +137,18 @@ impl World {
         self.machines.get_mut(&id).expect("a machine").heard = heard;
     }
 
+    pub fn hear_if_powered(&mut self, id: NodeId) {
+        if self.machines[&id].powered {
+            self.hear(id, true);
+        }
+    }
+
     /// Takes a machine's power, and its containers with it.
     pub fn power_off(&mut self, id: NodeId) {
         let machine = self.machines.get_mut(&id).expect("a machine");
         for seen in machine.containers.values_mut() {
             if matches!(seen, Seen::Running { .. } | Seen::Starting { .. }) {
-                *seen = Seen::Ended { exit_code: None, error: "its machine was restarted".into() };
+                *seen = Seen::Lost("its machine was restarted".into());
             }
         }
         (machine.heard, machine.powered) = (false, false);
@@ -181,14 +185,23 @@ impl World {
     pub fn run(&mut self, time: Duration) {
         let until = self.now.after(time);
         while self.now < until {
-            self.step();
+            self.step(STEP);
         }
     }
 
-    pub fn step(&mut self) {
-        self.now = self.now.after(STEP);
-        self.steps += 1;
-        if self.steps.is_multiple_of(5) {
+    /// Lets time pass in larger steps, for when only the outcome matters.
+    pub fn run_coarsely(&mut self, time: Duration) {
+        let until = self.now.after(time);
+        while self.now < until {
+            self.step(STEP * 5);
+        }
+    }
+
+    fn step(&mut self, time: Duration) {
+        self.now = self.now.after(time);
+        let beats = self.steps / 5;
+        self.steps += u64::try_from(time.as_millis() / STEP.as_millis()).expect("a short step");
+        if self.steps / 5 > beats {
             let heard = self.machines.iter().filter(|(_, machine)| machine.heard);
             for id in heard.map(|(id, _)| *id).collect::<Vec<_>>() {
                 self.heard.beat(id, self.now);
@@ -286,7 +299,7 @@ impl World {
         }
     }
 
-    /// How many containers of a slot are running, wherever they are.
+    /// What is really running, and where.
     pub fn running(&self) -> BTreeMap<TaskId, NodeId> {
         let on = |(id, machine): (&NodeId, &Machine)| {
             let runs = |(_, seen): &(&TaskId, &Seen)| matches!(seen, Seen::Running { .. });
