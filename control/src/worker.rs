@@ -77,6 +77,9 @@ pub enum Seen {
         /// What went wrong; empty if nothing did.
         error: String,
     },
+    /// It was lost, through no fault of its own, with the machine or with the daemon's state; the text
+    /// says how. It is replaced at once, whatever its restart policy.
+    Lost(String),
     /// Nothing is left of it.
     Gone,
 }
@@ -206,7 +209,7 @@ fn step(
             }
             Some(_) => {
                 // One attempt is one attempt: what has vanished is not started a second time.
-                new.observed = Observed::Failed;
+                new.observed = Observed::Orphaned;
                 new.error = "its container is gone; the node's state was lost".into();
                 effects.push(Action::Report(new.report(id, node)));
             }
@@ -310,7 +313,11 @@ impl Held {
                 };
                 self.end(observed, exit_code, error);
             }
-            Seen::Gone => self.end(Observed::Failed, None, "its container is gone".into()),
+            Seen::Lost(error) => {
+                let observed = if stopping || unwanted { Observed::Shutdown } else { Observed::Orphaned };
+                self.end(observed, None, error);
+            }
+            Seen::Gone => self.end(Observed::Orphaned, None, "its container is gone".into()),
         }
         before != (self.observed, self.message.clone(), self.pid)
     }

@@ -92,5 +92,5 @@ fn near(a: &str, b: &str) -> Option<usize> {
         }
     }
     let far = row[b.len()];
-    (far <= 1 + a.chars().count() / 4).then_some(far)
+    (far <= 1 + a.chars().count() / 3).then_some(far)
 }

@@ -21,7 +21,9 @@ pub struct World {
     pub log: Vec<(u64, Proposal)>,
     index: u64,
     steps: u64,
-    secrets: u64,
+    /// The state that the leader and the nodes last looked at, and when the leader wants to look again.
+    looked_at: u64,
+    due: Timestamp,
 }
 
 pub struct Machine {
@@ -44,7 +46,8 @@ impl World {
             log: Vec::new(),
             index: 0,
             steps: 0,
-            secrets: 0,
+            looked_at: 0,
+            due: now,
         };
         let init = Init {
             name: "test".into(),
@@ -139,12 +142,18 @@ impl World {
         self.machines.get_mut(&id).expect("a machine").heard = heard;
     }
 
+    pub fn hear_if_powered(&mut self, id: NodeId) {
+        if self.machines[&id].powered {
+            self.hear(id, true);
+        }
+    }
+
     /// Takes a machine's power, and its containers with it.
     pub fn power_off(&mut self, id: NodeId) {
         let machine = self.machines.get_mut(&id).expect("a machine");
         for seen in machine.containers.values_mut() {
             if matches!(seen, Seen::Running { .. } | Seen::Starting { .. }) {
-                *seen = Seen::Ended { exit_code: None, error: "its machine was restarted".into() };
+                *seen = Seen::Lost("its machine was restarted".into());
             }
         }
         (machine.heard, machine.powered) = (false, false);
@@ -166,6 +175,7 @@ impl World {
     /// The leader is another one from now on, which has heard nobody yet.
     pub fn new_leader(&mut self) {
         self.heard = Heard::new(self.now);
+        self.due = self.now;
     }
 
     /// A container ends by itself.
@@ -181,17 +191,29 @@ impl World {
     pub fn run(&mut self, time: Duration) {
         let until = self.now.after(time);
         while self.now < until {
-            self.step();
+            self.step(STEP);
         }
     }
 
-    pub fn step(&mut self) {
-        self.now = self.now.after(STEP);
-        self.steps += 1;
-        if self.steps.is_multiple_of(5) {
+    /// Lets time pass in larger steps, for when only the outcome matters.
+    pub fn run_coarsely(&mut self, time: Duration) {
+        let until = self.now.after(time);
+        while self.now < until {
+            self.step(STEP * 5);
+        }
+    }
+
+    fn step(&mut self, time: Duration) {
+        self.now = self.now.after(time);
+        let beats = self.steps / 5;
+        self.steps += u64::try_from(time.as_millis() / STEP.as_millis()).expect("a short step");
+        if self.steps / 5 > beats {
             let heard = self.machines.iter().filter(|(_, machine)| machine.heard);
             for id in heard.map(|(id, _)| *id).collect::<Vec<_>>() {
                 self.heard.beat(id, self.now);
+                if self.state.node(id).is_some_and(|node| node.status != NodeStatus::Ready) {
+                    self.due = self.now;
+                }
             }
         }
         self.settle();
@@ -201,8 +223,11 @@ impl World {
     pub fn settle(&mut self) {
         for _ in 0..100 {
             let before = self.index;
-            self.turn();
-            self.assign();
+            if self.looked_at != self.index || self.due <= self.now {
+                self.looked_at = self.index;
+                self.turn();
+                self.assign();
+            }
             self.report();
             if self.index == before {
                 return;
@@ -214,10 +239,12 @@ impl World {
 
     fn turn(&mut self) {
         let plan = tick(&self.state, &self.heard, self.now);
-        assert_eq!(plan, tick(&self.state, &self.heard, self.now), "the leader's turn is a function");
+        self.due = plan.wake_at.unwrap_or(Timestamp(u64::MAX));
+        assert!(self.due > self.now, "what is due now is done now");
         if plan.changes.is_empty() {
             return;
         }
+        assert_eq!(plan, tick(&self.state, &self.heard, self.now), "the leader's turn is a function");
         self.commit(plan.changes.clone()).expect("a plan can be applied to the state it was drawn from");
         let again = tick(&self.state, &self.heard, self.now);
         assert_eq!(again.changes, [], "a plan leaves nothing to plan; it was {:#?}", plan.changes);
@@ -286,7 +313,7 @@ impl World {
         }
     }
 
-    /// How many containers of a slot are running, wherever they are.
+    /// What is really running, and where.
     pub fn running(&self) -> BTreeMap<TaskId, NodeId> {
         let on = |(id, machine): (&NodeId, &Machine)| {
             let runs = |(_, seen): &(&TaskId, &Seen)| matches!(seen, Seen::Running { .. });
