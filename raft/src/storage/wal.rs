@@ -163,7 +163,7 @@ impl Wal {
     /// Queues an operation. If the writer is gone, whoever waits for it is told.
     pub(crate) fn push(&self, op: Op) {
         if let Err(unsent) = self.ops.send(op) {
-            refuse(unsent.0, || closed());
+            refuse(unsent.0, closed);
         }
     }
 
