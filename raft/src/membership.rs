@@ -278,7 +278,12 @@ impl Core {
             let written = self.raft.change_membership(change.clone(), retain);
             let late = |_| ChangeError::Unknown("no majority confirmed it in time".into());
             let error = match timeout_at(deadline, written).await.map_err(late)? {
-                Ok(_) => return Ok(()),
+                Ok(written) => {
+                    // So that the caller finds it in the status.
+                    let index = written.log_id.index;
+                    self.wait(self.config.patience, |status| status.membership_index >= index).await;
+                    return Ok(());
+                }
                 Err(error) => error,
             };
             if !self.worth_another_try(&error) || Instant::now() >= deadline {
