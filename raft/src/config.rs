@@ -31,6 +31,9 @@ pub struct Config {
     /// smaller values are for tests, since they make an open bug of openraft likelier (an apply that was queued
     /// behind a purge finds its entry gone).
     pub keep_entries: u64,
+    /// When the commands in the log, which are all in memory, have more bytes than this, a snapshot is made early, and
+    /// at most 1000 of the entries it covers stay. Default 64 MiB.
+    pub log_bytes_max: u64,
     /// The size of a segment of the log, 64 KiB to 1 GiB; one is prepared in advance. Default 16 MiB.
     pub segment_bytes: u64,
     /// How long a proposal or a read may take before its outcome is given up on. Default 5 s.
@@ -58,6 +61,7 @@ impl Config {
             election_max: Duration::from_millis(400),
             snapshot_after_entries: 10_000,
             keep_entries: 10_000,
+            log_bytes_max: 64 << 20,
             segment_bytes: 16 << 20,
             patience: Duration::from_secs(5),
             proposals_max: 8192,

@@ -17,7 +17,7 @@ use crate::network::{Network, Ties};
 use crate::reads::Reads;
 use crate::status::{Heard, Metrics, WatchReceiverOf};
 use crate::storage::log::LogStore;
-use crate::storage::machine::{Machine, blocking};
+use crate::storage::machine::Machine;
 use crate::storage::snapshot::Snapshots;
 use crate::storage::wal::Wal;
 use crate::storage::{Dir, Identity};
@@ -118,7 +118,7 @@ impl Log {
         let raft = match started {
             Ok(raft) => raft,
             Err(error) => {
-                drop(blocking(move || Ok(store.close())).await);
+                drop(tokio::task::spawn_blocking(move || store.close()).await);
                 snapshots.close();
                 return Err(OpenError::Start { dir: config.dir, reason: error.to_string() });
             }
@@ -144,6 +144,7 @@ impl Log {
         });
         tasks.push(tokio::spawn(reads::serve(core.clone(), asked)));
         tasks.push(tokio::spawn(membership::finish_changes(core.clone())));
+        tasks.push(tokio::spawn(limit_memory(core.clone())));
         Ok(Self(Arc::new(Handle { core, tasks: Mutex::new(tasks) })))
     }
 
@@ -254,6 +255,29 @@ fn open_storage(config: &Config) -> Result<(LogStore, Snapshots), OpenError> {
     let snapshots = Snapshots::open(dir.clone())?;
     let (wal, recovered) = Wal::open(&dir.path, identity, dir.key.clone(), config.segment_bytes)?;
     Ok((LogStore::new(wal, recovered), snapshots))
+}
+
+/// The entries that stay even when they are large.
+const LARGE_KEPT: u64 = 1000;
+
+/// Compacts the log before its time while its entries, which are all in memory, are large. Runs as a task.
+async fn limit_memory(core: Arc<Core>) {
+    let mut status = core.status.clone();
+    let too_much = |_: &Status| core.store.bytes() as u64 > core.config.log_bytes_max;
+    loop {
+        let Ok(now) = status.wait_for(too_much).await.map(|status| status.clone()) else { return };
+        let keep = core.config.keep_entries.min(LARGE_KEPT);
+        let upto = now.applied.saturating_sub(keep).min(now.snapshot);
+        let trigger = core.raft.trigger();
+        let asked = match upto > now.purged {
+            true => trigger.purge_log(upto).await,
+            false if now.applied > now.snapshot + keep => trigger.snapshot().await,
+            false => Ok(()),
+        };
+        if asked.is_err() || status.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 impl Core {
@@ -389,7 +413,7 @@ impl Core {
             tracing::error!(%error, "the consensus ended badly");
         }
         let store = self.store.clone();
-        if let Err(error) = blocking(move || Ok(store.close())).await {
+        if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
             tracing::error!(%error, "the log could not be closed");
         }
         self.snapshots.close();

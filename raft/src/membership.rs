@@ -278,7 +278,12 @@ impl Core {
             let written = self.raft.change_membership(change.clone(), retain);
             let late = |_| ChangeError::Unknown("no majority confirmed it in time".into());
             let error = match timeout_at(deadline, written).await.map_err(late)? {
-                Ok(_) => return Ok(()),
+                Ok(written) => {
+                    // So that the caller finds it in the status.
+                    let index = written.log_id.index;
+                    self.wait(self.config.patience, |status| status.membership_index >= index).await;
+                    return Ok(());
+                }
                 Err(error) => error,
             };
             if !self.worth_another_try(&error) || Instant::now() >= deadline {
@@ -333,5 +338,66 @@ fn decode(done: ChangeDonePb, id: RaftId) -> Result<(), ChangeError> {
         2 => Err(ChangeError::WouldLoseQuorum),
         3 => Err(ChangeError::NotMember(id)),
         _ => Err(ChangeError::Unknown(done.detail)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Read, Write};
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::memory::Network;
+    use crate::types::{Membership, Payload};
+    use crate::{ClusterTag, Config, Entry, Frozen, StateMachine};
+
+    struct Nothing;
+
+    impl StateMachine for Nothing {
+        fn apply(&mut self, entries: Vec<Entry>) -> Vec<Bytes> {
+            vec![Bytes::new(); entries.len()]
+        }
+
+        fn freeze(&self) -> Box<dyn Frozen> {
+            Box::new(Nothing)
+        }
+
+        fn restore(&mut self, _: u64, _: &mut dyn Read) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Frozen for Nothing {
+        fn write(self: Box<Self>, _: &mut dyn Write) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_change_left_half_done_is_finished() {
+        let root = tempfile::tempdir().unwrap();
+        let network = Network::new();
+        let patience = Duration::from_secs(20);
+        let mut logs = Vec::new();
+        for id in 1..=2 {
+            let config = Config::new(root.path().join(id.to_string()), RaftId(id), ClusterTag(1));
+            let log = Log::open(config, Nothing, network.transport(RaftId(id))).await.unwrap();
+            network.plug(RaftId(id), log.clone());
+            logs.push(log);
+        }
+        let member = |id| Member { id: RaftId(id), addr: "10.0.0.1:1".into(), node: "a".into() };
+        logs[0].bootstrap(member(1)).await.unwrap();
+        logs[0].add(member(2), AsWhat::Learner, patience).await.unwrap();
+
+        let voters = vec![BTreeSet::from([1]), BTreeSet::from([1, 2])];
+        let nodes: BTreeMap<u64, Contact> = [1, 2].map(|id| (id, member(id).contact())).into();
+        let joint = Membership::new(voters, nodes).unwrap();
+        let raft = &logs[0].core().raft;
+        raft.append_membership(joint, Payload::Blank, []).await.unwrap();
+        for log in &logs {
+            let finished = |status: &Status| status.voters.len() == 2 && !status.joint;
+            log.wait(patience, finished).await.expect("the change is finished");
+        }
     }
 }

@@ -56,6 +56,8 @@ pub struct Status {
     pub voters: Arc<[Member]>,
     /// Those who only follow, by id.
     pub learners: Arc<[Member]>,
+    /// The entry that made them so.
+    pub membership_index: u64,
     /// A change of voters is under way.
     pub joint: bool,
     /// A leader: when a quorum last acknowledged it. Others: when they last heard from their leader. Kept up to
@@ -135,7 +137,7 @@ pub(crate) async fn publish(
             next.quorum_heard_at = ties.heard.at();
         }
         let left_out_by = ties.removed_by.load(Ordering::Relaxed);
-        next.removed = left_out_by > now.membership_config.log_id().map_or(0, |id| id.index);
+        next.removed = left_out_by > next.membership_index;
         status.send_if_modified(|status| {
             let modified = !status.same(&next);
             *status = next;
@@ -207,6 +209,7 @@ impl Members {
             purged: index(&metrics.purged),
             voters: self.voters.clone(),
             learners: self.learners.clone(),
+            membership_index: index(metrics.membership_config.log_id()),
             joint: metrics.membership_config.get_joint_config().len() > 1,
             quorum_heard_at: metrics
                 .last_quorum_acked

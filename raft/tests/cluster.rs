@@ -364,6 +364,24 @@ async fn a_joiner_far_behind_gets_a_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_commands_are_compacted_early() {
+    let cluster = Cluster::start_tuned(2, |config| {
+        config.log_bytes_max = 1 << 20;
+        config.keep_entries = 10;
+    })
+    .await;
+    let large = "x".repeat(64 << 10);
+    for n in 0..50 {
+        cluster.propose(&format!("{n} {large}")).await;
+    }
+    for id in [1, 2] {
+        eventually("the log shrinks", || (cluster.log(id).bytes_in_memory() <= 1 << 20).then_some(())).await;
+        assert!(cluster.log(id).status().snapshot > 0);
+    }
+    assert_eq!(cluster.agreed().await.len(), 51);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_was_cut_off_is_caught_up_by_a_snapshot() {
     let cluster = Cluster::start_tuned(3, |config| {
         config.snapshot_after_entries = 50;

@@ -26,7 +26,8 @@ struct Shared {
     wal: Wal,
 }
 
-/// **Invariant:** `entries` are consecutive, and the first follows `purged`.
+/// **Invariant:** `entries` are consecutive, and the first follows `purged`. (The first of all has index 0; that it
+/// may be another is for openraft's test suite alone.)
 struct Memory {
     vote: Option<Vote>,
     committed: Option<LogId>,
@@ -37,7 +38,15 @@ struct Memory {
 
 impl Memory {
     fn first(&self) -> u64 {
-        self.purged.map_or(0, |id| id.index + 1)
+        match self.purged {
+            Some(id) => id.index + 1,
+            None => self.entries.front().map_or(0, |entry| entry.log_id.index),
+        }
+    }
+
+    /// The index the next entry must have.
+    fn next(&self) -> Option<u64> {
+        self.last().map(|id| id.index + 1)
     }
 
     fn last(&self) -> Option<LogId> {
@@ -172,13 +181,13 @@ impl RaftLogStorage<Types> for LogStore {
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
         let mut memory = self.write();
-        let mut next = memory.first() + memory.entries.len() as u64;
-        for entry in &entries {
-            if entry.log_id.index != next {
-                let index = entry.log_id.index;
-                return Err(io::Error::other(format!("entry {index} would leave a hole at {next}")));
-            }
-            next += 1;
+        let first = entries.first().map_or(0, |entry| entry.log_id.index);
+        let next = memory.next().unwrap_or(first);
+        if let Some((entry, hole)) =
+            entries.iter().zip(next..).find(|(entry, next)| entry.log_id.index != *next)
+        {
+            let index = entry.log_id.index;
+            return Err(io::Error::other(format!("entry {index} would leave a hole at {hole}")));
         }
         memory.bytes += entries.iter().map(payload_len).sum::<usize>();
         memory.entries.extend(entries.iter().cloned());

@@ -128,3 +128,143 @@ pub fn wipe(dir: &Path) -> Result<(), OpenError> {
     };
     remove().map_err(|error| OpenError::io(dir, error))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use bytes::Bytes;
+    use openraft::StorageError;
+    use openraft::testing::log::{StoreBuilder, Suite};
+
+    use super::log::LogStore;
+    use super::machine::Machine;
+    use super::snapshot::{CHUNK_BYTES, Snapshots};
+    use super::wal::Wal;
+    use super::*;
+    use crate::types::{LeaderId, LogId, SnapshotMeta, StoredMembership, Types};
+    use crate::{Entry, Frozen, StateMachine};
+
+    const IDENTITY: Identity = Identity { cluster: ClusterTag(1), id: RaftId(0) };
+
+    struct Nothing;
+
+    impl StateMachine for Nothing {
+        fn apply(&mut self, entries: Vec<Entry>) -> Vec<Bytes> {
+            vec![Bytes::new(); entries.len()]
+        }
+
+        fn freeze(&self) -> Box<dyn Frozen> {
+            Box::new(Nothing)
+        }
+
+        fn restore(&mut self, _: u64, from: &mut dyn Read) -> io::Result<()> {
+            io::copy(from, &mut io::sink()).map(drop)
+        }
+    }
+
+    impl Frozen for Nothing {
+        fn write(self: Box<Self>, _: &mut dyn Write) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// All its stores have the same key, because the suite hands a snapshot's file from one to another.
+    struct Builder(tempfile::TempDir);
+
+    impl StoreBuilder<Types, LogStore, Machine, tempfile::TempDir> for Builder {
+        async fn build(&self) -> Result<(tempfile::TempDir, LogStore, Machine), StorageError<Types>> {
+            let root = tempfile::tempdir().unwrap();
+            std::fs::copy(self.0.path().join("raft.key"), root.path().join("raft.key")).unwrap();
+            let dir = Arc::new(Dir::open(root.path(), IDENTITY).unwrap());
+            let snapshots = Snapshots::open(dir.clone()).unwrap();
+            let (wal, recovered) = Wal::open(&dir.path, IDENTITY, dir.key.clone(), 64 << 10).unwrap();
+            let machine = Machine::new(Box::new(Nothing), snapshots);
+            Ok((root, LogStore::new(wal, recovered), machine))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn openraft_finds_no_fault_with_the_storage() {
+        let key = tempfile::tempdir().unwrap();
+        MasterKey::load_or_create(key.path(), true).unwrap();
+        Suite::test_all(Builder(key)).await.unwrap();
+    }
+
+    fn snapshot_of(index: u64) -> SnapshotMeta {
+        let last = LogId { leader_id: LeaderId { term: 1, node_id: 1 }, index };
+        SnapshotMeta { last_log_id: Some(last), last_membership: StoredMembership::default() }
+    }
+
+    fn make(snapshots: &Snapshots, index: u64, bytes: &[u8]) -> snapshot::SnapshotFile {
+        let mut writer = snapshots.create(snapshot_of(index)).unwrap();
+        writer.write_all(bytes).unwrap();
+        snapshots.adopt(writer.finish().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_last_two_snapshots_are_kept_and_the_newest_is_found_again() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Arc::new(Dir::open(root.path(), IDENTITY).unwrap());
+        let snapshots = Snapshots::open(dir.clone()).unwrap();
+        let bytes = vec![7; 2 * CHUNK_BYTES + 5];
+        for index in [3, 5, 9] {
+            make(&snapshots, index, &bytes);
+        }
+        // One that comes late does not replace a newer one.
+        assert_eq!(make(&snapshots, 4, b"old").meta, snapshot_of(9));
+        // One that was never finished leaves nothing.
+        drop(snapshots.create(snapshot_of(20)).unwrap());
+        let files = std::fs::read_dir(root.path()).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        assert_eq!(names.filter(|name| name.contains("snapshot")).count(), 2);
+
+        let newest = Snapshots::open(dir.clone()).unwrap().newest().unwrap();
+        assert_eq!(newest.meta, snapshot_of(9));
+        let mut read = Vec::new();
+        snapshots.read(&newest).unwrap().read_to_end(&mut read).unwrap();
+        assert!(read == bytes);
+    }
+
+    #[test]
+    fn a_damaged_snapshot_is_passed_over_for_the_one_before() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Arc::new(Dir::open(root.path(), IDENTITY).unwrap());
+        let snapshots = Snapshots::open(dir.clone()).unwrap();
+        make(&snapshots, 3, b"good");
+        let newest = make(&snapshots, 5, &[1; 100]);
+        let good = std::fs::read(&newest.path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 4;
+            std::fs::write(&newest.path, &bad).unwrap();
+            let found = Snapshots::open(dir.clone()).unwrap().newest().unwrap();
+            assert_eq!(found.meta, snapshot_of(3), "a flip at {at} went unnoticed");
+            std::fs::write(&newest.path, &good[..at]).unwrap();
+            let found = Snapshots::open(dir.clone()).unwrap().newest().unwrap();
+            assert_eq!(found.meta, snapshot_of(3), "a cut at {at} went unnoticed");
+        }
+    }
+
+    #[test]
+    fn a_closed_log_adopts_no_snapshot() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = Arc::new(Dir::open(root.path(), IDENTITY).unwrap());
+        let snapshots = Snapshots::open(dir).unwrap();
+        let late = snapshots.create(snapshot_of(3)).unwrap().finish().unwrap();
+        snapshots.close();
+        assert!(snapshots.adopt(late).is_err());
+        let next = Dir::open(root.path(), IDENTITY).expect("the directory is free");
+        assert!(Snapshots::open(Arc::new(next)).unwrap().newest().is_none());
+    }
+
+    #[test]
+    fn a_directory_is_used_by_one_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let first = Dir::open(root.path(), IDENTITY).unwrap();
+        assert!(matches!(Dir::open(root.path(), IDENTITY), Err(OpenError::Busy { .. })));
+        assert!(matches!(wipe(root.path()), Err(OpenError::Busy { .. })));
+        drop(first);
+        Dir::open(root.path(), IDENTITY).unwrap();
+    }
+}

@@ -1,0 +1,135 @@
+//! Reading the log back after a restart.
+
+use std::collections::VecDeque;
+use std::fs::OpenOptions;
+use std::io;
+use std::path::Path;
+
+use super::super::Identity;
+use super::super::seal::MasterKey;
+use super::segment::{Header, Kind, Record, State, read_frames, segment_path, segments};
+use crate::OpenError;
+use crate::format::Malformed;
+use crate::types::{Entry, LogId, Vote};
+
+/// What the files say.
+#[derive(Debug, Default)]
+pub(crate) struct Recovered {
+    pub(crate) vote: Option<Vote>,
+    pub(crate) committed: Option<LogId>,
+    pub(crate) purged: Option<LogId>,
+    /// The log id before `next`, if any entry was ever written.
+    pub(crate) last: Option<LogId>,
+    pub(crate) entries: VecDeque<Entry>,
+    /// The index the next entry will have.
+    pub(super) next: u64,
+    began: bool,
+}
+
+/// A segment that is no longer written to.
+pub(super) struct Old {
+    pub(super) number: u64,
+    pub(super) max_index: Option<u64>,
+}
+
+pub(super) fn recover(
+    dir: &Path,
+    identity: Identity,
+    key: &MasterKey,
+) -> Result<(Recovered, VecDeque<Old>), OpenError> {
+    let numbers = segments(dir).map_err(|error| OpenError::io(dir, error))?;
+    let mut recovered = Recovered::default();
+    let mut old = VecDeque::new();
+    for (at, &number) in numbers.iter().enumerate() {
+        let path = segment_path(dir, number);
+        if at > 0 && numbers[at - 1] + 1 != number {
+            return Err(OpenError::damaged(&path, 0, "the segment before it is missing"));
+        }
+        let mut bytes = std::fs::read(&path).map_err(|error| OpenError::io(&path, error))?;
+        let header = Header::decode(&bytes, &path, number, identity)?;
+        let newest = at + 1 == numbers.len();
+        let mut max_index = None;
+        let end = read_frames(&mut bytes, &header.key(key), &path, newest, |offset, record| {
+            let index = recovered
+                .replay(record)
+                .map_err(|Malformed(what)| OpenError::damaged(&path, offset as u64, what))?;
+            max_index = max_index.max(index);
+            Ok(())
+        })?;
+        if newest && end < bytes.len() {
+            // What follows is cut off for good: this segment will not be the newest again.
+            let cut = || -> io::Result<()> {
+                let file = OpenOptions::new().write(true).open(&path)?;
+                file.set_len(end as u64)?;
+                file.sync_all()
+            };
+            cut().map_err(|error| OpenError::io(&path, error))?;
+        }
+        old.push_back(Old { number, max_index });
+    }
+    let missing = match recovered.entries.front() {
+        Some(first) => first.log_id.index > recovered.purged.map_or(0, |id| id.index + 1),
+        None => recovered.next > recovered.purged.map_or(0, |id| id.index + 1),
+    };
+    if missing {
+        let path = numbers.first().map_or(dir.to_owned(), |number| segment_path(dir, *number));
+        return Err(OpenError::damaged(&path, 0, "entries before it are missing, and were not compacted"));
+    }
+    Ok((recovered, old))
+}
+
+impl Recovered {
+    /// Does again what the record says was done; answers the index of an entry.
+    fn replay(&mut self, record: Record) -> Result<Option<u64>, Malformed> {
+        match record.kind.ok_or(Malformed("a record of a kind this version does not know"))? {
+            Kind::State(state) => self.replay_state(state)?,
+            Kind::Entry(entry) => {
+                let entry = entry.into_entry()?;
+                let index = entry.log_id.index;
+                if index != self.next {
+                    return Err(Malformed("an entry does not follow the one before it"));
+                }
+                self.next = index + 1;
+                self.last = Some(entry.log_id);
+                self.entries.push_back(entry);
+                return Ok(Some(index));
+            }
+            Kind::Vote(vote) => self.vote = Some(vote.into()),
+            Kind::Committed(committed) => self.committed = committed.id.map(LogId::from),
+            Kind::Truncate(after) => {
+                let after = after.id.map(LogId::from);
+                self.next = after.map_or(0, |id| id.index + 1);
+                self.last = after;
+                while self.entries.back().is_some_and(|entry| entry.log_id.index >= self.next) {
+                    self.entries.pop_back();
+                }
+            }
+            Kind::Purge(upto) => {
+                let upto = LogId::from(upto);
+                self.purged = Some(upto);
+                while self.entries.front().is_some_and(|entry| entry.log_id.index <= upto.index) {
+                    self.entries.pop_front();
+                }
+                if upto.index + 1 > self.next {
+                    self.next = upto.index + 1;
+                    self.last = Some(upto);
+                }
+            }
+            Kind::Closed(_) => {}
+        }
+        Ok(None)
+    }
+
+    fn replay_state(&mut self, state: State) -> Result<(), Malformed> {
+        if self.began && state.next != self.next {
+            return Err(Malformed("a segment does not follow the one before it"));
+        }
+        self.began = true;
+        self.vote = state.vote.map(Vote::from);
+        self.committed = state.committed.map(LogId::from);
+        self.purged = state.purged.map(LogId::from);
+        self.last = state.last.map(LogId::from);
+        self.next = state.next;
+        Ok(())
+    }
+}
