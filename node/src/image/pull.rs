@@ -16,7 +16,7 @@ use oci_client::secrets::RegistryAuth;
 use serde::Deserialize;
 use tokio_util::task::TaskTracker;
 
-use super::load::{Descriptor, Manifest, UNPACKERS};
+use super::load::{Descriptor, Manifest, UNPACKERS, distinct};
 use super::store::{Adding, DOCUMENT_MAX, Ingest, is_disk};
 use super::{Digest, Doing, Error, Image, Reference, Result, Store, refused};
 
@@ -256,8 +256,10 @@ impl Store {
             report(Progress::Ready(layer.digest));
             Ok::<_, Error>(())
         };
-        let layers = manifest.layers.clone().into_iter().zip(diff_ids);
-        futures_util::stream::iter(layers.map(fetch))
+        let layers = distinct(manifest.layers.clone().into_iter().zip(diff_ids), |(layer, diff_id)| {
+            (layer.digest.clone(), diff_id.clone())
+        });
+        futures_util::stream::iter(layers.into_iter().map(fetch))
             .buffer_unordered(DOWNLOADS.min(UNPACKERS))
             .try_collect::<()>()
             .await?;

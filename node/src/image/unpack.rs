@@ -67,7 +67,7 @@ pub fn layer(blob: impl Read, root: &Path, marks: Marks, limits: &Limits) -> io:
 }
 
 /// The decompressor that the first bytes ask for.
-fn decompress<'a>(blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+pub fn decompress<'a>(blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut blob = BufReader::with_capacity(1 << 17, blob);
     let magic = io::BufRead::fill_buf(&mut blob)?;
     Ok(match magic {
