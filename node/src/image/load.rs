@@ -6,7 +6,8 @@ use std::io::{self, BufRead, BufReader, Read};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::store::{Adding, Ingest, Layer, Record, is_disk};
+use super::index::{Layer, Record};
+use super::scratch::{Adding, Ingest, is_disk};
 use super::tarball::{Kind, Reader};
 use super::unpack::{decompress, plain};
 use super::{Digest, Doing, Error, Image, Reference, Result, Store, builtin, config, refused};
