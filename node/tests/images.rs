@@ -471,6 +471,10 @@ fn owners_modes_times_and_attributes_are_kept() {
         return;
     }
     let place = Place::new();
+    if place.store.userxattr() {
+        eprintln!("skipped: this user namespace does not have the owners that the test sets");
+        return;
+    }
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0];
     let mut owned = Layer::header(EntryType::Regular, "setuid", 0o4755);
     owned.set_uid(12);
@@ -633,6 +637,7 @@ fn archives_of_both_kinds_load_and_say_the_same() {
     let archives = [
         ("docker", docker.clone()),
         ("docker in gzip", gzip(&docker)),
+        ("docker in zstd", zstd(&docker)),
         ("oci", oci_archive("shop/web:1", &layers, plain)),
         ("oci with gzip layers", oci_archive("docker.io/shop/web:1", &layers, gzip)),
         ("oci with zstd layers", oci_archive("shop/web:1", &layers, zstd)),
@@ -785,6 +790,70 @@ fn a_layer_cut_off_inside_a_valid_blob_is_refused() {
         assert!(error.contains("too early") || error.contains("incomplete"), "{what}: {error}");
         place.assert_empty(what);
     }
+}
+
+#[test]
+fn a_full_disk_is_told_apart_from_a_bad_image_and_leaves_nothing() {
+    if !is_root("a_full_disk_is_told_apart_from_a_bad_image_and_leaves_nothing") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_path_buf();
+    // The small file system lives in this thread's own mount namespace and ends with it.
+    let filled = std::thread::spawn(move || {
+        use nix::mount::{MsFlags, mount};
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some("size=3m")).unwrap();
+        let store = Store::open(path.join("store")).unwrap();
+        let layer = |megabytes: usize| [Layer::new().mode("a", &vec![7; megabytes << 20], 0o644).end()];
+        // The first does not fit as it comes, the second not unpacked.
+        for archive in [docker_archive(&["x"], &layer(4)), oci_archive("x", &layer(4), gzip)] {
+            let error = store.load(Cursor::new(archive)).unwrap_err();
+            assert!(
+                matches!(error, Error::Io { .. }) && error.to_string().contains("No space left"),
+                "{error}"
+            );
+            for part in ["tmp", "blobs/sha256", "layers"] {
+                assert_eq!(fs::read_dir(path.join("store").join(part)).unwrap().count(), 0, "{part}");
+            }
+        }
+        store.load(Cursor::new(docker_archive(&["x"], &layer(1)))).unwrap();
+    });
+    filled.join().unwrap();
+}
+
+#[test]
+fn damage_anywhere_neither_panics_nor_leaves_anything() {
+    use proptest::prelude::*;
+    let layer = Layer::new()
+        .pax("SCHILY.xattr.user.a", b"b")
+        .dir("d")
+        .file("d/f", "text")
+        .symlink("s", "d")
+        .hard_link("h", "s/f")
+        .file("d/.wh.w", "")
+        .file("s/g", "more")
+        .end();
+    let layer_length = layer.len();
+    // Damage inside the layer is only seen by the unpacker if the digests follow it.
+    let strategy = proptest::collection::vec((0..layer_length, any::<u8>(), any::<bool>()), 1..6);
+    proptest!(ProptestConfig { failure_persistence: None, cases: 150, ..ProptestConfig::default() }, |(damage in strategy)| {
+        let mut layer = layer.clone();
+        for (at, byte, fix) in damage {
+            layer[at] = byte;
+            let start = at / 512 * 512;
+            if fix && layer[start..].len() >= 512 {
+                let sum: u32 = (0..512).map(|i| if (148..156).contains(&i) { 32 } else { u32::from(layer[start + i]) }).sum();
+                layer[start + 148..start + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            }
+        }
+        let place = Place::new();
+        match place.load(docker_archive(&["x"], &[layer])) {
+            Ok(_) => place.assert_tidy("damaged"),
+            Err(_) => place.assert_empty("damaged"),
+        }
+    });
 }
 
 // ---- names, leases, removal ----

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::store::{Index, Layer, Record};
+use super::index::{Index, Layer, Record};
 use super::{Digest, Doing, Error, Image, Reference, Result, Store, unpack};
 
 /// The built-in image, as people type it.

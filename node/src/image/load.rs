@@ -1,14 +1,15 @@
 //! Images from archives: what `docker save`, `podman save` and `skopeo copy` write, as a file or a stream.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Read};
 
 use serde::Deserialize;
 use serde_json::json;
 
-use super::store::{Adding, Ingest, Layer, Record, is_disk};
+use super::index::{Layer, Record};
+use super::scratch::{Adding, Ingest, is_disk};
 use super::tarball::{Kind, Reader};
-use super::unpack::plain;
+use super::unpack::{decompress, plain};
 use super::{Digest, Doing, Error, Image, Reference, Result, Store, builtin, config, refused};
 
 /// Blobs and links an archive may consist of.
@@ -128,7 +129,7 @@ impl Contents {
 }
 
 impl Store {
-    /// Loads the images of an archive in Docker's or the OCI layout's format, gzip-wrapped or not.
+    /// Loads the images of an archive in Docker's or the OCI layout's format, wrapped in gzip or zstd or not.
     ///
     /// The archive is read once from beginning to end, so it may be a pipe.
     ///
@@ -172,11 +173,10 @@ impl Store {
         const WHAT: &str = "the archive";
         let mut archive = BufReader::with_capacity(1 << 17, archive);
         let magic = archive.fill_buf().or_else(|error| refused(WHAT, error.to_string()))?;
-        let archive: Box<dyn Read + '_> = match magic {
-            [] => return refused(WHAT, "it is empty"),
-            [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(archive)),
-            _ => Box::new(archive),
-        };
+        if magic.is_empty() {
+            return refused(WHAT, "it is empty");
+        }
+        let archive = decompress(archive).or_else(|error| refused(WHAT, plain(&error)))?;
         let mut reader = Reader::new(archive.take(self.inner.limits.archive_bytes));
         let mut contents = Contents::default();
         let read = |error: io::Error| Error::Refused { what: WHAT.into(), why: plain(&error) };
@@ -319,7 +319,7 @@ impl Store {
         }
         let parsed = Manifest::parse(&what, &self.document(manifest)?)?;
         let (record, layers) = self.describe(&what, &parsed)?;
-        unpack_all(self, &layers)?;
+        unpack_all(self, &distinct(layers, Clone::clone))?;
         Ok(record)
     }
 
@@ -376,6 +376,15 @@ fn unpack_all(store: &Store, layers: &[(Digest, Digest)]) -> Result<()> {
             Err(panic) => std::panic::resume_unwind(panic),
         })
     })
+}
+
+/// What there is to unpack: images often repeat the empty layer.
+pub(super) fn distinct<T>(
+    layers: impl IntoIterator<Item = T>,
+    key: impl Fn(&T) -> (Digest, Digest),
+) -> Vec<T> {
+    let mut seen = BTreeSet::new();
+    layers.into_iter().filter(|layer| seen.insert(key(layer))).collect()
 }
 
 /// Copies one file of an archive into a blob; documents are small, and a layer knows its bound.

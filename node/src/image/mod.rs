@@ -4,22 +4,28 @@
 //! rename, so a crash leaves either the whole thing or nothing. See [`Store`] for the layout.
 
 mod builtin;
+mod collect;
 mod config;
 mod digest;
+mod index;
 mod load;
 mod pull;
 mod reference;
+mod registries;
+mod scratch;
 mod store;
 mod tarball;
 mod unpack;
 
 pub use builtin::{BUILTIN, is_builtin};
+pub use collect::Swept;
 pub use config::{Healthcheck, ImageConfig};
 pub use digest::Digest;
 pub use load::Loaded;
-pub use pull::{Progress, Registries};
+pub use pull::Progress;
 pub use reference::{Reference, ReferenceError};
-pub use store::{Image, Limits, Store, Swept};
+pub use registries::Registries;
+pub use store::{Image, Limits, Store};
 
 use std::io;
 

@@ -1,24 +1,21 @@
 //! Images from registries, over HTTPS, or HTTP where that is allowed.
 
-use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol, SizedStream};
 use oci_client::errors::OciDistributionError;
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
-use serde::Deserialize;
 use tokio_util::task::TaskTracker;
 
-use super::load::{Descriptor, Manifest, UNPACKERS};
-use super::store::{Adding, DOCUMENT_MAX, Ingest, is_disk};
-use super::{Digest, Doing, Error, Image, Reference, Result, Store, refused};
+use super::load::{Descriptor, Manifest, UNPACKERS, distinct};
+use super::scratch::{Adding, Ingest, is_disk};
+use super::store::DOCUMENT_MAX;
+use super::{Digest, Doing, Error, Image, Reference, Registries, Result, Store, refused};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A registry that sends nothing for so long has gone.
@@ -37,86 +34,6 @@ const MANIFEST_TYPES: [&str; 4] = [
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 ];
-
-/// Which registries are spoken to, and how.
-#[derive(Clone, Debug, Default)]
-pub struct Registries {
-    /// Hosts, with their ports if not standard, spoken to by plain HTTP. `localhost` and 127.0.0.0/8 always are.
-    pub insecure: Vec<String>,
-    /// Hosts to ask, in this order, before the registry that is the key: `docker.io` → `["mirror.lan:5000"]`.
-    pub mirrors: BTreeMap<String, Vec<String>>,
-    /// Docker's `config.json` with credentials; `None` for none.
-    pub credentials: Option<PathBuf>,
-}
-
-impl Registries {
-    /// No mirrors, and the credentials of `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
-    pub fn from_environment() -> Self {
-        let directory = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
-        let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker"));
-        let credentials = directory.or_else(home).map(|directory| directory.join("config.json"));
-        Self { credentials, ..Self::default() }
-    }
-
-    /// Whether `host[:port]` is spoken to by plain HTTP.
-    fn is_insecure(&self, registry: &str) -> bool {
-        let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-        let loopback =
-            host.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
-        loopback || host == "localhost" || self.insecure.iter().any(|insecure| insecure == registry)
-    }
-
-    /// The user name and password kept for a registry, if any.
-    fn credentials(&self, registry: &str) -> RegistryAuth {
-        let Some(path) = &self.credentials else { return RegistryAuth::Anonymous };
-        let Ok(bytes) = std::fs::read(path) else { return RegistryAuth::Anonymous };
-        match serde_json::from_slice::<DockerConfig>(&bytes) {
-            Ok(config) => config.basic(registry),
-            Err(error) => {
-                tracing::warn!("{} is no docker configuration: {error}", path.display());
-                RegistryAuth::Anonymous
-            }
-        }
-    }
-}
-
-#[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: BTreeMap<String, DockerAuth>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct DockerAuth {
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
-}
-
-impl DockerConfig {
-    fn basic(&self, registry: &str) -> RegistryAuth {
-        // Docker files its own registry under an address of the last decade.
-        let is_hub = |host: &str| matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io");
-        let host_of = |key: &str| {
-            let key = key.trim_start_matches("https://").trim_start_matches("http://");
-            key.split('/').next().unwrap_or_default().to_owned()
-        };
-        let fits = |key: &str| host_of(key) == registry || is_hub(registry) && is_hub(&host_of(key));
-        let found = self.auths.iter().find(|(key, _)| fits(key)).map(|(_, auth)| auth);
-        let basic = found.and_then(|auth| match (&auth.auth, &auth.username, &auth.password) {
-            (Some(encoded), _, _) if !encoded.is_empty() => {
-                let decoded = base64::engine::general_purpose::STANDARD.decode(encoded.trim()).ok()?;
-                let decoded = String::from_utf8(decoded).ok()?;
-                let (user, password) = decoded.trim_end_matches('\0').split_once(':')?;
-                Some(RegistryAuth::Basic(user.into(), password.into()))
-            }
-            (_, Some(user), Some(password)) => Some(RegistryAuth::Basic(user.clone(), password.clone())),
-            _ => None,
-        });
-        basic.unwrap_or(RegistryAuth::Anonymous)
-    }
-}
 
 /// How far a pull has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -256,8 +173,10 @@ impl Store {
             report(Progress::Ready(layer.digest));
             Ok::<_, Error>(())
         };
-        let layers = manifest.layers.clone().into_iter().zip(diff_ids);
-        futures_util::stream::iter(layers.map(fetch))
+        let layers = distinct(manifest.layers.clone().into_iter().zip(diff_ids), |(layer, diff_id)| {
+            (layer.digest.clone(), diff_id.clone())
+        });
+        futures_util::stream::iter(layers.into_iter().map(fetch))
             .buffer_unordered(DOWNLOADS.min(UNPACKERS))
             .try_collect::<()>()
             .await?;
@@ -520,41 +439,4 @@ fn chain(error: &dyn StdError) -> String {
         cause = error.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plain_http_is_for_loopback_and_the_configured() {
-        let registries = Registries { insecure: vec!["lan:5000".into()], ..Registries::default() };
-        for (registry, insecure) in [
-            ("localhost:5000", true),
-            ("127.0.0.1", true),
-            ("127.9.9.9:80", true),
-            ("[::1]:5000", true),
-            ("lan:5000", true),
-            ("lan", false),
-            ("docker.io", false),
-            ("localhost.example.com", false),
-            ("127.0.0.1.example.com:5000", false),
-        ] {
-            assert_eq!(registries.is_insecure(registry), insecure, "{registry}");
-        }
-    }
-
-    #[test]
-    fn credentials_are_found_by_host() {
-        let config: DockerConfig = serde_json::from_str(
-            r#"{"auths": {"https://index.docker.io/v1/": {"auth": "dXNlcjpwYXNzOndvcmQ="},
-                "lan:5000": {"username": "u", "password": "p"}, "empty": {}}, "credsStore": "x"}"#,
-        )
-        .unwrap();
-        assert_eq!(config.basic("docker.io"), RegistryAuth::Basic("user".into(), "pass:word".into()));
-        assert_eq!(config.basic("lan:5000"), RegistryAuth::Basic("u".into(), "p".into()));
-        for registry in ["empty", "lan", "elsewhere"] {
-            assert_eq!(config.basic(registry), RegistryAuth::Anonymous);
-        }
-    }
 }

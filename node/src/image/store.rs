@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{FlockOperation, XattrFlags, flock, syncfs};
-use serde::{Deserialize, Serialize};
+use rustix::fs::{FlockOperation, XattrFlags, syncfs};
 
-use super::digest::Hasher;
-use super::unpack::{self, Marks, remove_tree};
+use super::index::{Index, Record};
+use super::scratch::{Adding, Ingest, Lock, Scratch, is_disk, sync_directory, unique};
+use super::unpack::{self, Marks};
 use super::{Digest, Doing, Error, ImageConfig, Reference, Result, builtin, config, refused};
 
 /// Configurations, manifests and indices are documents; none needs more bytes than this.
@@ -61,17 +60,6 @@ pub struct Image {
     pub layers: Vec<Digest>,
 }
 
-/// What a collection did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Swept {
-    /// Blobs removed.
-    pub blobs: usize,
-    /// Unpacked layers removed.
-    pub layers: usize,
-    /// A pull or load was under way, so nothing was removed; the next collection will.
-    pub deferred: bool,
-}
-
 /// The images of this machine, in a directory of their own:
 ///
 /// ```text
@@ -91,53 +79,12 @@ pub struct Store {
 }
 
 pub(super) struct Inner {
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     pub(super) limits: Limits,
     pub(super) marks: Marks,
     /// One pull for each name at a time; the second then finds everything there.
     pub(super) pulls: Mutex<BTreeMap<Reference, std::sync::Weak<tokio::sync::Mutex<()>>>>,
     builtin: Mutex<()>,
-}
-
-#[derive(Serialize, Deserialize, Default, Clone)]
-pub(super) struct Index {
-    format: u32,
-    pub references: BTreeMap<Reference, Digest>,
-    pub images: BTreeMap<Digest, Record>,
-    #[serde(default)]
-    pub builtin: Option<builtin::Stamp>,
-}
-
-#[derive(Serialize, Deserialize, Clone)]
-pub(super) struct Record {
-    pub config: Digest,
-    pub layers: Vec<Layer>,
-    pub size: u64,
-    pub created: Option<String>,
-    #[serde(default)]
-    pub repo_digests: BTreeSet<Reference>,
-    /// Forcibly removed while in use: goes with its last lease.
-    #[serde(default)]
-    pub condemned: bool,
-}
-
-#[derive(Serialize, Deserialize, Clone, Debug)]
-pub(super) struct Layer {
-    /// The layer as transferred; the built-in image has none.
-    pub blob: Option<Digest>,
-    pub diff_id: Digest,
-}
-
-/// Held while something is added; nothing is collected meanwhile.
-pub(super) type Adding = Lock;
-
-/// A held `flock`. It is given up explicitly, since a process being started may share the descriptor for a moment.
-pub(super) struct Lock(File);
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        let _ = flock(&self.0, FlockOperation::Unlock);
-    }
 }
 
 impl Store {
@@ -250,70 +197,6 @@ impl Store {
         })
     }
 
-    /// Removes a name, and with its last name the image. By digest or id, all of an image's names go.
-    ///
-    /// An image that containers hold is not removed unless `force`d; then its names go now, and its bytes
-    /// with the last container.
-    ///
-    /// # Errors
-    /// [`Error::InUse`] and those of [`Store::resolve`].
-    pub fn remove(&self, name: &str, force: bool) -> Result<Swept> {
-        let reference = name.parse::<Reference>().ok();
-        let named = reference
-            .filter(|reference| self.index().is_ok_and(|index| index.references.contains_key(reference)));
-        let image = match &named {
-            Some(reference) => {
-                let index = self.index()?;
-                index
-                    .find(reference)
-                    .map(|digest| index.image(&digest))
-                    .ok_or_else(|| Error::NotFound(name.into()))?
-            }
-            None => self.resolve(name)?,
-        };
-        // The lock makes the question for leases and the removal one step.
-        self.update(|index| {
-            let last = named.is_none()
-                || index.references.values().filter(|digest| **digest == image.digest).count() <= 1;
-            let holders: Vec<String> = self
-                .leases()?
-                .into_iter()
-                .filter(|(_, digest)| *digest == image.digest)
-                .map(|(name, _)| name)
-                .collect();
-            if last && !holders.is_empty() && !force {
-                return Err(Error::InUse { image: name.into(), holders: holders.join(", ") });
-            }
-            match &named {
-                Some(reference) => drop(index.references.remove(reference)),
-                None => index.references.retain(|_, digest| *digest != image.digest),
-            }
-            if last {
-                index.forget(&image.digest, !holders.is_empty());
-            }
-            Ok(())
-        })?;
-        self.sweep()
-    }
-
-    /// Removes the images that nobody holds and that have no name either, or with `all` whatever their names,
-    /// and with them all that belongs to no image.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn prune(&self, all: bool) -> Result<Swept> {
-        self.update(|index| {
-            let named: BTreeSet<Digest> =
-                if all { BTreeSet::new() } else { index.references.values().cloned().collect() };
-            let held: BTreeSet<Digest> = self.leases()?.into_values().collect();
-            index.images.retain(|digest, _| named.contains(digest) || held.contains(digest));
-            let images = &index.images;
-            index.references.retain(|_, digest| images.contains_key(digest));
-            Ok(())
-        })?;
-        self.sweep()
-    }
-
     /// How the image wants to be run.
     ///
     /// # Errors
@@ -358,58 +241,6 @@ impl Store {
         Ok(directories)
     }
 
-    /// Keeps `image` until [`Store::release`]; `holder` (a container's id) outlives this process.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] if the image has gone meanwhile; [`Error::Refused`] if the holder's name has other
-    /// characters than letters, digits, `.`, `_` and `-`.
-    pub fn lease(&self, holder: &str, image: &Image) -> Result<()> {
-        let path = self.lease_path(holder)?;
-        self.update(|index| match index.images.contains_key(&image.digest) {
-            true => self.write_atomically(&path, image.digest.as_str().as_bytes()),
-            false => Err(Error::NotFound(
-                image.references.first().map_or(image.digest.to_string(), Reference::familiar),
-            )),
-        })
-    }
-
-    /// Ends a lease; one that is not there is no error.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn release(&self, holder: &str) -> Result<()> {
-        let path = self.lease_path(holder)?;
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).doing(|| format!("remove {}", path.display()))
-            }
-            _ => {
-                if self.index()?.images.values().any(|record| record.condemned) {
-                    self.sweep()?;
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// All leases: holder and the digest of the image held.
-    ///
-    /// # Errors
-    /// If the disk refuses.
-    pub fn leases(&self) -> Result<BTreeMap<String, Digest>> {
-        let directory = self.inner.directory.join("leases");
-        let mut leases = BTreeMap::new();
-        for name in names(&directory)? {
-            // One that vanishes while we look was released.
-            if let Ok(text) = fs::read_to_string(directory.join(&name))
-                && let Ok(digest) = text.parse()
-            {
-                leases.insert(name, digest);
-            }
-        }
-        Ok(leases)
-    }
-
     /// Opens a blob, for a peer that asks for it.
     ///
     /// # Errors
@@ -418,48 +249,8 @@ impl Store {
         File::open(self.blob_path(digest)).map_err(|_| Error::NotFound(digest.to_string()))
     }
 
-    /// Removes what belongs to no image, unless something is being added at this moment.
-    pub(super) fn sweep(&self) -> Result<Swept> {
-        let Some(_alone) = self.alone()? else { return Ok(Swept { deferred: true, ..Swept::default() }) };
-        let index = self.update(|index| {
-            let held: BTreeSet<Digest> = self.leases()?.into_values().collect();
-            index.images.retain(|digest, record| !record.condemned || held.contains(digest));
-            Ok(index.clone())
-        })?;
-        let (mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new());
-        for (digest, record) in &index.images {
-            blobs.extend([digest.hex(), record.config.hex()]);
-            blobs.extend(record.layers.iter().filter_map(|layer| layer.blob.as_ref()).map(Digest::hex));
-            layers.extend(record.layers.iter().map(|layer| layer.diff_id.hex()));
-        }
-        let mut swept = Swept::default();
-        let directory = self.inner.directory.join("blobs/sha256");
-        for name in names(&directory)?.iter().filter(|name| !blobs.contains(&***name)) {
-            let path = directory.join(name);
-            fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
-            swept.blobs += 1;
-        }
-        let directory = self.inner.directory.join("layers");
-        for name in names(&directory)?.iter().filter(|name| !layers.contains(&***name)) {
-            let path = directory.join(name);
-            fs::rename(&path, self.tmp_path()).doing(|| format!("remove {}", path.display()))?;
-            swept.layers += 1;
-        }
-        self.empty_tmp()?;
-        Ok(swept)
-    }
-
-    fn empty_tmp(&self) -> Result<()> {
-        let directory = self.inner.directory.join("tmp");
-        for name in names(&directory)? {
-            let path = directory.join(name);
-            discard(&path).doing(|| format!("remove {}", path.display()))?;
-        }
-        Ok(())
-    }
-
     /// The right to collect, or `None` if something is being added.
-    fn alone(&self) -> Result<Option<Lock>> {
+    pub(super) fn alone(&self) -> Result<Option<Lock>> {
         self.lock("lock", FlockOperation::NonBlockingLockExclusive)
     }
 
@@ -469,19 +260,8 @@ impl Store {
         Ok(lock.expect("this operation waits"))
     }
 
-    /// Takes a lock, or returns `None` if `how` does not wait and somebody else has it.
     fn lock(&self, name: &str, how: FlockOperation) -> Result<Option<Lock>> {
-        let path = self.inner.directory.join(name);
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.doing(|| format!("open {}", path.display()))?;
-        loop {
-            match flock(&file, how) {
-                Ok(()) => return Ok(Some(Lock(file))),
-                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error).doing(|| format!("lock {}", path.display())),
-            }
-        }
+        Lock::take(&self.inner.directory.join(name), how)
     }
 
     pub(super) fn index(&self) -> Result<Index> {
@@ -523,7 +303,7 @@ impl Store {
 
     /// Call with the index locked: that makes the one intermediate name safe, and not being in `tmp` keeps it
     /// from a collection that goes on meanwhile.
-    fn write_atomically(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+    pub(super) fn write_atomically(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let write = || {
             let new = self.inner.directory.join("index.new");
             let mut file = File::create(&new)?;
@@ -545,14 +325,6 @@ impl Store {
 
     pub(super) fn layer_path(&self, diff_id: &Digest) -> PathBuf {
         self.inner.directory.join("layers").join(diff_id.hex()).join("fs")
-    }
-
-    fn lease_path(&self, holder: &str) -> Result<PathBuf> {
-        let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        if !(1..=128).contains(&holder.len()) || holder.starts_with('.') || !holder.bytes().all(word) {
-            return refused("a lease", format!("`{holder}` cannot be its name"));
-        }
-        Ok(self.inner.directory.join("leases").join(holder))
     }
 
     pub(super) fn has_blob(&self, digest: &Digest) -> bool {
@@ -579,10 +351,7 @@ impl Store {
 
     /// Begins a blob of at most `max` bytes.
     pub(super) fn ingest(&self, max: u64) -> Result<Ingest> {
-        let scratch = Scratch(self.tmp_path());
-        let file = File::options().read(true).write(true).create_new(true).open(&scratch.0);
-        let file = file.doing(|| format!("create {}", scratch.0.display()))?;
-        Ok(Ingest { store: self.clone(), scratch, file, hasher: Hasher::default(), size: 0, max })
+        Ingest::new(self, max)
     }
 
     /// Unpacks a layer, unless it is there already, and checks that it is what the image's configuration says.
@@ -645,166 +414,4 @@ impl Store {
     pub(super) fn builtin_lock(&self) -> std::sync::MutexGuard<'_, ()> {
         self.inner.builtin.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
-}
-
-impl Index {
-    /// The manifest digest a reference stands for.
-    pub fn find(&self, reference: &Reference) -> Option<Digest> {
-        if let Some(digest) = self.references.get(reference) {
-            return Some(digest.clone());
-        }
-        let pinned = reference.by_digest(reference.digest()?.clone());
-        let has = |(_, record): &(&Digest, &Record)| record.repo_digests.contains(&pinned);
-        let by_name = |digest: &Digest| {
-            self.references.iter().any(|(name, image)| image == digest && name.name() == reference.name())
-        };
-        match self.images.iter().find(has) {
-            Some((digest, _)) => Some(digest.clone()),
-            None => reference.digest().filter(|digest| by_name(digest)).cloned(),
-        }
-    }
-
-    /// Drops an image's record, or marks it for later while somebody holds it.
-    pub fn forget(&mut self, digest: &Digest, held: bool) {
-        if held {
-            if let Some(record) = self.images.get_mut(digest) {
-                record.condemned = true;
-            }
-        } else {
-            self.images.remove(digest);
-        }
-    }
-
-    /// # Panics
-    /// If there is no such image; callers have it from this very index.
-    pub fn image(&self, digest: &Digest) -> Image {
-        let record = self.images.get(digest).expect("references lead to images");
-        let named = self.references.iter().filter(|(_, image)| *image == digest);
-        Image {
-            digest: digest.clone(),
-            id: record.config.clone(),
-            references: named.map(|(reference, _)| reference.clone()).collect(),
-            repo_digests: record.repo_digests.iter().cloned().collect(),
-            size: record.size,
-            created: record.created.clone(),
-            layers: record.layers.iter().map(|layer| layer.diff_id.clone()).collect(),
-        }
-    }
-}
-
-/// A blob on its way in: hashed as it is written, gone if it is not committed.
-pub(super) struct Ingest {
-    store: Store,
-    scratch: Scratch,
-    file: File,
-    hasher: Hasher,
-    size: u64,
-    max: u64,
-}
-
-impl Ingest {
-    /// Bytes written so far.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Forgets what was written.
-    pub fn restart(&mut self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        io::Seek::rewind(&mut self.file)?;
-        self.hasher = Hasher::default();
-        self.size = 0;
-        Ok(())
-    }
-
-    /// Puts the blob in its place, if it is what was `expected`.
-    pub fn commit(self, expected: Option<&Digest>) -> Result<Digest> {
-        let digest = self.hasher.clone().finish();
-        if let Some(expected) = expected.filter(|expected| **expected != digest) {
-            return refused(
-                format!("blob {expected}"),
-                format!("its content is damaged (it has digest {digest})"),
-            );
-        }
-        let path = self.store.blob_path(&digest);
-        if !path.is_file() {
-            let place = || {
-                self.file.sync_all()?;
-                fs::rename(&self.scratch.0, &path)?;
-                sync_directory(path.parent().expect("a blob lies in a directory"))
-            };
-            place().doing(|| format!("create {}", path.display()))?;
-        }
-        Ok(digest)
-    }
-}
-
-impl Write for Ingest {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.size + bytes.len() as u64 > self.max {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("it is larger than {} bytes", self.max),
-            ));
-        }
-        let n = self.file.write(bytes)?;
-        self.hasher.update(&bytes[..n]);
-        self.size += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-/// A path in `tmp` that is removed with all beneath it, unless it has been renamed away.
-pub(super) struct Scratch(pub PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = discard(&self.0) {
-            tracing::warn!("cannot remove {}: {error}", self.0.display());
-        }
-    }
-}
-
-fn discard(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => remove_tree(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether an error is about this machine's disk and not about the bytes unpacked.
-pub(super) fn is_disk(error: &io::Error) -> bool {
-    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    matches!(error.kind(), PermissionDenied | QuotaExceeded | ReadOnlyFilesystem | StorageFull)
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-/// The names in a directory that are valid text; the store makes no others.
-fn names(directory: &Path) -> Result<Vec<String>> {
-    let list = || -> io::Result<Vec<String>> {
-        let entries = fs::read_dir(directory)?;
-        entries
-            .filter_map(|entry| entry.map(|entry| entry.file_name().into_string().ok()).transpose())
-            .collect()
-    };
-    list().doing(|| format!("list {}", directory.display()))
-}
-
-/// A name nobody else has, in this process or another.
-pub(super) fn unique() -> String {
-    static SERIAL: AtomicU64 = AtomicU64::new(0);
-    let mut random = [0; 8];
-    // Without randomness (it does not fail on the kernels we run on) process and serial number still tell apart.
-    let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
-    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    format!("{:016x}-{}-{serial}", u64::from_ne_bytes(random), std::process::id())
 }

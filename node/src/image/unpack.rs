@@ -67,7 +67,7 @@ pub fn layer(blob: impl Read, root: &Path, marks: Marks, limits: &Limits) -> io:
 }
 
 /// The decompressor that the first bytes ask for.
-fn decompress<'a>(blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+pub fn decompress<'a>(blob: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut blob = BufReader::with_capacity(1 << 17, blob);
     let magic = io::BufRead::fill_buf(&mut blob)?;
     Ok(match magic {
@@ -425,36 +425,4 @@ fn set_xattrs(entry: &Entry, file: BorrowedFd<'_>) -> io::Result<()> {
 fn times(mtime: i64) -> Timestamps {
     let time = Timespec { tv_sec: mtime, tv_nsec: 0 };
     Timestamps { last_access: time, last_modification: time }
-}
-
-/// Removes a directory and all in it without following links and without holding more than two directories open,
-/// however deep it is: directories found inside are first moved to the top.
-pub fn remove_tree(path: &Path) -> io::Result<()> {
-    let parent = path.parent().ok_or_else(|| bad("the root directory is not removed"))?;
-    let (unique, mut serial) = (super::store::unique(), 0_u64);
-    let mut waiting = vec![path.to_path_buf()];
-    while let Some(directory) = waiting.pop() {
-        let entries = match std::fs::read_dir(&directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
-        };
-        for entry in entries {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                serial += 1;
-                let moved = parent.join(format!("gone-{unique}-{serial}"));
-                std::fs::rename(entry.path(), &moved)?;
-                waiting.push(moved);
-            } else {
-                std::fs::remove_file(entry.path())?;
-            }
-        }
-        match std::fs::remove_dir(&directory) {
-            // Some file systems skip entries while others are removed: look again.
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => waiting.push(directory),
-            result => result?,
-        }
-    }
-    Ok(())
 }
