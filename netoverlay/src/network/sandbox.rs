@@ -135,6 +135,14 @@ mod tests {
 
     #[test]
     fn queries_are_led_to_the_sockets() {
-        expect![[""]].assert_eq(&dns_table(1053, 2053).to_string());
+        expect![[r#"
+            table ip rswarm_dns {
+              chain queries {
+                type nat hook output priority -100; policy accept;
+                ip daddr 127.0.0.11 meta l4proto 17 th dport 53 dnat to 127.0.0.11:1053
+                ip daddr 127.0.0.11 meta l4proto 6 th dport 53 dnat to 127.0.0.11:2053
+              }
+            }
+        "#]].assert_eq(&dns_table(1053, 2053).to_string());
     }
 }
