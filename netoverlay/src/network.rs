@@ -104,7 +104,7 @@ impl Network {
     ///
     /// Fails with `EBUSY` while another process holds the TUN.
     pub async fn ensure(spec: Spec) -> Result<(Self, Vec<OwnedFd>)> {
-        let (netns, _) = Netns::ensure(&spec.pin)?;
+        let netns = Netns::ensure(&spec.pin)?;
         netns.set_sysctls(&[
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv4/conf/all/rp_filter", "0"),
@@ -112,6 +112,13 @@ impl Network {
             ("net/ipv4/conf/all/send_redirects", "0"),
             ("net/ipv4/conf/default/send_redirects", "0"),
         ])?;
+        // Neighbour discovery would only be noise on the TUN. A kernel without IPv6 has no such setting.
+        for scope in ["all", "default"] {
+            match netns.set_sysctls(&[(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1")]) {
+                Err(error) if !error.is_missing() => return Err(error),
+                _ => {}
+            }
+        }
         let links = Links::open(&netns)?;
         links.set_up("lo").await?;
         links.ensure_address("lo", spec.gateway.into(), 32).await?;

@@ -69,8 +69,7 @@ fn a_namespace_is_pinned_opened_and_removed() {
     assert!(Netns::create(&path).unwrap_err().is_present());
     assert!(Netns::open(&path).unwrap().is_same(&netns));
     assert!(!Netns::current().unwrap().is_same(&netns));
-    let (again, made) = Netns::ensure(&path).unwrap();
-    assert!(again.is_same(&netns) && !made);
+    assert!(Netns::ensure(&path).unwrap().is_same(&netns));
     netns.set_sysctls(&[("net/ipv4/ip_forward", "1")]).unwrap();
     assert_eq!(netns.sysctl("net/ipv4/ip_forward").unwrap(), "1");
     let error = netns.set_sysctls(&[("net/ipv4/no_such_thing", "1")]).unwrap_err();
@@ -608,12 +607,13 @@ async fn an_uplink_leads_out_and_leaves_nothing() {
     assert_eq!(report.dropped_by, ["table ip filter chain FORWARD"]);
     nft.remove(nft::Family::Ip, "filter").unwrap();
 
-    uplink("1").remove().await.unwrap();
+    uplink("1").remove(None).await.unwrap();
     assert_eq!(call(b.netns(), world_address).unwrap(), "world saw 192.0.2.1");
     for _ in 0..2 {
-        uplink("2").remove().await.unwrap();
+        uplink("2").remove(Some(two.links())).await.unwrap();
     }
     assert_eq!(nft.tables().unwrap(), []);
+    assert_eq!(Nft::open(two.netns()).unwrap().tables().unwrap(), []);
     assert_eq!(host.sysctl("net/ipv4/ip_forward").unwrap(), "0");
     let names: Vec<String> = at_host.list().await.unwrap().into_iter().map(|link| link.name).collect();
     assert!(names.iter().all(|name| !name.starts_with("ru")), "{names:?}");

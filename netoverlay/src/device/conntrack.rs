@@ -141,3 +141,15 @@ fn parse_tuple(tuple: &[u8]) -> Option<Tuple> {
         destination_port: port(PROTOCOL_DESTINATION_PORT),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn nonsense_is_no_connection(bytes: Vec<u8>) {
+            let _ = (parse(&bytes), parse_tuple(&bytes));
+        }
+    }
+}

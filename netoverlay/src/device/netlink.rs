@@ -28,7 +28,7 @@ const BUFFER_LEN: libc::c_int = 32 << 20;
 const READ_LEN: usize = 64 << 10;
 
 /// The longest value of one attribute.
-pub(super) const ATTRIBUTE_LEN_MAX: usize = u16::MAX as usize - 4;
+const ATTRIBUTE_LEN_MAX: usize = u16::MAX as usize - 4;
 
 /// Writes netfilter messages one after the other.
 #[derive(Default)]
@@ -93,7 +93,9 @@ impl Writer {
         self.bytes.extend_from_slice(&[0; 2]);
         self.bytes.extend_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
         body(self);
-        let len = (self.bytes.len() - start) as u16;
+        let len = self.bytes.len() - start;
+        debug_assert!(len <= ATTRIBUTE_LEN_MAX + 4);
+        let len = len as u16;
         self.bytes[start..start + 2].copy_from_slice(&len.to_ne_bytes());
     }
 

@@ -184,6 +184,7 @@ mod tests {
                 ct status & 0x20 != 0 ip saddr . ip daddr @hairpin snat to 10.50.0.1
               }
             }
-        "#]].assert_eq(&table(&spec, &backends).to_string());
+        "#]]
+        .assert_eq(&table(&spec, &backends).to_string());
     }
 }

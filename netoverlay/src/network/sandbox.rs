@@ -45,16 +45,12 @@ impl Sandbox {
     /// Makes the namespace of container `id`, pinned at `pin`, or adopts the one that is there. `id` is unique
     /// on this node for all time; links are named after it.
     pub async fn ensure(id: &str, pin: &Path) -> Result<Self> {
-        let (netns, made) = Netns::ensure(pin)?;
+        let netns = Netns::ensure_with(
+            pin,
+            &[("net/ipv4/ping_group_range", "0 2147483647"), ("net/ipv4/ip_unprivileged_port_start", "0")],
+        )?;
         let links = Links::open(&netns)?;
         links.set_up("lo").await?;
-        if made {
-            // Later values are the container's own affair.
-            netns.set_sysctls(&[
-                ("net/ipv4/ping_group_range", "0 2147483647"),
-                ("net/ipv4/ip_unprivileged_port_start", "0"),
-            ])?;
-        }
         Ok(Self { id: id.to_owned(), netns, links })
     }
 
@@ -143,6 +139,7 @@ mod tests {
                 ip daddr 127.0.0.11 meta l4proto 6 th dport 53 dnat to 127.0.0.11:2053
               }
             }
-        "#]].assert_eq(&dns_table(1053, 2053).to_string());
+        "#]]
+        .assert_eq(&dns_table(1053, 2053).to_string());
     }
 }
