@@ -42,6 +42,8 @@ pub const MTU_DEFAULT: u32 = 1400;
 const TRANSPARENT_MARK: u32 = 1;
 /// The routing table that takes such packets to this namespace.
 const TRANSPARENT_TABLE: u32 = 100;
+/// The table routes are in that name none.
+const MAIN_TABLE: u32 = 254;
 const TRANSPARENT_PRIORITY: u32 = 100;
 
 /// What an overlay network looks like on every node.
@@ -176,13 +178,19 @@ impl Network {
     }
 
     /// Attaches a container, or mends what is wrong of that. Attachments of other names are left alone.
+    /// What the container sends from an address that is not its own is dropped.
     pub async fn attach(&self, sandbox: &Sandbox, attachment: &Attachment) -> Result<()> {
         let (near, far) = (near_link(sandbox.id(), &attachment.link), attachment.link.as_str());
         let there = sandbox.links();
-        self.links.ensure_veth(&near, self.spec.mtu, far, there).await?;
+        let made = self.links.ensure_veth(&near, self.spec.mtu, far, there).await?;
         self.links.set_proxy_arp(&near)?;
+        // Strictly: the way back to the source must be this link.
+        self.netns.set_sysctls(&[(&format!("net/ipv4/conf/{near}/rp_filter"), "1")])?;
         self.links.set_up(&near).await?;
         let address = IpAddr::V4(attachment.address);
+        if !made {
+            self.forget_other_routes(&near, address).await?;
+        }
         self.links.ensure_route(&Route::direct(address, 32, &near)).await?;
 
         for (old, prefix_len) in there.addresses(far).await? {
@@ -206,7 +214,7 @@ impl Network {
 
     /// The addresses of the containers attached on this node, as the kernel has them.
     pub async fn attached(&self) -> Result<BTreeSet<Ipv4Addr>> {
-        let routes = self.links.routes(false, None).await?;
+        let routes = self.links.routes(false, Some(MAIN_TABLE)).await?;
         Ok(routes
             .into_iter()
             .filter(|route| route.dev.as_deref().is_some_and(|dev| dev.starts_with(NEAR_PREFIX)))
@@ -222,7 +230,8 @@ impl Network {
     /// each change, and from time to time: what is right already stays.
     pub fn render(&self, backends: &Backends) -> Result<Rendered> {
         let changed = self.nft.ensure(&filter::table(&self.spec, backends))?;
-        let forgotten = self.conntrack.delete(|connection| filter::is_stale(backends, connection))?;
+        let keepers = filter::Keepers::of(backends);
+        let forgotten = self.conntrack.delete(|connection| keepers.is_stale(connection))?;
         Ok(Rendered { changed, forgotten })
     }
 
@@ -244,6 +253,15 @@ impl Network {
             }
             connected => connected,
         }
+    }
+
+    async fn forget_other_routes(&self, near: &str, address: IpAddr) -> Result<()> {
+        for route in self.links.routes(false, Some(MAIN_TABLE)).await? {
+            if route.dev.as_deref() == Some(near) && route.destination != Some((address, 32)) {
+                self.links.remove_route(&route).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn connect_from_exactly(

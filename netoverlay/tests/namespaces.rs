@@ -263,6 +263,37 @@ async fn two_containers_reach_each_other() {
 }
 
 #[tokio::test]
+async fn a_container_cannot_use_the_address_of_another() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let (a, b) = (pins.container(&network, 2).await, pins.container(&network, 3).await);
+    a.links().ensure_address("eth0", IpAddr::V4(v4(77)), 32).await.unwrap();
+    let heard = b.netns().run(|| UdpSocket::bind(("0.0.0.0", PORT))).unwrap().unwrap();
+    heard.set_read_timeout(Some(PATIENCE)).unwrap();
+    a.netns()
+        .run(|| {
+            for (from, word) in [(v4(77), "false"), (v4(2), "true")] {
+                UdpSocket::bind((from, 0)).unwrap().send_to(word.as_bytes(), (v4(3), PORT)).unwrap();
+            }
+        })
+        .unwrap();
+    let mut word = [0; 8];
+    let (len, from) = heard.recv_from(&mut word).unwrap();
+    assert_eq!((&word[..len], from.ip()), (&b"true"[..], IpAddr::V4(v4(2))));
+}
+
+#[tokio::test]
+async fn a_container_may_change_its_address() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let (a, b) = (pins.container(&network, 2).await, pins.container(&network, 3).await);
+    network.attach(&a, &attachment("eth0", 4)).await.unwrap();
+    assert_eq!(network.attached().await.unwrap(), BTreeSet::from([v4(3), v4(4)]));
+    ping(b.netns(), v4(4)).unwrap();
+    ping(a.netns(), v4(3)).unwrap();
+}
+
+#[tokio::test]
 async fn a_container_without_network_has_the_loopback_only() {
     let Some(pins) = Pins::new() else { return };
     let alone = Sandbox::ensure("alone", &pins.path("alone")).await.unwrap();

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use super::{failed, forget_connections_to};
@@ -28,6 +28,7 @@ const DNS_TABLE: &str = "rswarm_dns";
 #[derive(Clone, Debug)]
 pub struct Sandbox {
     id: String,
+    pin: PathBuf,
     netns: Netns,
     links: Links,
 }
@@ -51,7 +52,7 @@ impl Sandbox {
         )?;
         let links = Links::open(&netns)?;
         links.set_up("lo").await?;
-        Ok(Self { id: id.to_owned(), netns, links })
+        Ok(Self { id: id.to_owned(), pin: pin.to_owned(), netns, links })
     }
 
     /// Removes the namespace pinned at `pin`, if it is there, and with it all its links.
@@ -73,6 +74,11 @@ impl Sandbox {
     /// The container's id.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Where its namespace is pinned.
+    pub fn pin(&self) -> &Path {
+        &self.pin
     }
 
     /// Its namespace.
