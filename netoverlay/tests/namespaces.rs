@@ -162,16 +162,21 @@ impl Pins {
     }
 
     async fn network(&self, name: &str) -> (Network, OwnedFd) {
-        let (network, mut queues) = Network::ensure(self.spec(name)).await.unwrap();
+        let (network, mut queues) = spawnable(Network::ensure(self.spec(name))).await.unwrap();
         (network, queues.pop().unwrap())
     }
 
     async fn container(&self, network: &Network, last: u8) -> Sandbox {
         let name = format!("c{last}");
-        let sandbox = Sandbox::ensure(&name, &self.path(&name)).await.unwrap();
-        network.attach(&sandbox, &attachment("eth0", last)).await.unwrap();
+        let sandbox = spawnable(Sandbox::ensure(&name, &self.path(&name))).await.unwrap();
+        spawnable(network.attach(&sandbox, &attachment("eth0", last))).await.unwrap();
         sandbox
     }
+}
+
+/// Only what may run on a runtime of many threads is taken.
+fn spawnable<F: Future + Send>(future: F) -> F {
+    future
 }
 
 fn attachment(link: &str, last: u8) -> Attachment {
@@ -521,7 +526,7 @@ async fn a_published_connection_shows_the_clients_address() {
     network.render(&services(&[])).unwrap();
     let client = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 9), 40_000);
     for _ in 0..2 {
-        let connecting = network.connect_from(client, SocketAddrV4::new(v4(3), PORT));
+        let connecting = spawnable(network.connect_from(client, SocketAddrV4::new(v4(3), PORT)));
         let stream = tokio::time::timeout(PATIENCE, connecting).await.unwrap().unwrap();
         let mut stream = stream.into_std().unwrap();
         stream.set_nonblocking(false).unwrap();
@@ -593,13 +598,13 @@ async fn a_removed_network_leaves_nothing() {
     let Some(pins) = Pins::new() else { return };
     let (network, tun) = pins.network("net").await;
     let a = pins.container(&network, 2).await;
-    Network::remove(&pins.path("net")).await.unwrap();
+    spawnable(Network::remove(&pins.path("net"))).await.unwrap();
     Network::remove(&pins.path("net")).await.unwrap();
     assert_eq!(network.links().find(TUN_NAME).await.unwrap(), None);
     drop((network, tun));
     assert!(!pins.path("net").exists());
     assert_eq!(a.links().find("eth0").await.unwrap(), None);
-    Sandbox::remove(&pins.path("c2")).await.unwrap();
+    spawnable(Sandbox::remove(&pins.path("c2"))).await.unwrap();
     Sandbox::remove(&pins.path("c2")).await.unwrap();
     assert!(!pins.path("c2").exists());
 }
@@ -622,7 +627,7 @@ async fn an_uplink_leads_out_and_leaves_nothing() {
     let uplink = |id: &str| Uplink { host: host.clone(), id: id.to_owned() };
     for _ in 0..2 {
         assert_eq!(uplink("1").ensure(one.links(), 1400).await.unwrap().dropped_by, Vec::<String>::new());
-        uplink("2").ensure(two.links(), 1400).await.unwrap();
+        spawnable(uplink("2").ensure(two.links(), 1400)).await.unwrap();
     }
     let world_address = Ipv4Addr::new(192, 0, 2, 2);
     assert_eq!(call(a.netns(), world_address).unwrap(), "world saw 192.0.2.1");
@@ -641,7 +646,7 @@ async fn an_uplink_leads_out_and_leaves_nothing() {
     uplink("1").remove(None).await.unwrap();
     assert_eq!(call(b.netns(), world_address).unwrap(), "world saw 192.0.2.1");
     for _ in 0..2 {
-        uplink("2").remove(Some(two.links())).await.unwrap();
+        spawnable(uplink("2").remove(Some(two.links()))).await.unwrap();
     }
     assert_eq!(nft.tables().unwrap(), []);
     assert_eq!(Nft::open(two.netns()).unwrap().tables().unwrap(), []);
