@@ -64,6 +64,20 @@ pub struct Spec {
     pub queues: usize,
 }
 
+impl Spec {
+    /// The first address of the subnet, in which the gateway must be.
+    fn checked_subnet(&self) -> Result<Ipv4Addr> {
+        let mask = u32::MAX.checked_shl(32_u32.saturating_sub(self.prefix_len.into())).unwrap_or(0);
+        let first = u32::from(self.subnet) & mask;
+        if self.prefix_len > 32 || u32::from(self.gateway) & mask != first {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "the gateway is not within the subnet");
+            let action = format!("use gateway {} in {}/{}", self.gateway, self.subnet, self.prefix_len);
+            return Err(Error::new(action, format_args!("network {}", self.pin.display()), source));
+        }
+        Ok(Ipv4Addr::from(first))
+    }
+}
+
 /// What a container gets in one network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
@@ -105,8 +119,10 @@ impl Network {
     /// Makes the network, or what is missing of it, and opens its TUN: the descriptors, one for each queue,
     /// carry the packets for other nodes (see [`tun::open`]).
     ///
-    /// Fails with `EBUSY` while another process holds the TUN.
+    /// Fails with `EBUSY` while another process holds the TUN, and with `InvalidInput` if the gateway is not
+    /// within the subnet.
     pub async fn ensure(spec: Spec) -> Result<(Self, Vec<OwnedFd>)> {
+        let subnet = spec.checked_subnet()?;
         let netns = Netns::ensure(&spec.pin)?;
         netns.set_sysctls(&[
             ("net/ipv4/ip_forward", "1"),
@@ -130,7 +146,7 @@ impl Network {
         netns.set_sysctls(&[(&format!("net/ipv4/conf/{TUN_NAME}/rp_filter"), "0")])?;
         links.ensure_mtu(TUN_NAME, spec.mtu).await?;
         links.set_up(TUN_NAME).await?;
-        links.ensure_route(&Route::direct(spec.subnet.into(), spec.prefix_len, TUN_NAME)).await?;
+        links.ensure_route(&Route::direct(subnet.into(), spec.prefix_len, TUN_NAME)).await?;
 
         links.ensure_mark_rule(false, TRANSPARENT_MARK, TRANSPARENT_TABLE, TRANSPARENT_PRIORITY).await?;
         let local = Route {
@@ -211,6 +227,19 @@ impl Network {
     /// namespace need not exist any more.
     pub async fn detach(&self, sandbox: &str, link: &str) -> Result<()> {
         self.links.delete(&near_link(sandbox, link)).await
+    }
+
+    /// Takes away all containers' links but these (container id, link): for a daemon that finds after a
+    /// restart what it no longer knows.
+    pub async fn detach_all_but<'a>(&self, keep: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<()> {
+        let keep: BTreeSet<String> =
+            keep.into_iter().map(|(sandbox, link)| near_link(sandbox, link)).collect();
+        for link in self.links.list().await? {
+            if link.kind == "veth" && link.name.starts_with(NEAR_PREFIX) && !keep.contains(&link.name) {
+                self.links.delete(&link.name).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The addresses of the containers attached on this node, as the kernel has them.

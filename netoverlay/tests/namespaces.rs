@@ -139,13 +139,28 @@ async fn a_name_held_by_a_dying_namespace_is_waited_for() {
     let Some(pins) = Pins::new() else { return };
     let home = pins.netns("home");
     let here = Links::open(&home).unwrap();
-    for round in 0..5 {
+    for round in 0..10 {
         let path = pins.path("container");
         let netns = Netns::create(&path).unwrap();
-        let there = Links::open(&netns).unwrap();
-        assert!(here.ensure_veth("vsame", 1400, "eth0", &there).await.unwrap(), "round {round}");
+        here.create_veth("vsame", 1400, "eth0", &netns)
+            .await
+            .unwrap_or_else(|error| panic!("round {round}: {error}"));
+        // The namespace dies with its last handle; the kernel takes its links away some time after.
         Netns::remove(&path).unwrap();
     }
+    let there = Links::open(&pins.netns("other")).unwrap();
+    here.ensure_veth("vsame", 1400, "eth0", &there).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_name_in_use_is_an_error_that_says_so() {
+    let Some(pins) = Pins::new() else { return };
+    let here = Links::open(&pins.netns("one")).unwrap();
+    let two = pins.netns("two");
+    here.create_veth("taken", 1400, "first", &two).await.unwrap();
+    let error = here.create_veth("taken", 1400, "second", &two).await.unwrap_err();
+    assert!(error.is_present());
+    assert!(error.to_string().starts_with("cannot create veth taken with peer second in netns"), "{error}");
 }
 
 /// A port on which every server of these tests listens.
@@ -587,10 +602,25 @@ async fn a_restarted_daemon_finds_everything_as_it_was() {
     assert_eq!(network.links().list().await.unwrap(), before);
     assert_eq!(call(a.netns(), v4(100)).unwrap(), "b saw 10.50.0.2");
 
+    network.detach_all_but([(a.id(), "eth0")]).await.unwrap();
+    assert_eq!(network.attached().await.unwrap(), BTreeSet::from([v4(2)]));
+    assert_eq!(b.links().find("eth0").await.unwrap(), None);
+
     drop((network, _tun));
     let spec = Spec { queues: 2, ..pins.spec("net") };
     let (_network, queues) = Network::ensure(spec).await.unwrap();
     assert_eq!(queues.len(), 2);
+}
+
+#[tokio::test]
+async fn a_gateway_outside_of_the_subnet_is_refused() {
+    let Some(pins) = Pins::new() else { return };
+    let spec = Spec { gateway: Ipv4Addr::new(10, 51, 0, 1), ..pins.spec("net") };
+    let error = Network::ensure(spec).await.unwrap_err();
+    assert!(error.to_string().starts_with("cannot use gateway 10.51.0.1 in 10.50.0.0/24"), "{error}");
+    assert!(!pins.path("net").exists());
+    let spec = Spec { subnet: v4(7), ..pins.spec("net") };
+    Network::ensure(spec).await.unwrap();
 }
 
 #[tokio::test]
