@@ -104,19 +104,26 @@ pub(super) fn table(spec: &Spec, backends: &Backends) -> Table {
     table
 }
 
-/// Whether the connection goes to a task that no longer answers for the virtual IP it was made to.
-pub(super) fn is_stale(backends: &Backends, connection: &Connection) -> bool {
-    let (IpAddr::V4(vip), IpAddr::V4(task)) = (connection.original.destination, connection.reply.source)
-    else {
-        return false;
-    };
-    if !connection.dnat {
-        return false;
+/// Who may keep connections, by virtual IP.
+pub(super) struct Keepers<'a>(BTreeMap<Ipv4Addr, &'a Vip>);
+
+impl<'a> Keepers<'a> {
+    pub(super) fn of(backends: &'a Backends) -> Self {
+        Self(backends.vips.iter().map(|vip| (vip.address, vip)).collect())
     }
-    !backends.vips.iter().filter(|found| found.address == vip).any(|found| {
-        found.backends.contains(&task)
-            || (connection.original.protocol != UDP && found.draining.contains(&task))
-    })
+
+    /// Whether the connection goes to a task that no longer answers for the virtual IP it was made to.
+    pub(super) fn is_stale(&self, connection: &Connection) -> bool {
+        let (IpAddr::V4(vip), IpAddr::V4(task)) = (connection.original.destination, connection.reply.source)
+        else {
+            return false;
+        };
+        let kept = self.0.get(&vip).is_some_and(|vip| {
+            vip.backends.contains(&task)
+                || (connection.original.protocol != UDP && vip.draining.contains(&task))
+        });
+        connection.dnat && !kept
+    }
 }
 
 #[cfg(test)]
@@ -144,6 +151,47 @@ mod tests {
         };
         let backends =
             Backends { vips: vec![vip(100, &[3, 4], false), vip(101, &[3], true), vip(102, &[], false)] };
-        expect![[""]].assert_eq(&table(&spec, &backends).to_string());
+        expect![[r#"
+            table ip rswarm {
+              map vips {
+                type ipv4_addr : verdict
+                10.50.0.100 : goto vip-10.50.0.100
+                10.50.0.101 : goto vip-10.50.0.101
+              }
+              set empty {
+                type ipv4_addr
+                10.50.0.102
+              }
+              set hairpin {
+                type ipv4_addr . ipv4_addr
+                10.50.0.3 . 10.50.0.3
+                10.50.0.4 . 10.50.0.4
+              }
+              chain vip-10.50.0.100 {
+                dnat to numgen inc mod 2 map { 0 : 10.50.0.3, 1 : 10.50.0.4 }
+              }
+              chain vip-10.50.0.101 {
+                dnat to jhash saddr mod 1 map { 0 : 10.50.0.3 }
+              }
+              chain refuse {
+                meta l4proto 6 reject with tcp reset
+                reject with icmp port-unreachable
+              }
+              chain mangle {
+                type filter hook prerouting priority -150; policy accept;
+                meta l4proto 6 socket transparent 1 meta mark set 0x1
+                ip daddr @empty ct state & 0x8 != 0 goto refuse
+              }
+              chain translate {
+                type nat hook prerouting priority -100; policy accept;
+                ip daddr vmap @vips
+              }
+              chain hairpins {
+                type nat hook postrouting priority 100; policy accept;
+                ct status & 0x20 != 0 ip saddr . ip daddr @hairpin snat to 10.50.0.1
+              }
+            }
+        "#]]
+        .assert_eq(&table(&spec, &backends).to_string());
     }
 }

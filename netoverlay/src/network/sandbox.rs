@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use super::{failed, forget_connections_to};
@@ -28,6 +28,7 @@ const DNS_TABLE: &str = "rswarm_dns";
 #[derive(Clone, Debug)]
 pub struct Sandbox {
     id: String,
+    pin: PathBuf,
     netns: Netns,
     links: Links,
 }
@@ -45,17 +46,13 @@ impl Sandbox {
     /// Makes the namespace of container `id`, pinned at `pin`, or adopts the one that is there. `id` is unique
     /// on this node for all time; links are named after it.
     pub async fn ensure(id: &str, pin: &Path) -> Result<Self> {
-        let (netns, made) = Netns::ensure(pin)?;
+        let netns = Netns::ensure_with(
+            pin,
+            &[("net/ipv4/ping_group_range", "0 2147483647"), ("net/ipv4/ip_unprivileged_port_start", "0")],
+        )?;
         let links = Links::open(&netns)?;
         links.set_up("lo").await?;
-        if made {
-            // Later values are the container's own affair.
-            netns.set_sysctls(&[
-                ("net/ipv4/ping_group_range", "0 2147483647"),
-                ("net/ipv4/ip_unprivileged_port_start", "0"),
-            ])?;
-        }
-        Ok(Self { id: id.to_owned(), netns, links })
+        Ok(Self { id: id.to_owned(), pin: pin.to_owned(), netns, links })
     }
 
     /// Removes the namespace pinned at `pin`, if it is there, and with it all its links.
@@ -77,6 +74,11 @@ impl Sandbox {
     /// The container's id.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Where its namespace is pinned.
+    pub fn pin(&self) -> &Path {
+        &self.pin
     }
 
     /// Its namespace.
@@ -135,6 +137,15 @@ mod tests {
 
     #[test]
     fn queries_are_led_to_the_sockets() {
-        expect![[""]].assert_eq(&dns_table(1053, 2053).to_string());
+        expect![[r#"
+            table ip rswarm_dns {
+              chain queries {
+                type nat hook output priority -100; policy accept;
+                ip daddr 127.0.0.11 meta l4proto 17 th dport 53 dnat to 127.0.0.11:1053
+                ip daddr 127.0.0.11 meta l4proto 6 th dport 53 dnat to 127.0.0.11:2053
+              }
+            }
+        "#]]
+        .assert_eq(&dns_table(1053, 2053).to_string());
     }
 }
