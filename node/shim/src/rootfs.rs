@@ -34,6 +34,9 @@ pub fn build(bundle: &Bundle) -> Result<()> {
     let root = sys::open(Path::new("/"), libc::O_PATH | libc::O_DIRECTORY)?;
     for (mount, source) in &mounts {
         attach(&root, source, &mount.destination)?;
+        if mount.kind.as_deref() == Some("cgroup") {
+            show_controllers(bundle, &root, source, &mount.destination)?;
+        }
     }
     if !bundle.spec.process.cwd.is_empty() {
         make_place(&root, &bundle.spec.process.cwd, true)
@@ -189,7 +192,7 @@ fn split(options: &[String]) -> (u64, Vec<(&str, Option<&str>)>) {
     (attributes, rest)
 }
 
-/// The container's own cgroup, read-only. The old hierarchies are not shown at all.
+/// The container's own cgroup, read-only; of the old hierarchies, the empty directory for their mounts.
 fn cgroup_view(bundle: &Bundle, attributes: u64) -> Result<Option<OwnedFd>> {
     let Some(cgroup) = &bundle.launch.cgroup else {
         return Ok(None);
@@ -197,7 +200,29 @@ fn cgroup_view(bundle: &Bundle, attributes: u64) -> Result<Option<OwnedFd>> {
     if cgroup.layout.unified_controls {
         return FileSystem::open("cgroup2")?.mount(attributes).map(Some);
     }
-    Ok(None)
+    let view = FileSystem::open("tmpfs")?.mount(attributes & !MOUNT_RDONLY)?;
+    for (controller, _) in &cgroup.layout.controllers {
+        let name = c_string(controller)?;
+        // SAFETY: `name` is a C string that outlives the call; `view` is an open directory.
+        check(unsafe { libc::mkdirat(view.as_raw_fd(), name.as_ptr(), 0o755) }, "make a cgroup directory")?;
+    }
+    Ok(Some(view))
+}
+
+/// Mounts the old hierarchies, as the container's cgroup namespace sees them, on `view`, and closes that to changes.
+fn show_controllers(bundle: &Bundle, root: &OwnedFd, view: &OwnedFd, destination: &str) -> Result<()> {
+    let controllers = bundle.launch.cgroup.iter().flat_map(|cgroup| &cgroup.layout.controllers);
+    for (controller, _) in controllers {
+        let hierarchy = FileSystem::open("cgroup")?;
+        let attributes = MOUNT_RDONLY | MOUNT_NOSUID | MOUNT_NODEV | MOUNT_NOEXEC;
+        // A controller mounted together with others cannot be shown alone; programs do without.
+        if hierarchy.set(controller, None).is_ok()
+            && let Ok(mounted) = hierarchy.mount(attributes)
+        {
+            attach(root, &mounted, &format!("{destination}/{controller}"))?;
+        }
+    }
+    sys::set_attributes(view, MOUNT_RDONLY, false)
 }
 
 fn populate_dev(dev: &OwnedFd) -> Result<()> {
