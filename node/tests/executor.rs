@@ -478,26 +478,36 @@ fn an_end_nobody_watched_is_known_after_a_restart(bench: &mut Bench) {
 }
 
 fn a_container_dies_with_its_shim(bench: &mut Bench) {
-    for adopted in [false, true] {
+    for (adopted, rebooted) in [(false, false), (true, false), (true, true)] {
         let request = bench.request(&["hang"]);
         let id = bench.start(request).unwrap();
         let State::Running(running) = bench.executor.inspect(&id).unwrap().state else {
             panic!("it does not run");
         };
+        let dead = || !Path::new(&format!("/proc/{}/exe", running.pid)).exists();
         if adopted {
             // The old executor's tasks end with its runtime, so that only the new one sees what has happened.
             let fresh =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-            std::mem::replace(&mut bench.runtime, fresh).shutdown_background();
+            std::mem::replace(&mut bench.runtime, fresh).shutdown_timeout(PATIENCE);
         }
         signal(running.shim_pid, 9);
+        if rebooted {
+            until("the program is dead", dead);
+            fs::remove_dir_all(&bench.config.run_dir).unwrap();
+        }
         if adopted {
             bench.reopen();
         }
         let exit = bench.wait(bench.executor.wait(&id)).unwrap();
         assert_eq!(exit.code, 255);
         assert!(exit.error.unwrap().contains("shim is gone"));
-        until("the program is dead", || !Path::new(&format!("/proc/{}/exe", running.pid)).exists());
+        until("the program is dead", dead);
+        // It is told the same way ever after.
+        bench.reopen();
+        assert!(
+            matches!(bench.executor.inspect(&id).unwrap().state, State::Exited(exit) if exit.code == 255)
+        );
     }
 }
 
