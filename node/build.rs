@@ -29,7 +29,14 @@ fn main() {
     cargo.args(["--target", &target, "--target-dir"]).arg(&target_dir);
     // What this build was told about itself would confuse the inner one, whose wrappers and flags are its own.
     let told = ["CARGO_", "RUSTC", "RUSTDOC", "DEP_"];
-    let kept = ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_HTTP_", "CARGO_REGISTRIES_", "CARGO_SOURCE_"];
+    let kept = [
+        "CARGO_HOME",
+        "CARGO_NET_OFFLINE",
+        "CARGO_HTTP_",
+        "CARGO_TARGET_",
+        "CARGO_REGISTRIES_",
+        "CARGO_SOURCE_",
+    ];
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();
         let begins = |list: &[&str]| list.iter().any(|prefix| name.starts_with(prefix));

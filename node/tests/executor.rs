@@ -46,6 +46,10 @@ const CLAIMS: &[Claim] = &[
     ("a_half_made_container_is_swept_away", a_half_made_container_is_swept_away),
     ("memory_is_limited_and_its_want_is_told_apart", memory_is_limited_and_its_want_is_told_apart),
     ("processes_are_limited", processes_are_limited),
+    ("a_unified_hierarchy_serves_as_well", a_unified_hierarchy_serves_as_well),
+    ("a_device_that_was_made_cannot_be_opened", a_device_that_was_made_cannot_be_opened),
+    ("limits_are_seen_from_inside", limits_are_seen_from_inside),
+    ("a_start_nobody_waits_for_is_still_watched", a_start_nobody_waits_for_is_still_watched),
     ("cpu_is_limited_and_updated", cpu_is_limited_and_updated),
     ("the_default_profile_holds_inside", the_default_profile_holds_inside),
     ("dangerous_system_calls_are_refused", dangerous_system_calls_are_refused),
@@ -474,26 +478,36 @@ fn an_end_nobody_watched_is_known_after_a_restart(bench: &mut Bench) {
 }
 
 fn a_container_dies_with_its_shim(bench: &mut Bench) {
-    for adopted in [false, true] {
+    for (adopted, rebooted) in [(false, false), (true, false), (true, true)] {
         let request = bench.request(&["hang"]);
         let id = bench.start(request).unwrap();
         let State::Running(running) = bench.executor.inspect(&id).unwrap().state else {
             panic!("it does not run");
         };
+        let dead = || !Path::new(&format!("/proc/{}/exe", running.pid)).exists();
         if adopted {
             // The old executor's tasks end with its runtime, so that only the new one sees what has happened.
             let fresh =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-            std::mem::replace(&mut bench.runtime, fresh).shutdown_background();
+            std::mem::replace(&mut bench.runtime, fresh).shutdown_timeout(PATIENCE);
         }
         signal(running.shim_pid, 9);
+        if rebooted {
+            until("the program is dead", dead);
+            fs::remove_dir_all(&bench.config.run_dir).unwrap();
+        }
         if adopted {
             bench.reopen();
         }
         let exit = bench.wait(bench.executor.wait(&id)).unwrap();
         assert_eq!(exit.code, 255);
         assert!(exit.error.unwrap().contains("shim is gone"));
-        until("the program is dead", || !Path::new(&format!("/proc/{}/exe", running.pid)).exists());
+        until("the program is dead", dead);
+        // It is told the same way ever after.
+        bench.reopen();
+        assert!(
+            matches!(bench.executor.inspect(&id).unwrap().state, State::Exited(exit) if exit.code == 255)
+        );
     }
 }
 
@@ -563,6 +577,55 @@ fn cpu_is_limited_and_updated(bench: &mut Bench) {
         let raised = Limits { memory_bytes: Some(128 << 20), ..limits };
         bench.executor.update(&id, raised).await.unwrap();
         assert_eq!(bench.executor.stats(&id).await.unwrap().memory_limit_bytes, Some(128 << 20));
+    });
+}
+
+/// On a machine with both kinds, the unified hierarchy is one without controllers: all but limits can be shown.
+fn a_unified_hierarchy_serves_as_well(bench: &mut Bench) {
+    let unified = Path::new("/sys/fs/cgroup/unified");
+    if !unified.join("cgroup.procs").exists() {
+        return eprintln!("skipped: the unified hierarchy is not beside the others");
+    }
+    bench.wait(bench.executor.purge()).unwrap();
+    let hybrid = std::mem::replace(&mut bench.config.cgroup_mount, unified.into());
+    bench.reopen();
+    assert!(bench.executor.limits_unenforced().unwrap().contains("Memory"));
+    a_device_that_was_made_cannot_be_opened(bench);
+    an_unwilling_program_is_killed_after_its_grace(bench);
+    another_program_runs_inside(bench);
+    let request = bench.request(&["profile"]);
+    assert_eq!(bench.run(request).0, 0);
+    bench.wait(bench.executor.purge()).unwrap();
+    assert!(!unified.join(&bench.config.cgroup_parent).exists());
+    bench.config.cgroup_mount = hybrid;
+    bench.reopen();
+}
+
+fn a_device_that_was_made_cannot_be_opened(bench: &mut Bench) {
+    let mut request = bench.request(&["device"]);
+    request.privileges.cap_add = vec!["MKNOD".into()];
+    assert_eq!(bench.run(request).1, "open 1:3: ok\nopen 1:11: EPERM\n");
+}
+
+fn limits_are_seen_from_inside(bench: &mut Bench) {
+    let limit = Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes");
+    if !limit.exists() {
+        return eprintln!("skipped: no old memory controller");
+    }
+    let mut request = bench.request(&["limit", limit.to_str().unwrap()]);
+    request.limits.memory_bytes = Some(64 << 20);
+    assert_eq!(bench.run(request), (0, "67108864\nraise: EROFS\nescape: EROFS\n".into()));
+}
+
+fn a_start_nobody_waits_for_is_still_watched(bench: &mut Bench) {
+    let request = bench.request(&["exit", "5"]);
+    let id = request.id.clone();
+    let mut events = bench.executor.events();
+    bench.wait(async {
+        bench.executor.create(request).await.unwrap();
+        assert!(tokio::time::timeout(Duration::ZERO, bench.executor.start(&id)).await.is_err());
+        assert!(matches!(events.next().await, Some(Event::Started { .. })));
+        assert_eq!(bench.executor.wait(&id).await.unwrap().code, 5);
     });
 }
 
@@ -881,6 +944,8 @@ mod inside {
             ["calls"] => calls(),
             ["who"] => who(),
             ["mounts"] => mounts(),
+            ["device"] => device(),
+            ["limit", path] => limit(Path::new(path)),
             ["write", path] => {
                 File::create_new(path).unwrap();
             }
@@ -1050,16 +1115,36 @@ mod inside {
         }
     }
 
+    fn words<T>(result: std::io::Result<T>) -> String {
+        match result.map_err(|error| error.raw_os_error()) {
+            Ok(_) => "ok".to_owned(),
+            Err(Some(libc::EPERM)) => "EPERM".to_owned(),
+            Err(Some(libc::EROFS)) => "EROFS".to_owned(),
+            Err(Some(libc::ENOSPC)) => "ENOSPC".to_owned(),
+            Err(other) => format!("{other:?}"),
+        }
+    }
+
+    fn device() {
+        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+        for (major, minor) in [(1, 3), (1, 11)] {
+            let path = format!("/data/{major}-{minor}");
+            mknod(path.as_str(), SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor))
+                .unwrap();
+            println!("open {major}:{minor}: {}", words(File::open(path)));
+        }
+    }
+
+    fn limit(path: &Path) {
+        print!("{}", fs::read_to_string(path).unwrap());
+        println!("raise: {}", words(File::options().write(true).open(path)));
+        println!("escape: {}", words(fs::create_dir(path.with_file_name("child"))));
+    }
+
     fn mounts() {
         for path in ["/mnt/ro/file", "/etc/one-file"] {
             println!("{path}: {}", fs::read_to_string(path).unwrap());
         }
-        let words = |result: std::io::Result<()>| match result.map_err(|error| error.raw_os_error()) {
-            Ok(()) => "ok".to_owned(),
-            Err(Some(libc::EROFS)) => "EROFS".to_owned(),
-            Err(Some(libc::ENOSPC)) => "ENOSPC".to_owned(),
-            Err(other) => format!("{other:?}"),
-        };
         for path in ["/mnt/ro/new", "/mnt/deep/rw/new", "/scratch/new"] {
             println!("write {path}: {}", words(fs::write(path, "from inside")));
         }

@@ -2,7 +2,7 @@
 //! both at once, as the machine has them.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -82,6 +82,31 @@ pub struct Limits {
     pub pids: Option<u64>,
 }
 
+/// A limit that a machine cannot enforce.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// Of memory.
+    Memory,
+    /// Of CPU time.
+    Cpu,
+    /// Of processes.
+    Pids,
+}
+
+impl Limits {
+    /// What is left of the limits on a machine that lacks some.
+    pub fn without(mut self, lacks: &[Lack]) -> Self {
+        for lack in lacks {
+            match lack {
+                Lack::Memory => self.memory_bytes = None,
+                Lack::Cpu => self.nano_cpus = None,
+                Lack::Pids => self.pids = None,
+            }
+        }
+        self
+    }
+}
+
 /// What a container uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
@@ -131,6 +156,27 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Limits that cannot be set here, although the cgroup exists.
+    pub fn lacks(&self) -> Vec<Lack> {
+        let files: [(Lack, &str, &str); 3] = if self.layout.unified_controls {
+            [(Lack::Memory, "", "memory.max"), (Lack::Cpu, "", "cpu.max"), (Lack::Pids, "", "pids.max")]
+        } else {
+            [
+                (Lack::Memory, "memory", "memory.limit_in_bytes"),
+                (Lack::Cpu, "cpu", "cpu.cfs_quota_us"),
+                (Lack::Pids, "pids", "pids.max"),
+            ]
+        };
+        let missing = |controller: &str, file: &str| {
+            self.directory(controller).is_none_or(|directory| !directory.join(file).exists())
+        };
+        files
+            .into_iter()
+            .filter(|(_, controller, file)| missing(controller, file))
+            .map(|(lack, ..)| lack)
+            .collect()
     }
 
     /// The directory a process can be cloned into, if there is a unified hierarchy.
@@ -294,7 +340,9 @@ impl Cgroup {
             return if needed { Err(missing()) } else { Ok(()) };
         };
         let path = directory.join(file);
-        match fs::write(&path, value) {
+        // Not `fs::write`: asked to create a control file, the kernel speaks of permissions.
+        let write = || fs::OpenOptions::new().write(true).open(&path)?.write_all(value.as_bytes());
+        match write() {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !needed => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(missing()),
             Err(error) => Err(named(&path, &format!("cannot write {value:?} to"), error)),

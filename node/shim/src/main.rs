@@ -68,10 +68,6 @@ fn main() -> ExitCode {
 
 fn run(directory: &Path, run_directory: &Path) -> Result<()> {
     let bundle = Bundle::read(directory)?;
-    if let Some(shims) = &bundle.launch.shims {
-        // Outside the daemon's own cgroup the shim lives on when that is killed as a whole.
-        let _ = shims.add(std::process::id() as i32, false);
-    }
     let signals = block_child_signal()?;
     let listener = listen(run_directory)?;
     let null_failed = |error| Failure::io("open /dev/null", &error);
@@ -95,6 +91,11 @@ fn run(directory: &Path, run_directory: &Path) -> Result<()> {
     // Only after the container has begun: it must not inherit the shim's protection.
     let _ = fs::write("/proc/self/oom_score_adj", "-999");
     tell(&Ready::Running(running.clone()));
+    if let Some(shims) = &bundle.launch.shims {
+        // Outside the daemon's own cgroup the shim lives on when that is killed as a whole. The move can take the
+        // kernel milliseconds, and nobody waits for it here.
+        let _ = shims.add(std::process::id() as i32, false);
+    }
     let log = Log::open(directory.join(LOG_FILE), bundle.launch.log);
     let outputs = vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
     Shim::new(&bundle, child, running, log, outputs, null).run(&listener, &signals);

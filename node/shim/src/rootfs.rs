@@ -25,15 +25,19 @@ pub fn build(bundle: &Bundle) -> Result<()> {
     // systems are made before the old root goes.
     let mut mounts = Vec::new();
     for mount in &bundle.spec.mounts {
-        let source = detached(mount, bundle)
-            .map_err(|failure| Failure::setup(format!("mount {}: {}", mount.destination, failure.message)))?;
-        mounts.extend(source.map(|source| (mount, source)));
+        let failed =
+            |failure: Failure| Failure::setup(format!("mount {}: {}", mount.destination, failure.message));
+        if mount.kind.as_deref() == Some("cgroup") {
+            mounts.extend(cgroup_views(mount, bundle).map_err(failed)?);
+        } else {
+            mounts.push((mount.destination.clone(), detached(mount, bundle).map_err(failed)?));
+        }
     }
     pivot(&place)?;
 
     let root = sys::open(Path::new("/"), libc::O_PATH | libc::O_DIRECTORY)?;
-    for (mount, source) in &mounts {
-        attach(&root, source, &mount.destination)?;
+    for (destination, source) in &mounts {
+        attach(&root, source, destination)?;
     }
     if !bundle.spec.process.cwd.is_empty() {
         make_place(&root, &bundle.spec.process.cwd, true)
@@ -133,8 +137,8 @@ fn pivot(place: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a mount entry describes, not yet anywhere. None: it is optional and cannot be had.
-fn detached(mount: &Mount, bundle: &Bundle) -> Result<Option<OwnedFd>> {
+/// What a mount entry describes, not yet anywhere.
+fn detached(mount: &Mount, bundle: &Bundle) -> Result<OwnedFd> {
     let (attributes, options) = split(&mount.options);
     let kind = mount.kind.as_deref().unwrap_or("bind");
     match kind {
@@ -148,7 +152,7 @@ fn detached(mount: &Mount, bundle: &Bundle) -> Result<Option<OwnedFd>> {
             if attributes != 0 {
                 sys::set_attributes(&tree, attributes, recursive)?;
             }
-            Ok(Some(tree))
+            Ok(tree)
         }
         "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" => {
             let file_system = FileSystem::open(kind)?;
@@ -160,10 +164,8 @@ fn detached(mount: &Mount, bundle: &Bundle) -> Result<Option<OwnedFd>> {
             if kind == "tmpfs" && mount.destination == "/dev" {
                 populate_dev(&mounted)?;
             }
-            Ok(Some(mounted))
+            Ok(mounted)
         }
-        // Only a convenience for programs that size themselves by their limits.
-        "cgroup" => Ok(cgroup_view(bundle, attributes | MOUNT_RDONLY).ok().flatten()),
         other => Err(Failure::setup(format!("file system {other:?} is not supported"))),
     }
 }
@@ -189,15 +191,36 @@ fn split(options: &[String]) -> (u64, Vec<(&str, Option<&str>)>) {
     (attributes, rest)
 }
 
-/// The container's own cgroup, read-only. The old hierarchies are not shown at all.
-fn cgroup_view(bundle: &Bundle, attributes: u64) -> Result<Option<OwnedFd>> {
+/// The container's own cgroup, read-only, for programs that size themselves by their limits: one mount, or a
+/// directory with one for each of the old hierarchies. Those are bound, because to mount a hierarchy anew takes the
+/// kernel milliseconds.
+fn cgroup_views(mount: &Mount, bundle: &Bundle) -> Result<Vec<(String, OwnedFd)>> {
     let Some(cgroup) = &bundle.launch.cgroup else {
-        return Ok(None);
+        return Ok(Vec::new());
     };
+    let attributes = MOUNT_RDONLY | MOUNT_NOSUID | MOUNT_NODEV | MOUNT_NOEXEC;
+    let destination = &mount.destination;
     if cgroup.layout.unified_controls {
-        return FileSystem::open("cgroup2")?.mount(attributes).map(Some);
+        return Ok(vec![(destination.clone(), FileSystem::open("cgroup2")?.mount(attributes)?)]);
     }
-    Ok(None)
+    let directory = FileSystem::open("tmpfs")?.mount(attributes & !MOUNT_RDONLY)?;
+    let mut controllers = Vec::new();
+    for (controller, hierarchy) in &cgroup.layout.controllers {
+        let name = c_string(controller)?;
+        // SAFETY: `name` is a C string that outlives the call; `directory` is an open directory.
+        check(
+            unsafe { libc::mkdirat(directory.as_raw_fd(), name.as_ptr(), 0o755) },
+            "make a cgroup directory",
+        )?;
+        let own = hierarchy.join(&cgroup.path);
+        let tree = sys::open_tree(libc::AT_FDCWD, &own.to_string_lossy(), false)?;
+        sys::set_attributes(&tree, attributes, false)?;
+        controllers.push((format!("{destination}/{controller}"), tree));
+    }
+    sys::set_attributes(&directory, MOUNT_RDONLY, false)?;
+    let mut views = vec![(destination.clone(), directory)];
+    views.append(&mut controllers);
+    Ok(views)
 }
 
 fn populate_dev(dev: &OwnedFd) -> Result<()> {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
@@ -175,8 +176,10 @@ fn spec(request: &ContainerRequest, home: &Path, cgroup: Option<&Cgroup>) -> Val
     }
     // As with Docker, a container that is not root may serve port 80.
     let mut sysctls = serde_json::Map::new();
-    sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), json!("0"));
-    sysctls.insert("net.ipv4.ping_group_range".into(), json!("0 2147483647"));
+    if !shares_our_network(request) {
+        sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), json!("0"));
+        sysctls.insert("net.ipv4.ping_group_range".into(), json!("0 2147483647"));
+    }
     sysctls.extend(request.privileges.sysctls.iter().map(|(name, value)| (name.clone(), json!(value))));
     let nofile = json!({"type": "RLIMIT_NOFILE", "soft": 65_536, "hard": 65_536});
     let (uid, gid) = numeric(&request.user);
@@ -205,6 +208,13 @@ fn spec(request: &ContainerRequest, home: &Path, cgroup: Option<&Cgroup>) -> Val
             "sysctl": sysctls,
         },
     })
+}
+
+/// It joins the daemon's own network namespace, whose settings are not for a container to change.
+fn shares_our_network(request: &ContainerRequest) -> bool {
+    let inode = |path: &Path| fs::metadata(path).map(|data| data.ino()).ok();
+    let own = inode(Path::new("/proc/thread-self/ns/net"));
+    request.netns.as_deref().is_some_and(|path| inode(path) == own)
 }
 
 /// For runtimes that do not look names up: the numbers, where the user is given by number.

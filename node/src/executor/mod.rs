@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use logs::{LogEntry, LogQuery, LogStream, Logs};
 pub use request::{ContainerRequest, Dns, Limits, LogOptions, Mount, Privileges};
 pub use rswarm_shim::cgroup::Usage;
-use rswarm_shim::cgroup::{Cgroup, Layout};
+use rswarm_shim::cgroup::{Cgroup, Lack, Layout};
 use rswarm_shim::protocol::{EXIT_FILE, Ready, Reply, Request, STATE_FILE};
 pub use rswarm_shim::protocol::{Exec, Exit, Running};
 use serde::{Deserialize, Serialize};
@@ -188,7 +188,10 @@ struct Inner {
     config: Config,
     program: Program,
     layout: Option<Layout>,
+    lacks: Vec<Lack>,
     unlimited: Option<String>,
+    /// Held while a container is written down, so that two requests for one do not meet on the disk.
+    creation: tokio::sync::Mutex<()>,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     events: broadcast::Sender<Event>,
 }
@@ -220,74 +223,48 @@ impl Executor {
                 .map_err(io_error(format!("cannot make {}", directory.display())))?;
         }
         let program = Program::seal().map_err(io_error("cannot keep the shim in memory"))?;
-        let (layout, unlimited) = match usable_cgroups(&config) {
-            Ok(layout) => (Some(layout), None),
-            Err(reason) => (None, Some(reason)),
+        let (layout, lacks, unlimited) = match usable_cgroups(&config) {
+            Ok((layout, lacks)) if lacks.is_empty() => (Some(layout), lacks, None),
+            Ok((layout, lacks)) => {
+                let reason = format!("cgroups here cannot limit: {lacks:?}");
+                (Some(layout), lacks, Some(reason))
+            }
+            Err(reason) => (None, Vec::new(), Some(reason)),
         };
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        let entries = Mutex::default();
-        let executor =
-            Self { inner: Arc::new(Inner { config, program, layout, unlimited, entries, events }) };
+        let (creation, entries) = Default::default();
+        let inner = Inner { config, program, layout, lacks, unlimited, creation, entries, events };
+        let executor = Self { inner: Arc::new(inner) };
         executor.adopt().await?;
         Ok(executor)
     }
 
-    /// Why limits are not enforced here. None: they are.
+    /// Why some limits, or all, are not enforced here. None: they are.
     pub fn limits_unenforced(&self) -> Option<&str> {
         self.inner.unlimited.as_deref()
     }
 
     /// Makes a container ready to start. A container with the same id stays as it is.
     pub async fn create(&self, request: ContainerRequest) -> Result<()> {
-        request::check(&request)?;
-        if self.entry(&request.id).is_ok() {
-            return Ok(());
-        }
         let executor = self.clone();
-        let entry = blocking(move || executor.write_down(&request)).await?;
-        let mut entries = self.entries();
-        entries.entry(entry.id.clone()).or_insert(entry);
-        Ok(())
+        undisturbed(async move {
+            request::check(&request)?;
+            let _creation = executor.inner.creation.lock().await;
+            if executor.entry(&request.id).is_ok() {
+                return Ok(());
+            }
+            let writer = executor.clone();
+            let entry = blocking(move || writer.write_down(&request)).await?;
+            executor.entries().insert(entry.id.clone(), entry);
+            Ok(())
+        })
+        .await
     }
 
     /// Starts a container and returns once its program has been executed.
     pub async fn start(&self, id: &str) -> Result<Running> {
-        let entry = self.entry(id)?;
-        let _operation = entry.operation.lock().await;
-        match entry.state() {
-            State::Running(running) => return Ok(running),
-            State::Exited(_) => return Err(Error::Ended(id.into())),
-            State::Created => {}
-        }
-        let launch = {
-            let (executor, entry) = (self.clone(), entry.clone());
-            move || {
-                fs::create_dir_all(&entry.run_directory)?;
-                executor.inner.program.launch(&entry.directory, &entry.run_directory)
-            }
-        };
-        match blocking(launch).await {
-            Ok(Ready::Running(running)) => {
-                entry.state.send_replace(State::Running(running.clone()));
-                self.announce(Event::Started { id: id.into(), pid: running.pid });
-                self.watch(entry.clone(), None);
-                Ok(running)
-            }
-            Ok(Ready::Failed(exit)) => {
-                let message = exit.error.clone().unwrap_or_default();
-                let code = exit.code;
-                self.settle(&entry, exit);
-                Err(Error::Start { code, message })
-            }
-            Err(error) => {
-                let message = format!("cannot start container {id}: {error}");
-                let lost = entry.clone();
-                let reason = message.clone();
-                let exit = blocking(move || clear_away(&lost, 125, &reason)).await;
-                self.settle(&entry, exit);
-                Err(Error::Start { code: 125, message })
-            }
-        }
+        let (executor, entry) = (self.clone(), self.entry(id)?);
+        undisturbed(async move { executor.start_entry(&entry).await }).await
     }
 
     /// Asks a container to end, and makes it end after `grace`. None: it was never started.
@@ -324,16 +301,8 @@ impl Executor {
         let Ok(entry) = self.entry(id) else {
             return Ok(());
         };
-        let _operation = entry.operation.lock().await;
-        if let State::Running(_) = entry.state() {
-            self.end(&entry).await?;
-        }
-        entry.without_shim().await?;
-        let gone = entry.clone();
-        let what = format!("cannot remove container {id}");
-        blocking(move || gone.erase()).await.map_err(io_error(what))?;
-        self.entries().remove(id);
-        Ok(())
+        let executor = self.clone();
+        undisturbed(async move { executor.remove_entry(&entry).await }).await
     }
 
     /// Waits until a container has ended.
@@ -462,6 +431,62 @@ impl Executor {
         timeout(DEATH_MAX, entry.exited()).await.map_err(|_| Error::Undead(entry.id.clone()))
     }
 
+    async fn start_entry(&self, entry: &Arc<Entry>) -> Result<Running> {
+        let id = entry.id.as_str();
+        let _operation = entry.operation.lock().await;
+        match entry.state() {
+            State::Running(running) => return Ok(running),
+            State::Exited(_) => return Err(Error::Ended(id.into())),
+            State::Created => {}
+        }
+        let launch = {
+            let (executor, entry) = (self.clone(), entry.clone());
+            move || {
+                fs::create_dir_all(&entry.run_directory)?;
+                executor.inner.program.launch(&entry.directory, &entry.run_directory)
+            }
+        };
+        match blocking(launch).await {
+            Ok(Ready::Running(running)) => {
+                entry.state.send_replace(State::Running(running.clone()));
+                self.announce(Event::Started { id: id.into(), pid: running.pid });
+                self.watch(entry.clone(), None);
+                Ok(running)
+            }
+            Ok(Ready::Failed(exit)) => {
+                let message = exit.error.clone().unwrap_or_default();
+                let code = exit.code;
+                self.settle(entry, exit);
+                Err(Error::Start { code, message })
+            }
+            Err(error) => {
+                let message = format!("cannot start container {id}: {error}");
+                let lost = entry.clone();
+                let reason = message.clone();
+                let exit = blocking(move || clear_away(&lost, 125, &reason)).await;
+                self.settle(entry, exit);
+                Err(Error::Start { code: 125, message })
+            }
+        }
+    }
+
+    async fn remove_entry(&self, entry: &Arc<Entry>) -> Result<()> {
+        let _operation = entry.operation.lock().await;
+        if let State::Running(_) = entry.state() {
+            self.end(entry).await?;
+        }
+        entry.without_shim().await?;
+        let gone = entry.clone();
+        let what = format!("cannot remove container {}", entry.id);
+        blocking(move || gone.erase()).await.map_err(io_error(what))?;
+        let mut entries = self.entries();
+        // Meanwhile another removal may have been faster, and another container have taken the name.
+        if entries.get(&entry.id).is_some_and(|present| Arc::ptr_eq(present, entry)) {
+            entries.remove(&entry.id);
+        }
+        Ok(())
+    }
+
     fn write_down(&self, request: &ContainerRequest) -> Result<Arc<Entry>> {
         let inner = &self.inner;
         let home = containers(&inner.config.root_dir).join(&request.id);
@@ -476,7 +501,9 @@ impl Executor {
         let write = || -> io::Result<()> {
             fs::create_dir(&partial)?;
             let shims = cgroup(shims_path(&inner.config));
-            bundle::write(&partial, &home, request, meta.cgroup.as_ref(), shims.as_ref())?;
+            let request =
+                ContainerRequest { limits: request.limits.without(&inner.lacks), ..request.clone() };
+            bundle::write(&partial, &home, &request, meta.cgroup.as_ref(), shims.as_ref())?;
             fs::write(partial.join(META_FILE), serde_json::to_vec(&meta)?)?;
             fs::rename(&partial, &home)
         };
@@ -710,13 +737,13 @@ fn clear_away(entry: &Entry, code: i32, reason: &str) -> Exit {
 }
 
 /// The cgroups, if this process may make some; else why not.
-fn usable_cgroups(config: &Config) -> std::result::Result<Layout, String> {
+fn usable_cgroups(config: &Config) -> std::result::Result<(Layout, Vec<Lack>), String> {
     let mount = &config.cgroup_mount;
     let layout =
         Layout::detect(mount).ok_or_else(|| format!("there are no cgroups at {}", mount.display()))?;
     let shims = Cgroup { layout: layout.clone(), path: shims_path(config) };
     shims.create().map_err(|error| error.to_string())?;
-    Ok(layout)
+    Ok((layout, shims.lacks()))
 }
 
 fn shims_path(config: &Config) -> String {
@@ -749,6 +776,11 @@ fn start_ticks(pid: i32) -> Option<u64> {
 
 fn unix_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_nanos() as u64)
+}
+
+/// Runs to its end even if the caller stops waiting: half a start would be a container nobody watches.
+async fn undisturbed<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    tokio::spawn(work).await.expect("the work does not panic, and the runtime waits for it")
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
