@@ -1,0 +1,143 @@
+//! Tracked connections of a namespace: listed, and forgotten when their target is gone.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::{
+    Result,
+    netlink::{NLM_F_ACK, NLM_F_DUMP, Socket, Writer, attribute, number},
+    netns::Netns,
+};
+
+const SUBSYSTEM: u16 = 1 << 8;
+const GET: u16 = SUBSYSTEM | 1;
+const DELETE: u16 = SUBSYSTEM | 2;
+
+const TUPLE_ORIGINAL: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const STATUS: u16 = 3;
+const MARK: u16 = 8;
+const ID: u16 = 12;
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTOCOL: u16 = 2;
+const PROTOCOL_NUMBER: u16 = 1;
+const PROTOCOL_SOURCE_PORT: u16 = 2;
+const PROTOCOL_DESTINATION_PORT: u16 = 3;
+
+const STATUS_DNAT: u32 = 1 << 5;
+
+/// TCP's protocol number.
+pub const TCP: u8 = 6;
+/// UDP's protocol number.
+pub const UDP: u8 = 17;
+
+/// One direction of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tuple {
+    /// Where packets come from.
+    pub source: IpAddr,
+    /// Where they go.
+    pub destination: IpAddr,
+    /// The IP protocol.
+    pub protocol: u8,
+    /// 0 if the protocol has no ports.
+    pub source_port: u16,
+    /// 0 if the protocol has no ports.
+    pub destination_port: u16,
+}
+
+/// A tracked connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// As the first packet came in, before any translation.
+    pub original: Tuple,
+    /// As answers come in: its source is where the connection really goes.
+    pub reply: Tuple,
+    /// Whether the destination was rewritten.
+    pub dnat: bool,
+    /// Its mark.
+    pub mark: u32,
+    /// The original tuple and the id, as the kernel wrote them.
+    raw_original: Vec<u8>,
+    raw_id: Vec<u8>,
+}
+
+/// Connection tracking of one namespace. Calls block for as long as the kernel works.
+#[derive(Debug)]
+pub struct Conntrack {
+    socket: Socket,
+}
+
+impl Conntrack {
+    /// Opens connection tracking of `netns`.
+    pub fn open(netns: &Netns) -> Result<Self> {
+        Ok(Self { socket: Socket::open(netns)? })
+    }
+
+    /// All tracked connections, of IPv4 and IPv6.
+    pub fn list(&self) -> Result<Vec<Connection>> {
+        let mut connections = Vec::new();
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            let mut request = Writer::default();
+            request.message(GET, NLM_F_DUMP, family as u8, 0, "list tracked connections", |_| {});
+            self.socket.dump(&request, |attributes| connections.extend(parse(attributes)))?;
+        }
+        Ok(connections)
+    }
+
+    /// Forgets the connections that `wanted` picks, and says how many those were. Their next packet is
+    /// looked at as if it were the first.
+    pub fn delete(&self, mut wanted: impl FnMut(&Connection) -> bool) -> Result<usize> {
+        let mut deleted = 0;
+        for connection in self.list()?.iter().filter(|connection| wanted(connection)) {
+            let family = if connection.original.source.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
+            let mut request = Writer::default();
+            let label = format!("forget the connection from {}", connection.original.source);
+            request.message(DELETE, NLM_F_ACK, family as u8, 0, label, |w| {
+                w.nest(TUPLE_ORIGINAL, |w| w.raw(&connection.raw_original));
+                // The id keeps a new connection with the same addresses safe.
+                w.attribute(ID, &connection.raw_id);
+            });
+            match self.socket.transact(&request) {
+                Ok(()) => deleted += 1,
+                Err(error) if error.is_missing() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(deleted)
+    }
+}
+
+fn parse(attributes: &[u8]) -> Option<Connection> {
+    let raw_original = attribute(attributes, TUPLE_ORIGINAL)?;
+    let four = |kind| attribute(attributes, kind).map(number).unwrap_or_default();
+    Some(Connection {
+        original: parse_tuple(raw_original)?,
+        reply: parse_tuple(attribute(attributes, TUPLE_REPLY)?)?,
+        dnat: four(STATUS) & STATUS_DNAT != 0,
+        mark: four(MARK),
+        raw_original: raw_original.to_vec(),
+        raw_id: attribute(attributes, ID)?.to_vec(),
+    })
+}
+
+fn parse_tuple(tuple: &[u8]) -> Option<Tuple> {
+    let ip = attribute(tuple, TUPLE_IP)?;
+    let address = |v4, v6| {
+        if let Some(octets) = attribute(ip, v4).and_then(|value| <[u8; 4]>::try_from(value).ok()) {
+            return Some(IpAddr::V4(Ipv4Addr::from(octets)));
+        }
+        let octets = <[u8; 16]>::try_from(attribute(ip, v6)?).ok()?;
+        Some(IpAddr::V6(Ipv6Addr::from(octets)))
+    };
+    let protocol = attribute(tuple, TUPLE_PROTOCOL)?;
+    let port = |kind| {
+        attribute(protocol, kind).and_then(|value| value.try_into().ok()).map_or(0, u16::from_be_bytes)
+    };
+    Some(Tuple {
+        source: address(1, 3)?,
+        destination: address(2, 4)?,
+        protocol: *attribute(protocol, PROTOCOL_NUMBER)?.first()?,
+        source_port: port(PROTOCOL_SOURCE_PORT),
+        destination_port: port(PROTOCOL_DESTINATION_PORT),
+    })
+}

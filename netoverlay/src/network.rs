@@ -1,0 +1,317 @@
+//! Overlay networks on this node: a namespace each, containers attached, virtual IPs rendered.
+//!
+//! A network's namespace holds its gateway address (on `lo`), one veth per container with proxy ARP, and the
+//! TUN [`TUN_NAME`] that leads to the other nodes: no bridge, no flooding. Everything is found by name, so a
+//! daemon that restarts calls the same functions again, and what is right already stays untouched.
+//!
+//! Netfilter calls block the caller for some milliseconds at most.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::device::{
+    Error, Result,
+    conntrack::{self, Conntrack},
+    link::{Links, Route},
+    netns::Netns,
+    nft::Nft,
+    tun,
+};
+
+mod filter;
+mod sandbox;
+mod uplink;
+
+pub use filter::Vip;
+pub use sandbox::{DnsSockets, Sandbox};
+pub use uplink::{Uplink, UplinkReport};
+
+/// The TUN that leads to the other nodes.
+pub const TUN_NAME: &str = "ov0";
+/// The largest packet of an overlay network on links that carry 1500 bytes, in bytes.
+pub const MTU_DEFAULT: u32 = 1400;
+
+/// Marks packets for sockets bound to a client's address; see [`Network::connect_from`].
+const TRANSPARENT_MARK: u32 = 1;
+/// The routing table that takes such packets to this namespace.
+const TRANSPARENT_TABLE: u32 = 100;
+const TRANSPARENT_PRIORITY: u32 = 100;
+
+/// What an overlay network looks like on every node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// Where the namespace is pinned; a path of its own for each network and node.
+    pub pin: PathBuf,
+    /// The network's addresses.
+    pub subnet: Ipv4Addr,
+    /// The length of the subnet's prefix, in bits.
+    pub prefix_len: u8,
+    /// The containers' gateway and name server, within the subnet; the same on all nodes.
+    pub gateway: Ipv4Addr,
+    /// The largest packet, in bytes; see [`MTU_DEFAULT`].
+    pub mtu: u32,
+    /// How many queues the TUN has: one for each thread that serves it.
+    pub queues: usize,
+}
+
+/// What a container gets in one network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The name of the link inside the container: `eth0`, `eth1`, …
+    pub link: String,
+    /// The container's address.
+    pub address: Ipv4Addr,
+    /// Whether the container's default route goes here: true for its first network only.
+    pub default_route: bool,
+}
+
+/// The services of a network, as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Backends {
+    /// Every virtual IP; one that is missing is forgotten.
+    pub vips: Vec<Vip>,
+}
+
+/// What [`Network::render`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rendered {
+    /// Whether the packet filter changed.
+    pub changed: bool,
+    /// How many tracked connections to backends that are gone were forgotten.
+    pub forgotten: usize,
+}
+
+/// An overlay network on this node.
+#[derive(Debug)]
+pub struct Network {
+    spec: Spec,
+    netns: Netns,
+    links: Links,
+    nft: Nft,
+    conntrack: Conntrack,
+}
+
+impl Network {
+    /// Makes the network, or what is missing of it, and opens its TUN: the descriptors, one for each queue,
+    /// carry the packets for other nodes (see [`tun::open`]).
+    ///
+    /// Fails with `EBUSY` while another process holds the TUN.
+    pub async fn ensure(spec: Spec) -> Result<(Self, Vec<OwnedFd>)> {
+        let (netns, _) = Netns::ensure(&spec.pin)?;
+        netns.set_sysctls(&[
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv4/conf/all/rp_filter", "0"),
+            ("net/ipv4/conf/default/rp_filter", "0"),
+            ("net/ipv4/conf/all/send_redirects", "0"),
+            ("net/ipv4/conf/default/send_redirects", "0"),
+        ])?;
+        let links = Links::open(&netns)?;
+        links.set_up("lo").await?;
+        links.ensure_address("lo", spec.gateway.into(), 32).await?;
+
+        let queues = open_tun(&spec, &netns, &links).await?;
+        netns.set_sysctls(&[(&format!("net/ipv4/conf/{TUN_NAME}/rp_filter"), "0")])?;
+        links.ensure_mtu(TUN_NAME, spec.mtu).await?;
+        links.set_up(TUN_NAME).await?;
+        links.ensure_route(&Route::direct(spec.subnet.into(), spec.prefix_len, TUN_NAME)).await?;
+
+        links.ensure_mark_rule(false, TRANSPARENT_MARK, TRANSPARENT_TABLE, TRANSPARENT_PRIORITY).await?;
+        let local = Route {
+            dev: Some("lo".to_owned()),
+            table: Some(TRANSPARENT_TABLE),
+            local: true,
+            ..Route::default()
+        };
+        links.ensure_route(&local).await?;
+
+        let (nft, conntrack) = (Nft::open(&netns)?, Conntrack::open(&netns)?);
+        Ok((Self { spec, netns, links, nft, conntrack }, queues))
+    }
+
+    /// Removes the network pinned at `pin`, with its TUN and the containers' links in it, if it is there.
+    pub async fn remove(pin: &Path) -> Result<()> {
+        match Netns::open(pin) {
+            Ok(netns) => {
+                let links = Links::open(&netns)?;
+                // A descriptor somewhere must not keep the device, and with it the namespace, alive.
+                for link in links.list().await? {
+                    if link.name != "lo" && !link.kind.is_empty() {
+                        links.delete(&link.name).await?;
+                    }
+                }
+            }
+            Err(error) if error.is_missing() => {}
+            Err(error) => return Err(error),
+        }
+        Netns::remove(pin)
+    }
+
+    /// What the network was made from.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Its namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its links.
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// Attaches a container, or mends what is wrong of that. Attachments of other names are left alone.
+    pub async fn attach(&self, sandbox: &Sandbox, attachment: &Attachment) -> Result<()> {
+        let (near, far) = (near_link(sandbox.id(), &attachment.link), attachment.link.as_str());
+        let there = sandbox.links();
+        self.links.ensure_veth(&near, self.spec.mtu, far, there).await?;
+        self.links.set_proxy_arp(&near)?;
+        self.links.set_up(&near).await?;
+        let address = IpAddr::V4(attachment.address);
+        self.links.ensure_route(&Route::direct(address, 32, &near)).await?;
+
+        for (old, prefix_len) in there.addresses(far).await? {
+            if old.is_ipv4() && (old, prefix_len) != (address, self.spec.prefix_len) {
+                there.remove_address(far, old, prefix_len).await?;
+            }
+        }
+        there.ensure_address(far, address, self.spec.prefix_len).await?;
+        there.set_up(far).await?;
+        if attachment.default_route {
+            there.ensure_route(&Route::default_via(self.spec.gateway.into())).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the link `link` of container `sandbox` away, at both ends, if it is there. The container's
+    /// namespace need not exist any more.
+    pub async fn detach(&self, sandbox: &str, link: &str) -> Result<()> {
+        self.links.delete(&near_link(sandbox, link)).await
+    }
+
+    /// The addresses of the containers attached on this node, as the kernel has them.
+    pub async fn attached(&self) -> Result<BTreeSet<Ipv4Addr>> {
+        let routes = self.links.routes(false, None).await?;
+        Ok(routes
+            .into_iter()
+            .filter(|route| route.dev.as_deref().is_some_and(|dev| dev.starts_with(NEAR_PREFIX)))
+            .filter_map(|route| match route.destination {
+                Some((IpAddr::V4(address), 32)) => Some(address),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Makes the virtual IPs exactly these, in one step, then forgets the tracked connections that lead to
+    /// backends which are gone (to draining ones only those of UDP, which would never end). To be called at
+    /// each change, and from time to time: what is right already stays.
+    pub fn render(&self, backends: &Backends) -> Result<Rendered> {
+        let changed = self.nft.ensure(&filter::table(&self.spec, backends))?;
+        let forgotten = self.conntrack.delete(|connection| filter::is_stale(backends, connection))?;
+        Ok(Rendered { changed, forgotten })
+    }
+
+    /// Connects to a container of this network from the client's own address, so that the container sees
+    /// who calls. If another connection uses that very port, one from the same address and a free port is
+    /// made. Dropping the future gives the attempt up; it has no time limit of its own.
+    ///
+    /// The answers find back only if the container's default route leads to this network.
+    pub async fn connect_from(
+        &self,
+        client: SocketAddrV4,
+        to: SocketAddrV4,
+    ) -> io::Result<tokio::net::TcpStream> {
+        match self.connect_from_exactly(client, to).await {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) =>
+            {
+                self.connect_from_exactly(SocketAddrV4::new(*client.ip(), 0), to).await
+            }
+            connected => connected,
+        }
+    }
+
+    async fn connect_from_exactly(
+        &self,
+        client: SocketAddrV4,
+        to: SocketAddrV4,
+    ) -> io::Result<tokio::net::TcpStream> {
+        let socket = self.netns.run(|| transparent_socket(client)).map_err(io::Error::other)??;
+        tokio::net::TcpSocket::from_std_stream(socket.into()).connect(SocketAddr::V4(to)).await
+    }
+}
+
+/// What the links of containers begin with, in the network's namespace.
+const NEAR_PREFIX: &str = "v";
+
+/// The name of the network's end of a container's link.
+fn near_link(sandbox: &str, link: &str) -> String {
+    short_name(NEAR_PREFIX, &format!("{sandbox}/{link}"))
+}
+
+/// A link name of at most 15 bytes: the prefix, of one or two, and 13 letters made of all 64 bits of a hash of
+/// `id` (FNV-1a). It is the same after a restart and on every build.
+fn short_name(prefix: &str, id: &str) -> String {
+    const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+    let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let letters = (0..13).map(|place| char::from(LETTERS[(hash >> (place * 5)) as usize & 31]));
+    prefix.chars().chain(letters).collect()
+}
+
+async fn open_tun(spec: &Spec, netns: &Netns, links: &Links) -> Result<Vec<OwnedFd>> {
+    let options = tun::Options { queues: spec.queues, persist: true };
+    match tun::open(netns, TUN_NAME, options) {
+        // It was made with another number of queues; nothing but our routes depends on it.
+        Err(error) if error.errno() == Some(libc::EINVAL) => {
+            links.delete(TUN_NAME).await?;
+            tun::open(netns, TUN_NAME, options)
+        }
+        opened => opened,
+    }
+}
+
+fn transparent_socket(client: SocketAddrV4) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    socket.set_ip_transparent_v4(true)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&client.into())?;
+    Ok(socket)
+}
+
+/// Forgets what is tracked of connections to `destination`, whatever it was rewritten to.
+fn forget_connections_to(netns: &Netns, destination: Ipv4Addr) -> Result<usize> {
+    Conntrack::open(netns)?.delete(|connection: &conntrack::Connection| {
+        connection.original.destination == IpAddr::V4(destination)
+    })
+}
+
+/// An error of `action` in `netns`.
+fn failed(action: impl Into<String>, netns: &Netns) -> impl FnOnce(io::Error) -> Error {
+    let (action, place) = (action.into(), netns.to_string());
+    move |source| Error::new(action, place, source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_names_fit_and_differ() {
+        let names: BTreeSet<String> = (0..2000)
+            .flat_map(|n| ["eth0", "eth1"].map(|link| near_link(&format!("task-{n}"), link)))
+            .collect();
+        assert_eq!(names.len(), 4000);
+        assert!(names.iter().all(|name| name.len() <= crate::device::link::NAME_LEN_MAX));
+        assert_eq!(near_link("a", "eth0"), near_link("a", "eth0"));
+    }
+}

@@ -1,0 +1,189 @@
+//! A network's packet filter: virtual IPs, hairpins, refusals, and the way back for transparent sockets.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use super::{Backends, Spec, TRANSPARENT_MARK};
+use crate::device::{
+    conntrack::{Connection, TCP, UDP},
+    nft::{
+        Base, Chain, ChainKind, Elements, Family, Field, Hook, Pick, Refusal, Rule, Set, Statement, Table,
+        Target, Value, Verdict, ct, priority,
+    },
+};
+
+/// A virtual IP and who answers for it, on every port and protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vip {
+    /// The address clients use.
+    pub address: Ipv4Addr,
+    /// Tasks that get new connections, in turn. Without any, connections are refused at once.
+    pub backends: BTreeSet<Ipv4Addr>,
+    /// Tasks that keep the TCP connections they have, and get no new ones.
+    pub draining: BTreeSet<Ipv4Addr>,
+    /// Whether a client's connections go to the same task as long as the tasks stay.
+    pub affinity: bool,
+}
+
+/// The table of network `spec` with these services.
+pub(super) fn table(spec: &Spec, backends: &Backends) -> Table {
+    let mut table = Table::new(Family::Ip, "rswarm");
+    let chain_of = |vip: &Vip| format!("vip-{}", vip.address);
+
+    let goto = |vip: &Vip| (vec![Value::Address(vip.address.into())], Verdict::Goto(chain_of(vip)));
+    let (served, empty): (Vec<&Vip>, Vec<&Vip>) =
+        backends.vips.iter().partition(|vip| !vip.backends.is_empty());
+    table.sets.push(Set {
+        name: "vips".to_owned(),
+        key: vec![Field::IpDestination],
+        elements: Elements::Verdicts(served.iter().map(|vip| goto(vip)).collect::<BTreeMap<_, _>>()),
+    });
+    table.sets.push(Set {
+        name: "empty".to_owned(),
+        key: vec![Field::IpDestination],
+        elements: Elements::Keys(empty.iter().map(|vip| vec![Value::Address(vip.address.into())]).collect()),
+    });
+    // After the translation only a task that reached itself has itself as the other end.
+    let tasks: BTreeSet<Ipv4Addr> = served.iter().flat_map(|vip| &vip.backends).copied().collect();
+    let own = |task: &Ipv4Addr| vec![Value::Address((*task).into()), Value::Address((*task).into())];
+    table.sets.push(Set {
+        name: "hairpin".to_owned(),
+        key: vec![Field::IpSource, Field::IpDestination],
+        elements: Elements::Keys(tasks.iter().map(own).collect()),
+    });
+
+    for vip in served {
+        let pick = if vip.affinity { Pick::BySource } else { Pick::RoundRobin };
+        let tasks = vip.backends.iter().map(|task| IpAddr::V4(*task)).collect();
+        let rules = vec![Rule(vec![Statement::Dnat(Target::Of(pick, tasks))])];
+        table.chains.push(Chain::regular(chain_of(vip), rules));
+    }
+    table.chains.push(Chain::regular(
+        "refuse",
+        vec![
+            Rule(vec![
+                Statement::Is(Field::Protocol, Value::Byte(TCP)),
+                Statement::Reject(Refusal::TcpReset),
+            ]),
+            Rule(vec![Statement::Reject(Refusal::PortUnreachable)]),
+        ],
+    ));
+    table.chains.push(Chain::base(
+        "mangle",
+        Base::new(ChainKind::Filter, Hook::Prerouting, priority::MANGLE),
+        vec![
+            Rule(vec![
+                Statement::Is(Field::Protocol, Value::Byte(TCP)),
+                Statement::Is(Field::SocketTransparent, Value::Byte(1)),
+                Statement::SetMark(TRANSPARENT_MARK),
+            ]),
+            // Only the first packet: what drains may go on.
+            Rule(vec![
+                Statement::In(vec![Field::IpDestination], "empty".to_owned()),
+                Statement::AnyOf(Field::CtState, ct::NEW),
+                Statement::Verdict(Verdict::Goto("refuse".to_owned())),
+            ]),
+        ],
+    ));
+    table.chains.push(Chain::base(
+        "translate",
+        Base::new(ChainKind::Nat, Hook::Prerouting, priority::DSTNAT),
+        vec![Rule(vec![Statement::VerdictOf(vec![Field::IpDestination], "vips".to_owned())])],
+    ));
+    table.chains.push(Chain::base(
+        "hairpins",
+        Base::new(ChainKind::Nat, Hook::Postrouting, priority::SRCNAT),
+        vec![Rule(vec![
+            Statement::AnyOf(Field::CtStatus, ct::DNAT),
+            Statement::In(vec![Field::IpSource, Field::IpDestination], "hairpin".to_owned()),
+            Statement::Snat(spec.gateway.into()),
+        ])],
+    ));
+    table
+}
+
+/// Whether the connection goes to a task that no longer answers for the virtual IP it was made to.
+pub(super) fn is_stale(backends: &Backends, connection: &Connection) -> bool {
+    let (IpAddr::V4(vip), IpAddr::V4(task)) = (connection.original.destination, connection.reply.source)
+    else {
+        return false;
+    };
+    if !connection.dnat {
+        return false;
+    }
+    !backends.vips.iter().filter(|found| found.address == vip).any(|found| {
+        found.backends.contains(&task)
+            || (connection.original.protocol != UDP && found.draining.contains(&task))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn services_become_a_table() {
+        let ip = |last| Ipv4Addr::new(10, 50, 0, last);
+        let spec = Spec {
+            pin: "/run/x".into(),
+            subnet: ip(0),
+            prefix_len: 24,
+            gateway: ip(1),
+            mtu: 1400,
+            queues: 1,
+        };
+        let vip = |last, tasks: &[u8], affinity| Vip {
+            address: ip(last),
+            backends: tasks.iter().map(|last| ip(*last)).collect(),
+            draining: BTreeSet::new(),
+            affinity,
+        };
+        let backends =
+            Backends { vips: vec![vip(100, &[3, 4], false), vip(101, &[3], true), vip(102, &[], false)] };
+        expect![[r#"
+            table ip rswarm {
+              map vips {
+                type ipv4_addr : verdict
+                10.50.0.100 : goto vip-10.50.0.100
+                10.50.0.101 : goto vip-10.50.0.101
+              }
+              set empty {
+                type ipv4_addr
+                10.50.0.102
+              }
+              set hairpin {
+                type ipv4_addr . ipv4_addr
+                10.50.0.3 . 10.50.0.3
+                10.50.0.4 . 10.50.0.4
+              }
+              chain vip-10.50.0.100 {
+                dnat to numgen inc mod 2 map { 0 : 10.50.0.3, 1 : 10.50.0.4 }
+              }
+              chain vip-10.50.0.101 {
+                dnat to jhash saddr mod 1 map { 0 : 10.50.0.3 }
+              }
+              chain refuse {
+                meta l4proto 6 reject with tcp reset
+                reject with icmp port-unreachable
+              }
+              chain mangle {
+                type filter hook prerouting priority -150; policy accept;
+                meta l4proto 6 socket transparent 1 meta mark set 0x1
+                ip daddr @empty ct state & 0x8 != 0 goto refuse
+              }
+              chain translate {
+                type nat hook prerouting priority -100; policy accept;
+                ip daddr vmap @vips
+              }
+              chain hairpins {
+                type nat hook postrouting priority 100; policy accept;
+                ct status & 0x20 != 0 ip saddr . ip daddr @hairpin snat to 10.50.0.1
+              }
+            }
+        "#]].assert_eq(&table(&spec, &backends).to_string());
+    }
+}

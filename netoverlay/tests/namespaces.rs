@@ -1,0 +1,717 @@
+//! The Linux half against the real kernel: namespaces, links, filters and whole networks. Needs root.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsRawFd, OwnedFd},
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rswarm_netoverlay::{
+    device::{
+        conntrack::Conntrack,
+        link::{Links, Route},
+        netns::Netns,
+        nft::{self, Nft},
+        tun,
+    },
+    network::{Attachment, Backends, Network, Sandbox, Spec, TUN_NAME, Uplink, Vip},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// A directory for pins, removed with all pins in it.
+struct Pins {
+    dir: tempfile::TempDir,
+}
+
+impl Pins {
+    /// `None`, and the reason on stderr, if this is not root.
+    fn new() -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("skipped: namespaces need root");
+            return None;
+        }
+        Some(Self { dir: tempfile::tempdir().unwrap() })
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn netns(&self, name: &str) -> Netns {
+        Netns::create(&self.path(name)).unwrap()
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        for entry in std::fs::read_dir(self.dir.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                Netns::remove(&path).unwrap();
+            }
+        }
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_namespace_is_pinned_opened_and_removed() {
+    let Some(pins) = Pins::new() else { return };
+    let path = pins.path("deep/er/one");
+    let netns = Netns::create(&path).unwrap();
+    assert!(Netns::create(&path).unwrap_err().is_present());
+    assert!(Netns::open(&path).unwrap().is_same(&netns));
+    assert!(!Netns::current().unwrap().is_same(&netns));
+    let (again, made) = Netns::ensure(&path).unwrap();
+    assert!(again.is_same(&netns) && !made);
+    netns.set_sysctls(&[("net/ipv4/ip_forward", "1")]).unwrap();
+    assert_eq!(netns.sysctl("net/ipv4/ip_forward").unwrap(), "1");
+    let error = netns.set_sysctls(&[("net/ipv4/no_such_thing", "1")]).unwrap_err();
+    assert!(error.to_string().contains("no_such_thing") && error.is_missing(), "{error}");
+    Netns::remove(&path).unwrap();
+    Netns::remove(&path).unwrap();
+    assert!(Netns::open(&path).unwrap_err().is_missing());
+    std::fs::write(&path, "").unwrap();
+    Netns::create(&path).unwrap();
+    Netns::remove(&path).unwrap();
+    std::fs::remove_dir_all(pins.path("deep")).unwrap();
+}
+
+#[tokio::test]
+async fn links_addresses_and_routes_are_made_once() {
+    let Some(pins) = Pins::new() else { return };
+    let (a, b) = (pins.netns("a"), pins.netns("b"));
+    let (here, there) = (Links::open(&a).unwrap(), Links::open(&b).unwrap());
+
+    assert!(here.ensure_veth("left", 1400, "right", &there).await.unwrap());
+    assert!(!here.ensure_veth("left", 1300, "right", &there).await.unwrap());
+    assert_eq!(there.get("right").await.unwrap().mtu, 1300);
+    assert_eq!(there.get("right").await.unwrap().kind, "veth");
+    assert_eq!(there.find("left").await.unwrap(), None);
+    let error = here.get("nowhere").await.unwrap_err();
+    assert_eq!(error.to_string(), format!("cannot find link nowhere in netns {}", pins.path("a").display()));
+
+    for links in [&here, &there] {
+        links.set_up("lo").await.unwrap();
+    }
+    for _ in 0..2 {
+        here.set_up("left").await.unwrap();
+        there.set_up("right").await.unwrap();
+        here.ensure_address("left", ip("10.9.0.1"), 24).await.unwrap();
+        there.ensure_address("right", ip("10.9.0.2"), 24).await.unwrap();
+        there.ensure_route(&Route::default_via(ip("10.9.0.1"))).await.unwrap();
+        here.ensure_route(&Route::direct(ip("10.8.0.0"), 24, "left")).await.unwrap();
+        here.ensure_mark_rule(false, 1, 100, 50).await.unwrap();
+        let local = Route { table: Some(100), local: true, dev: Some("lo".into()), ..Route::default() };
+        here.ensure_route(&local).await.unwrap();
+        assert_eq!(here.routes(false, Some(100)).await.unwrap(), [local]);
+    }
+    assert_eq!(here.addresses("left").await.unwrap()[0], (ip("10.9.0.1"), 24));
+    assert_eq!(there.routes(false, Some(254)).await.unwrap().len(), 2);
+    for _ in 0..2 {
+        here.remove_mark_rule(false, 1, 100).await.unwrap();
+        here.remove_route(&Route::direct(ip("10.8.0.0"), 24, "left")).await.unwrap();
+        here.remove_address("left", ip("10.9.0.1"), 24).await.unwrap();
+    }
+    assert_eq!(here.routes(false, Some(254)).await.unwrap(), []);
+
+    here.ensure_bridge("br0").await.unwrap();
+    here.ensure_bridge("br0").await.unwrap();
+    here.set_bridge("left", "br0").await.unwrap();
+    let bridge = here.get("br0").await.unwrap();
+    assert_eq!(here.get("left").await.unwrap().controller, Some(bridge.index));
+    here.rename("br0", "br1").await.unwrap();
+    here.set_down("left").await.unwrap();
+    assert!(!here.get("left").await.unwrap().up);
+    here.delete("left").await.unwrap();
+    here.delete("left").await.unwrap();
+    assert_eq!(there.find("right").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_name_held_by_a_dying_namespace_is_waited_for() {
+    let Some(pins) = Pins::new() else { return };
+    let home = pins.netns("home");
+    let here = Links::open(&home).unwrap();
+    for round in 0..5 {
+        let path = pins.path("container");
+        let netns = Netns::create(&path).unwrap();
+        let there = Links::open(&netns).unwrap();
+        assert!(here.ensure_veth("vsame", 1400, "eth0", &there).await.unwrap(), "round {round}");
+        Netns::remove(&path).unwrap();
+    }
+}
+
+/// A port on which every server of these tests listens.
+const PORT: u16 = 5300;
+const PATIENCE: Duration = Duration::from_secs(3);
+
+fn v4(last: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 50, 0, last)
+}
+
+impl Pins {
+    fn spec(&self, name: &str) -> Spec {
+        Spec { pin: self.path(name), subnet: v4(0), prefix_len: 24, gateway: v4(1), mtu: 1400, queues: 1 }
+    }
+
+    async fn network(&self, name: &str) -> (Network, OwnedFd) {
+        let (network, mut queues) = Network::ensure(self.spec(name)).await.unwrap();
+        (network, queues.pop().unwrap())
+    }
+
+    async fn container(&self, network: &Network, last: u8) -> Sandbox {
+        let name = format!("c{last}");
+        let sandbox = Sandbox::ensure(&name, &self.path(&name)).await.unwrap();
+        network.attach(&sandbox, &attachment("eth0", last)).await.unwrap();
+        sandbox
+    }
+}
+
+fn attachment(link: &str, last: u8) -> Attachment {
+    Attachment { link: link.to_owned(), address: v4(last), default_route: link == "eth0" }
+}
+
+fn vip(last: u8, backends: &[u8]) -> Vip {
+    Vip {
+        address: v4(last),
+        backends: backends.iter().map(|last| v4(*last)).collect(),
+        draining: BTreeSet::new(),
+        affinity: false,
+    }
+}
+
+fn services(vips: &[Vip]) -> Backends {
+    Backends { vips: vips.to_vec() }
+}
+
+/// Answers each connection with its name and the address it saw, until dropped.
+struct Server {
+    socket: Socket,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Server {
+    fn start(netns: &Netns, name: &str) -> Self {
+        let listener = netns.run(|| TcpListener::bind(("0.0.0.0", PORT))).unwrap().unwrap();
+        let socket = Socket::from(listener.try_clone().unwrap());
+        let name = name.to_owned();
+        let thread = thread::spawn(move || {
+            while let Ok((mut stream, peer)) = listener.accept() {
+                let _ = write!(stream, "{name} saw {}", peer.ip());
+            }
+        });
+        Self { socket, thread: Some(thread) }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.socket.shutdown(std::net::Shutdown::Both).unwrap();
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+fn call(netns: &Netns, to: Ipv4Addr) -> io::Result<String> {
+    netns
+        .run(|| {
+            let mut stream = TcpStream::connect_timeout(&SocketAddr::from((to, PORT)), PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })
+        .unwrap()
+}
+
+/// Sends an echo request as an unprivileged program would, and waits for the answer.
+fn ping(netns: &Netns, to: Ipv4Addr) -> io::Result<()> {
+    netns
+        .run(|| {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.connect(&SocketAddr::from((to, 0)).into())?;
+            socket.send(&[8, 0, 0, 0, 0, 0, 0, 1])?;
+            let mut answer = [0; 64];
+            (&socket).read(&mut answer).map(drop)
+        })
+        .unwrap()
+}
+
+#[tokio::test]
+async fn two_containers_reach_each_other() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let (a, b) = (pins.container(&network, 2).await, pins.container(&network, 3).await);
+    let _server = Server::start(b.netns(), "b");
+    ping(a.netns(), v4(3)).unwrap();
+    ping(a.netns(), v4(1)).unwrap();
+    assert_eq!(call(a.netns(), v4(3)).unwrap(), "b saw 10.50.0.2");
+    assert_eq!(network.attached().await.unwrap(), BTreeSet::from([v4(2), v4(3)]));
+    assert_eq!(a.links().get("eth0").await.unwrap().mtu, 1400);
+
+    network.detach(a.id(), "eth0").await.unwrap();
+    network.detach(a.id(), "eth0").await.unwrap();
+    assert_eq!(a.links().find("eth0").await.unwrap(), None);
+    assert_eq!(network.attached().await.unwrap(), BTreeSet::from([v4(3)]));
+}
+
+#[tokio::test]
+async fn a_container_without_network_has_the_loopback_only() {
+    let Some(pins) = Pins::new() else { return };
+    let alone = Sandbox::ensure("alone", &pins.path("alone")).await.unwrap();
+    let links = alone.links().list().await.unwrap();
+    assert!(links.iter().all(|link| link.name == "lo" || !link.up), "{links:?}");
+    ping(alone.netns(), Ipv4Addr::LOCALHOST).unwrap();
+    assert!(call(alone.netns(), v4(3)).is_err());
+}
+
+#[tokio::test]
+async fn a_container_in_two_networks_has_one_default_route() {
+    let Some(pins) = Pins::new() else { return };
+    let (first, _tun) = pins.network("net1").await;
+    let mut spec = pins.spec("net2");
+    (spec.subnet, spec.gateway) = (Ipv4Addr::new(10, 60, 0, 0), Ipv4Addr::new(10, 60, 0, 1));
+    let (second, _tun) = Network::ensure(spec).await.unwrap();
+    let sandbox = pins.container(&first, 2).await;
+    let other =
+        Attachment { link: "eth1".into(), address: Ipv4Addr::new(10, 60, 0, 2), default_route: false };
+    second.attach(&sandbox, &other).await.unwrap();
+    ping(sandbox.netns(), v4(1)).unwrap();
+    ping(sandbox.netns(), Ipv4Addr::new(10, 60, 0, 1)).unwrap();
+    let routes = sandbox.links().routes(false, Some(254)).await.unwrap();
+    assert_eq!(routes.iter().filter(|route| route.destination.is_none()).count(), 1, "{routes:?}");
+}
+
+#[tokio::test]
+async fn a_virtual_ip_spreads_and_keeps_the_clients_address() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let (client, b, c) = (
+        pins.container(&network, 2).await,
+        pins.container(&network, 3).await,
+        pins.container(&network, 4).await,
+    );
+    let _servers = [Server::start(b.netns(), "b"), Server::start(c.netns(), "c")];
+    let spread = services(&[vip(100, &[3, 4])]);
+    assert!(network.render(&spread).unwrap().changed);
+    assert!(!network.render(&spread).unwrap().changed);
+
+    let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..10 {
+        *answers.entry(call(client.netns(), v4(100)).unwrap()).or_default() += 1;
+    }
+    assert_eq!(
+        answers,
+        BTreeMap::from([("b saw 10.50.0.2".to_owned(), 5), ("c saw 10.50.0.2".to_owned(), 5)])
+    );
+    ping(client.netns(), v4(100)).unwrap();
+
+    let mut sticky = vip(100, &[3, 4]);
+    sticky.affinity = true;
+    network.render(&services(&[sticky])).unwrap();
+    let answers: BTreeSet<String> = (0..6).map(|_| call(client.netns(), v4(100)).unwrap()).collect();
+    assert_eq!(answers.len(), 1, "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_task_reaches_itself_by_its_virtual_ip() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let b = pins.container(&network, 3).await;
+    let _server = Server::start(b.netns(), "b");
+    network.render(&services(&[vip(100, &[3])])).unwrap();
+    assert_eq!(call(b.netns(), v4(100)).unwrap(), "b saw 10.50.0.1");
+}
+
+#[tokio::test]
+async fn an_empty_service_refuses_at_once() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let client = pins.container(&network, 2).await;
+    network.render(&services(&[vip(100, &[])])).unwrap();
+    let begun = Instant::now();
+    let error = call(client.netns(), v4(100)).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused, "{error}");
+    let refused = client
+        .netns()
+        .run(|| -> io::Result<usize> {
+            let udp = UdpSocket::bind("0.0.0.0:0")?;
+            udp.set_read_timeout(Some(PATIENCE))?;
+            udp.connect((v4(100), PORT))?;
+            udp.send(b"anyone?")?;
+            udp.recv(&mut [0; 8])
+        })
+        .unwrap();
+    assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn connections_to_a_removed_backend_are_forgotten() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let (client, b) = (pins.container(&network, 2).await, pins.container(&network, 3).await);
+    let listener = b.netns().run(|| TcpListener::bind(("0.0.0.0", PORT))).unwrap().unwrap();
+    network.render(&services(&[vip(100, &[3])])).unwrap();
+    let connect =
+        || client.netns().run(|| TcpStream::connect_timeout(&SocketAddr::from((v4(100), PORT)), PATIENCE));
+    let mut held = connect().unwrap().unwrap();
+    let udp = client.netns().run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    udp.send_to(b"x", (v4(100), PORT)).unwrap();
+
+    let tracked = || Conntrack::open(network.netns()).unwrap().list().unwrap();
+    assert_eq!(tracked().iter().filter(|found| found.dnat).count(), 2, "{:?}", tracked());
+
+    // What drains keeps TCP, not UDP.
+    let mut draining = vip(100, &[4]);
+    draining.draining = BTreeSet::from([v4(3)]);
+    assert_eq!(network.render(&services(&[draining])).unwrap().forgotten, 1);
+    let (mut accepted, _) = listener.accept().unwrap();
+    held.write_all(b"still").unwrap();
+    let mut got = [0; 5];
+    accepted.read_exact(&mut got).unwrap();
+
+    assert_eq!(network.render(&services(&[vip(100, &[4])])).unwrap().forgotten, 1);
+    assert_eq!(tracked().iter().filter(|found| found.dnat).count(), 0, "{:?}", tracked());
+
+    // With no service left at all, likewise.
+    network.render(&services(&[vip(100, &[3])])).unwrap();
+    let _other = connect().unwrap().unwrap();
+    assert_eq!(network.render(&services(&[])).unwrap().forgotten, 1);
+}
+
+#[tokio::test]
+async fn a_hundred_services_are_rendered_quickly() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let (client, b) = (pins.container(&network, 2).await, pins.container(&network, 3).await);
+    let _server = Server::start(b.netns(), "b");
+    let mut vips: Vec<Vip> = (100..200).map(|last| vip(last, &[3, 3 + (last % 7), 99])).collect();
+    vips.push(vip(200, &[3]));
+    vips.push(vip(201, &[]));
+    let begun = Instant::now();
+    network.render(&services(&vips)).unwrap();
+    let first = begun.elapsed();
+    assert_eq!(call(client.netns(), v4(200)).unwrap(), "b saw 10.50.0.2");
+    vips.reverse();
+    vips.pop();
+    network.render(&services(&vips)).unwrap();
+    assert_eq!(call(client.netns(), v4(200)).unwrap(), "b saw 10.50.0.2");
+    assert!(first < Duration::from_secs(2), "{first:?}");
+    eprintln!("102 services rendered in {first:?}");
+}
+
+/// Carries packets between two TUNs, as they are, until dropped.
+struct Pump {
+    stop: Option<io::PipeWriter>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Pump {
+    fn start(a: OwnedFd, b: OwnedFd) -> Self {
+        let (stopped, stop) = io::pipe().unwrap();
+        let thread =
+            thread::spawn(move || {
+                let mut buffer = vec![0; 1 << 17];
+                loop {
+                    let mut fds = [stopped.as_raw_fd(), a.as_raw_fd(), b.as_raw_fd()]
+                        .map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+                    // SAFETY: the pointer and count are those of a live array.
+                    unsafe { libc::poll(fds.as_mut_ptr(), 3, -1) };
+                    if fds[0].revents != 0 {
+                        return;
+                    }
+                    for (from, to) in [(&a, &b), (&b, &a)] {
+                        while let Ok(len) = nix::unistd::read(from, &mut buffer) {
+                            assert!(len > tun::VNET_HEADER_LEN);
+                            let _ = nix::unistd::write(to, &buffer[..len]);
+                        }
+                    }
+                }
+            });
+        Self { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn two_nodes_carry_tcp_between_their_containers() {
+    let Some(pins) = Pins::new() else { return };
+    let (one, tun_one) = pins.network("net-1").await;
+    let (two, tun_two) = pins.network("net-2").await;
+    let (a, b) = (pins.container(&one, 2).await, pins.container(&two, 3).await);
+    let _pump = Pump::start(tun_one, tun_two);
+    let _server = Server::start(b.netns(), "b");
+    ping(a.netns(), v4(3)).unwrap();
+    assert_eq!(call(a.netns(), v4(3)).unwrap(), "b saw 10.50.0.2");
+
+    for network in [&one, &two] {
+        network.render(&services(&[vip(100, &[3])])).unwrap();
+    }
+    assert_eq!(call(a.netns(), v4(100)).unwrap(), "b saw 10.50.0.2");
+
+    // Bulk, so that segments are merged and left unsummed.
+    let listener = b.netns().run(|| TcpListener::bind(("0.0.0.0", PORT + 1))).unwrap().unwrap();
+    let sender = thread::spawn({
+        let netns = a.netns().clone();
+        move || {
+            let stream = netns.run(|| TcpStream::connect((v4(3), PORT + 1))).unwrap();
+            stream.unwrap().write_all(&vec![7; 8 << 20]).unwrap();
+        }
+    });
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len(), 8 << 20);
+    assert!(bytes.iter().all(|byte| *byte == 7));
+    sender.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_published_connection_shows_the_clients_address() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let b = pins.container(&network, 3).await;
+    let _server = Server::start(b.netns(), "b");
+    network.render(&services(&[])).unwrap();
+    let client = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 9), 40_000);
+    for _ in 0..2 {
+        let connecting = network.connect_from(client, SocketAddrV4::new(v4(3), PORT));
+        let stream = tokio::time::timeout(PATIENCE, connecting).await.unwrap().unwrap();
+        let mut stream = stream.into_std().unwrap();
+        stream.set_nonblocking(false).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "b saw 203.0.113.9");
+    }
+    let nobody = network.connect_from(client, SocketAddrV4::new(v4(3), PORT + 1));
+    let error = tokio::time::timeout(PATIENCE, nobody).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test]
+async fn name_queries_arrive_at_our_sockets() {
+    let Some(pins) = Pins::new() else { return };
+    let alone = Sandbox::ensure("alone", &pins.path("alone")).await.unwrap();
+    let old = alone.open_dns().unwrap();
+    let dns = alone.open_dns().unwrap();
+    drop(old);
+    let server = SocketAddr::from(([127, 0, 0, 11], 53));
+    let client = alone.netns().run(|| UdpSocket::bind("127.0.0.1:0")).unwrap().unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.connect(server).unwrap();
+    client.send(b"query").unwrap();
+    dns.udp.set_nonblocking(false).unwrap();
+    dns.udp.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut buffer = [0; 16];
+    let (len, from) = dns.udp.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..len], b"query");
+    dns.udp.send_to(b"answer", from).unwrap();
+    let len = client.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..len], b"answer");
+
+    let stream = alone.netns().run(|| TcpStream::connect_timeout(&server, PATIENCE)).unwrap().unwrap();
+    dns.tcp.set_nonblocking(false).unwrap();
+    let (_, from) = dns.tcp.accept().unwrap();
+    assert_eq!(from, stream.local_addr().unwrap());
+}
+
+#[tokio::test]
+async fn a_restarted_daemon_finds_everything_as_it_was() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, tun) = pins.network("net").await;
+    let (a, b) = (pins.container(&network, 2).await, pins.container(&network, 3).await);
+    let _server = Server::start(b.netns(), "b");
+    let backends = services(&[vip(100, &[3])]);
+    network.render(&backends).unwrap();
+    let before = network.links().list().await.unwrap();
+
+    let busy = Network::ensure(pins.spec("net")).await.unwrap_err();
+    assert_eq!(busy.errno(), Some(libc::EBUSY), "{busy}");
+    drop((network, tun));
+    let (network, _tun) = pins.network("net").await;
+    let a = Sandbox::ensure(a.id(), &pins.path("c2")).await.unwrap();
+    network.attach(&a, &attachment("eth0", 2)).await.unwrap();
+    assert!(!network.render(&backends).unwrap().changed);
+    assert_eq!(network.links().list().await.unwrap(), before);
+    assert_eq!(call(a.netns(), v4(100)).unwrap(), "b saw 10.50.0.2");
+
+    drop((network, _tun));
+    let spec = Spec { queues: 2, ..pins.spec("net") };
+    let (_network, queues) = Network::ensure(spec).await.unwrap();
+    assert_eq!(queues.len(), 2);
+}
+
+#[tokio::test]
+async fn a_removed_network_leaves_nothing() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, tun) = pins.network("net").await;
+    let a = pins.container(&network, 2).await;
+    Network::remove(&pins.path("net")).await.unwrap();
+    Network::remove(&pins.path("net")).await.unwrap();
+    assert_eq!(network.links().find(TUN_NAME).await.unwrap(), None);
+    drop((network, tun));
+    assert!(!pins.path("net").exists());
+    assert_eq!(a.links().find("eth0").await.unwrap(), None);
+    Sandbox::remove(&pins.path("c2")).await.unwrap();
+    Sandbox::remove(&pins.path("c2")).await.unwrap();
+    assert!(!pins.path("c2").exists());
+}
+
+#[tokio::test]
+async fn an_uplink_leads_out_and_leaves_nothing() {
+    let Some(pins) = Pins::new() else { return };
+    let (host, world) = (pins.netns("host"), pins.netns("world"));
+    let (at_host, at_world) = (Links::open(&host).unwrap(), Links::open(&world).unwrap());
+    at_host.ensure_veth("nic", 1500, "nic", &at_world).await.unwrap();
+    for (links, address) in [(&at_host, "192.0.2.1"), (&at_world, "192.0.2.2")] {
+        links.set_up("lo").await.unwrap();
+        links.set_up("nic").await.unwrap();
+        links.ensure_address("nic", ip(address), 24).await.unwrap();
+    }
+    let _server = Server::start(&world, "world");
+    let (one, _tun) = pins.network("net-1").await;
+    let (two, _tun) = pins.network("net-2").await;
+    let (a, b) = (pins.container(&one, 2).await, pins.container(&two, 3).await);
+    let uplink = |id: &str| Uplink { host: host.clone(), id: id.to_owned() };
+    for _ in 0..2 {
+        assert_eq!(uplink("1").ensure(one.links(), 1400).await.unwrap().dropped_by, Vec::<String>::new());
+        uplink("2").ensure(two.links(), 1400).await.unwrap();
+    }
+    let world_address = Ipv4Addr::new(192, 0, 2, 2);
+    assert_eq!(call(a.netns(), world_address).unwrap(), "world saw 192.0.2.1");
+    assert_eq!(call(b.netns(), world_address).unwrap(), "world saw 192.0.2.1");
+
+    let nft = Nft::open(&host).unwrap();
+    let mut filter = nft::Table::new(nft::Family::Ip, "filter");
+    let mut base = nft::Base::new(nft::ChainKind::Filter, nft::Hook::Forward, nft::priority::FILTER);
+    base.drop = true;
+    filter.chains.push(nft::Chain::base("FORWARD", base, vec![]));
+    nft.ensure(&filter).unwrap();
+    let report = uplink("1").ensure(one.links(), 1400).await.unwrap();
+    assert_eq!(report.dropped_by, ["table ip filter chain FORWARD"]);
+    nft.remove(nft::Family::Ip, "filter").unwrap();
+
+    uplink("1").remove().await.unwrap();
+    assert_eq!(call(b.netns(), world_address).unwrap(), "world saw 192.0.2.1");
+    for _ in 0..2 {
+        uplink("2").remove().await.unwrap();
+    }
+    assert_eq!(nft.tables().unwrap(), []);
+    assert_eq!(host.sysctl("net/ipv4/ip_forward").unwrap(), "0");
+    let names: Vec<String> = at_host.list().await.unwrap().into_iter().map(|link| link.name).collect();
+    assert!(names.iter().all(|name| !name.starts_with("ru")), "{names:?}");
+}
+
+#[test]
+fn every_statement_is_understood_by_the_kernel() {
+    use nft::{
+        Base, Chain, ChainKind, Elements, Family, Field, Hook, Pick, Refusal, Rule, Set, Statement as S,
+        Table, Target, Value, Verdict,
+    };
+    let Some(pins) = Pins::new() else { return };
+    let nft = Nft::open(&pins.netns("one")).unwrap();
+    let rule = |statements: &[S]| Rule(statements.to_vec());
+    let tcp = S::Is(Field::Protocol, Value::Byte(6));
+    for family in [Family::Ip, Family::Ip6, Family::Inet] {
+        let (address, source, destination) = match family {
+            Family::Ip6 => (ip("fd00::1"), Field::Ip6Source, Field::Ip6Destination),
+            _ => (ip("10.0.0.1"), Field::IpSource, Field::IpDestination),
+        };
+        let mut table = Table::new(family, "all");
+        table.sets.push(Set {
+            name: "wide".into(),
+            key: vec![source, Field::Protocol, Field::DestinationPort],
+            elements: Elements::Keys(
+                (1..2000)
+                    .map(|port| vec![Value::Address(address), Value::Byte(6), Value::Port(port)])
+                    .collect(),
+            ),
+        });
+        table.sets.push(Set {
+            name: "links".into(),
+            key: vec![Field::InputLink],
+            elements: Elements::Verdicts(BTreeMap::from([
+                (vec![Value::Link("lo".into())], Verdict::Accept),
+                (vec![Value::Link("eth0".into())], Verdict::Jump("regular".into())),
+            ])),
+        });
+        let wide = vec![source, Field::Protocol, Field::DestinationPort];
+        table.chains.push(Chain::regular("regular", vec![rule(&[S::Verdict(Verdict::Return)])]));
+        table.chains.push(Chain::base(
+            "filter",
+            Base { drop: true, ..Base::new(ChainKind::Filter, Hook::Forward, -5) },
+            vec![
+                rule(&[S::Counter, S::IsNot(Field::OutputLink, Value::Link("lo".into())), S::SetMark(7)]),
+                rule(&[S::Is(Field::Mark, Value::Number(7)), S::CtMarkFromMark]),
+                rule(&[S::Is(Field::CtMark, Value::Number(7)), S::MarkFromCt, S::SetCtMark(9)]),
+                rule(&[S::AnyOf(Field::CtState, nft::ct::ESTABLISHED), S::Verdict(Verdict::Accept)]),
+                rule(&[S::Is(Field::CtDirection, Value::Byte(1)), S::Verdict(Verdict::Drop)]),
+                rule(&[S::Within(destination, address, 12), S::In(wide.clone(), "wide".into()), S::Counter]),
+                rule(&[tcp.clone(), S::NotIn(wide, "wide".into()), S::Reject(Refusal::TcpReset)]),
+                rule(&[tcp.clone(), S::AnyOf(Field::TcpFlags, 2), S::ClampMss]),
+                rule(&[S::VerdictOf(vec![Field::InputLink], "links".into())]),
+                rule(&[S::Is(Field::SourcePort, Value::Port(1)), S::Reject(Refusal::Prohibited)]),
+                rule(&[S::Reject(Refusal::PortUnreachable)]),
+            ],
+        ));
+        table.chains.push(Chain::base("marks", Base::new(ChainKind::Route, Hook::Output, -150), vec![]));
+        let nat = |hook| Base::new(ChainKind::Nat, hook, -100);
+        if family != Family::Inet {
+            let many: Vec<IpAddr> = vec![address; 700];
+            table.chains.push(Chain::base(
+                "in",
+                nat(Hook::Prerouting),
+                vec![
+                    rule(&[tcp.clone(), S::Dnat(Target::One(address, Some(53)))]),
+                    rule(&[S::Dnat(Target::Of(Pick::RoundRobin, many.clone()))]),
+                    rule(&[S::Dnat(Target::Of(Pick::Random, vec![address]))]),
+                    rule(&[S::Dnat(Target::Of(Pick::BySource, many))]),
+                    rule(&[tcp.clone(), S::Redirect(80)]),
+                ],
+            ));
+            table.chains.push(Chain::base(
+                "out",
+                nat(Hook::Postrouting),
+                vec![
+                    rule(&[S::AnyOf(Field::CtStatus, nft::ct::DNAT), S::Snat(address)]),
+                    rule(&[S::Masquerade]),
+                ],
+            ));
+        }
+        nft.replace(&nft::Ruleset { tables: vec![table.clone()] }).unwrap();
+        assert!(!nft.ensure(&table).unwrap());
+        nft.replace_rules(family, "all", &table.chains[0]).unwrap();
+        nft.replace_elements(family, "all", &table.sets[0]).unwrap();
+        nft.replace_elements(family, "all", &table.sets[1]).unwrap();
+        table.chains.truncate(2);
+        assert!(nft.ensure(&table).unwrap());
+
+        table.chains[0].rules.push(rule(&[S::Verdict(Verdict::Jump("nowhere".into()))]));
+        let error = nft.ensure(&table).unwrap_err();
+        assert!(error.to_string().contains("`jump nowhere` to chain regular of table"), "{error}");
+        assert!(error.is_missing());
+    }
+    assert_eq!(nft.tables().unwrap().len(), 3);
+    for family in [Family::Ip, Family::Ip6, Family::Inet] {
+        nft.remove(family, "all").unwrap();
+        nft.remove(family, "all").unwrap();
+    }
+    assert_eq!(nft.tables().unwrap(), []);
+}
