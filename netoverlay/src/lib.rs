@@ -1,13 +1,17 @@
 //! Packets and connections between the nodes of a cluster.
 //!
 //! The pure half ([`table`], [`decide`]) says what is routable and what happens to a packet, a name or a connection;
-//! the other half ([`peer`], [`ingress`]) carries it out on what the Linux half ([`device`], [`network`]) makes.
+//! the other half carries it out: [`peer`] between the nodes, [`device`] and [`network`] in the kernel, [`ingress`]
+//! and [`resolver`] for published ports and names. [`Overlay`] is all of it.
 
 pub mod decide;
 pub mod device;
 pub mod ingress;
 pub mod network;
+mod overlay;
 pub mod peer;
-pub mod resolver;
+mod resolver;
 pub mod table;
-pub mod view;
+mod view;
+
+pub use overlay::{Attach, Config, Error, Event, Overlay, Status};

@@ -248,6 +248,7 @@ mod tests {
                 aliases: vec![],
                 vip: Some([10, 50, 0, 9].into()),
                 backends: vec![],
+                draining: vec![],
             }],
             ..Table::default()
         })

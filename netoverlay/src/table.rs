@@ -125,6 +125,8 @@ pub struct Service {
     pub vip: Option<Ipv4Addr>,
     /// Addresses of the tasks that take new connections now.
     pub backends: Vec<Ipv4Addr>,
+    /// Addresses of the tasks that keep the TCP connections they have, and take no new ones.
+    pub draining: Vec<Ipv4Addr>,
 }
 
 /// A transport protocol.

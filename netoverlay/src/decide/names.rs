@@ -252,6 +252,7 @@ mod tests {
             aliases: vec![format!("{name}-alias")],
             vip: vip.map(|last| [10, 50, number as u8, last].into()),
             backends: backends.iter().map(|last| [10, 50, number as u8, *last].into()).collect(),
+            draining: vec![],
         };
         Names::new(&Table {
             nodes: vec![Node { id: NodeId::new("a"), underlay: "10.0.0.1:1".parse().unwrap() }],

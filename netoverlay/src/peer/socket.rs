@@ -74,9 +74,11 @@ impl Udp {
     pub fn send(&self, to: SocketAddr, bytes: &[u8], segment: usize) {
         if bytes.len() > segment && self.segments.load(Ordering::Relaxed) {
             match self.send_patiently(to, bytes, Some(segment)) {
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)) => {
-                    self.segments.store(error.raw_os_error() == Some(libc::EMSGSIZE), Ordering::Relaxed);
+                // The device cannot: for good. Refused for another reason, which may pass: one by one this time.
+                Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                    self.segments.store(false, Ordering::Relaxed);
                 }
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) => {}
                 _ => return,
             }
         }

@@ -1,0 +1,458 @@
+//! Whole overlays with containers in namespaces, several nodes in one host namespace of the test's own.
+
+#[path = "../src/testing.rs"]
+mod testing;
+
+use std::{
+    future::Future,
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hickory_proto::{
+    op::{Message, Query, ResponseCode},
+    rr::{Name, RecordType},
+};
+use nix::sched::{CloneFlags, unshare};
+use rswarm_netoverlay::{
+    Attach, Config, Event, Overlay,
+    device::{link::Links, netns::Netns},
+    ingress::PortState,
+    peer,
+    table::{Backend, Endpoint, Network, NetworkId, Node, NodeId, Protocol, PublishedPort, Service, Table},
+};
+use testing::{Authority, SERVER_NAME, eventually};
+use tokio::sync::mpsc;
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 50, 0, 100);
+const PORT: u16 = 8080;
+const PATIENCE: Duration = Duration::from_secs(3);
+
+fn net() -> NetworkId {
+    NetworkId::new(0x50).unwrap()
+}
+
+/// Runs `body` in a host namespace of its own, with the addresses of three nodes and a client.
+fn on_a_host<F: Future<Output = ()>>(body: impl FnOnce(Links) -> F + Send + 'static) {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: network namespaces need root");
+        return;
+    }
+    let host = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let links = Links::open(&Netns::current().unwrap()).unwrap();
+            links.set_up("lo").await.unwrap();
+            for address in [underlay(0), underlay(1), underlay(2), CLIENT] {
+                links.ensure_address("lo", IpAddr::V4(address), 32).await.unwrap();
+            }
+            body(links).await;
+        });
+    });
+    if let Err(panic) = host.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn underlay(node: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, node + 1)
+}
+
+/// The address of the container on a node.
+fn task(node: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 50, 0, 10 + node)
+}
+
+fn id(node: u8) -> NodeId {
+    NodeId::new(format!("n{node}"))
+}
+
+/// Nodes `0..nodes` with a container each, all of them behind the service `web`.
+fn table(nodes: u8) -> Table {
+    Table {
+        generation: 1,
+        nodes: (0..nodes).map(|n| Node { id: id(n), underlay: (underlay(n), 2377).into() }).collect(),
+        networks: vec![Network {
+            id: net(),
+            subnet: [10, 50, 0, 0].into(),
+            prefix: 24,
+            gateway: [10, 50, 0, 1].into(),
+            mtu: 1400,
+        }],
+        endpoints: (0..nodes)
+            .map(|n| Endpoint {
+                network: net(),
+                address: task(n),
+                node: id(n),
+                names: vec![format!("web.{}", n + 1)],
+            })
+            .collect(),
+        services: vec![Service {
+            network: net(),
+            name: "web".into(),
+            aliases: vec![],
+            vip: Some(VIP),
+            backends: (0..nodes).map(task).collect(),
+            draining: vec![],
+        }],
+        ports: vec![PublishedPort {
+            port: PORT,
+            protocol: Protocol::Tcp,
+            service: "web".into(),
+            network: net(),
+            target_port: 80,
+            backends: (0..nodes).map(|n| Backend { node: id(n), address: task(n) }).collect(),
+        }],
+    }
+}
+
+struct Machine {
+    number: u8,
+    overlay: Overlay,
+    events: mpsc::UnboundedReceiver<Event>,
+    authority: Arc<Authority>,
+    directory: Arc<Pins>,
+}
+
+/// A directory whose pins are taken away even if the test fails.
+struct Pins(tempfile::TempDir);
+
+impl Pins {
+    fn list(&self) -> Vec<PathBuf> {
+        let entries = |name: &str| std::fs::read_dir(self.0.path().join(name)).into_iter().flatten();
+        entries("networks").chain(entries("sandboxes")).map(|entry| entry.unwrap().path()).collect()
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        for pin in self.list() {
+            Netns::remove(&pin).unwrap();
+        }
+    }
+}
+
+impl Machine {
+    fn start(authority: &Arc<Authority>, number: u8) -> Self {
+        Self::start_in(authority, number, Arc::new(Pins(tempfile::tempdir().unwrap())))
+    }
+
+    fn start_in(authority: &Arc<Authority>, number: u8, directory: Arc<Pins>) -> Self {
+        let keys = authority.keys(id(number).as_str(), peer::provider());
+        let who = authority.holder();
+        let (overlay, events) = Overlay::start(Config {
+            mesh: peer::Config {
+                node: id(number),
+                listen: (underlay(number), 2377).into(),
+                server: keys.server,
+                client: keys.client,
+                server_name: SERVER_NAME.into(),
+                identity: Arc::new(move |chain: &[rustls::pki_types::CertificateDer<'_>]| {
+                    who(chain).map(NodeId::new)
+                }),
+                reset_key: Some([number; 32]),
+            },
+            run_dir: directory.0.path().to_owned(),
+            ingress: underlay(number).into(),
+            upstreams: vec![],
+            uplink: false,
+        })
+        .unwrap();
+        Self { number, overlay, events, authority: authority.clone(), directory }
+    }
+
+    /// As a new daemon after the old one has ended.
+    async fn restart(self) -> Self {
+        self.overlay.shutdown().await;
+        Self::start_in(&self.authority, self.number, self.directory.clone())
+    }
+
+    /// Applies the table and attaches the container.
+    async fn join(&self, table: &Table) -> Netns {
+        self.overlay.apply(table.clone()).await.unwrap();
+        let attach =
+            Attach { sandbox: format!("c{}", self.number), networks: vec![(net(), task(self.number))] };
+        Netns::open(&self.overlay.attach(attach).await.unwrap()).unwrap()
+    }
+
+    async fn wait_for(&mut self, wanted: impl Fn(&Event) -> bool) -> Event {
+        let found = async {
+            loop {
+                let event = self.events.recv().await.expect("the overlay runs");
+                if wanted(&event) {
+                    return event;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), found).await.expect("the event comes")
+    }
+
+    async fn connected(&self, peers: usize) {
+        eventually("all peers are connected", async || {
+            let status = self.overlay.status().await.unwrap();
+            status.peers.iter().filter(|peer| peer.connected).count() == peers
+        })
+        .await;
+    }
+}
+
+/// Several machines, each with its container, all connected.
+async fn cluster(nodes: u8) -> (Vec<Machine>, Vec<Netns>) {
+    let authority = Arc::new(Authority::new());
+    let machines: Vec<_> = (0..nodes).map(|number| Machine::start(&authority, number)).collect();
+    let mut containers = vec![];
+    for machine in &machines {
+        containers.push(machine.join(&table(nodes)).await);
+    }
+    for machine in &machines {
+        machine.connected(usize::from(nodes) - 1).await;
+    }
+    (machines, containers)
+}
+
+async fn purge(machines: Vec<Machine>) {
+    for machine in machines {
+        machine.overlay.purge().await.unwrap();
+        assert_eq!(machine.directory.list(), Vec::<PathBuf>::new());
+    }
+}
+
+/// Greets each connection to port 80 of `container` with `name` and the client's address, then echoes it. Ends with
+/// the process; the listener ends with the namespace's last holder.
+fn serve(container: &Netns, name: &str) {
+    let listener = container.run(|| TcpListener::bind("0.0.0.0:80").unwrap()).unwrap();
+    let name = name.to_owned();
+    std::thread::spawn(move || {
+        while let Ok((mut stream, from)) = listener.accept() {
+            let name = name.clone();
+            std::thread::spawn(move || {
+                let greeting = format!("{name} {}\n", from.ip());
+                if stream.write_all(greeting.as_bytes()).is_ok() {
+                    let _ = io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+                }
+            });
+        }
+    });
+}
+
+fn dial(from: &Netns, to: Ipv4Addr) -> io::Result<TcpStream> {
+    let stream = from.run(|| TcpStream::connect_timeout(&(to, 80).into(), PATIENCE)).unwrap()?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// The first line that comes.
+fn greeting(stream: &mut TcpStream) -> io::Result<String> {
+    let mut line = vec![];
+    let mut byte = [0];
+    while byte != *b"\n" {
+        stream.read_exact(&mut byte)?;
+        line.push(byte[0]);
+    }
+    Ok(String::from_utf8(line).unwrap().trim_end().to_owned())
+}
+
+fn echo(stream: &mut TcpStream, bytes: usize) {
+    let sent: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8).collect();
+    let mut writer = stream.try_clone().unwrap();
+    let copy = sent.clone();
+    let writing = std::thread::spawn(move || writer.write_all(&copy).unwrap());
+    let mut got = vec![0; bytes];
+    stream.read_exact(&mut got).unwrap();
+    writing.join().unwrap();
+    assert!(got == sent, "what comes back is what was sent");
+}
+
+/// From a client elsewhere to the published port of a node.
+async fn visit(node: u8) -> io::Result<String> {
+    let stream = tokio::task::spawn_blocking(move || {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+        socket.bind(&SocketAddr::from((CLIENT, 0)).into())?;
+        socket.connect_timeout(&SocketAddr::from((underlay(node), PORT)).into(), PATIENCE)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        greeting(&mut socket.into())
+    });
+    stream.await.unwrap()
+}
+
+/// Whether `to` answers an ICMP echo.
+fn ping(from: &Netns, to: Ipv4Addr) -> bool {
+    let socket = from
+        .run(|| {
+            socket2::Socket::new(
+                socket2::Domain::IPV4,
+                socket2::Type::DGRAM,
+                Some(socket2::Protocol::ICMPV4),
+            )
+        })
+        .unwrap()
+        .unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let request = [8, 0, 0, 0, 0, 0, 0, 1, b'p', b'i', b'n', b'g'];
+    socket.send_to(&request, &SocketAddr::V4(SocketAddrV4::new(to, 0)).into()).unwrap();
+    let mut reply = [0; 64];
+    matches!((&socket).read(&mut reply), Ok(12) if reply[0] == 0 && reply[8..12] == *b"ping")
+}
+
+/// The addresses of `name`, as a container's resolver asks.
+fn resolve(from: &Netns, name: &str, kind: RecordType) -> (ResponseCode, Vec<String>) {
+    let mut question = Message::query();
+    question.add_query(Query::query(Name::from_utf8(name).unwrap(), kind));
+    let question = question.to_vec().unwrap();
+    let socket = from.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.connect("127.0.0.11:53").unwrap();
+    socket.send(&question).unwrap();
+    let mut reply = [0; 1500];
+    let length = socket.recv(&mut reply).unwrap();
+    let by_udp = Message::from_vec(&reply[..length]).unwrap();
+    let stream = from.run(|| TcpStream::connect_timeout(&([127, 0, 0, 11], 53).into(), PATIENCE)).unwrap();
+    let mut stream = stream.unwrap();
+    stream.write_all(&(question.len() as u16).to_be_bytes()).unwrap();
+    stream.write_all(&question).unwrap();
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).unwrap();
+    let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut reply).unwrap();
+    assert_eq!(Message::from_vec(&reply).unwrap().metadata.response_code, by_udp.metadata.response_code);
+    let mut answers: Vec<_> = by_udp.answers.iter().map(|record| record.data.to_string()).collect();
+    answers.sort();
+    (by_udp.metadata.response_code, answers)
+}
+
+#[test]
+fn containers_reach_each_other_by_address_name_and_virtual_address() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(3).await;
+        for (container, name) in containers.iter().zip(["zero", "one", "two"]) {
+            serve(container, name);
+        }
+        assert!(ping(&containers[0], task(1)), "another node's container answers");
+        assert!(ping(&containers[0], Ipv4Addr::new(10, 50, 0, 1)), "the gateway answers");
+        let mut stream = dial(&containers[0], task(2)).unwrap();
+        assert_eq!(greeting(&mut stream).unwrap(), format!("two {}", task(0)));
+        echo(&mut stream, 2_000_000);
+
+        let mut seen: Vec<_> =
+            (0..3).map(|_| greeting(&mut dial(&containers[0], VIP).unwrap()).unwrap()).collect();
+        seen.sort();
+        // A task that reaches itself by the virtual address is called by the gateway.
+        assert_eq!(seen, [format!("one {}", task(0)), format!("two {}", task(0)), "zero 10.50.0.1".into()]);
+
+        let a = |name| resolve(&containers[1], name, RecordType::A);
+        assert_eq!(a("web."), (ResponseCode::NoError, vec![VIP.to_string()]));
+        assert_eq!(a("tasks.web."), (ResponseCode::NoError, (0..3).map(|n| task(n).to_string()).collect()));
+        assert_eq!(a("WEB.3."), (ResponseCode::NoError, vec![task(2).to_string()]));
+        assert_eq!(a("example.org."), (ResponseCode::ServFail, vec![]));
+        assert_eq!(resolve(&containers[1], "web.", RecordType::AAAA), (ResponseCode::NoError, vec![]));
+
+        let status = machines[0].overlay.status().await.unwrap();
+        assert!(status.packets_sent > 0 && status.packets_received > 0);
+        assert_eq!(status.networks, [(net(), None)].into());
+        purge(machines).await;
+    });
+}
+
+#[test]
+fn published_ports_answer_on_every_node_and_show_the_clients_address() {
+    on_a_host(|_| async {
+        let (mut machines, containers) = cluster(2).await;
+        // The other container refuses; it is passed over.
+        serve(&containers[1], "one");
+        for node in [0, 1, 0, 1] {
+            assert_eq!(visit(node).await.unwrap(), format!("one {CLIENT}"), "by way of node {node}");
+        }
+
+        // Another port, which somebody else has taken.
+        let taken = TcpListener::bind((underlay(0), 9090)).unwrap();
+        let mut wider = table(2);
+        wider.generation = 2;
+        wider.ports.push(PublishedPort { port: 9090, ..wider.ports[0].clone() });
+        machines[0].overlay.apply(wider.clone()).await.unwrap();
+        let event = machines[0].wait_for(|event| matches!(event, Event::Port(_))).await;
+        let Event::Port(event) = event else { unreachable!() };
+        assert_eq!(event.port, 9090);
+        assert!(matches!(event.state, PortState::Failed(why) if why.contains("port 9090/tcp of service web is in use")));
+        drop(taken);
+        let event = machines[0].wait_for(|event| matches!(event, Event::Port(_))).await;
+        assert!(matches!(event, Event::Port(event) if event.state == PortState::Open));
+
+        // Taken back, nobody listens any more.
+        let mut none = table(2);
+        none.generation = 3;
+        none.ports.clear();
+        machines[0].overlay.apply(none).await.unwrap();
+        eventually("the port is closed", async || {
+            TcpStream::connect_timeout(&(underlay(0), PORT).into(), PATIENCE).is_err()
+        })
+        .await;
+        assert!(machines[0].overlay.apply(wider).await.is_err(), "an older table is refused");
+        purge(machines).await;
+    });
+}
+
+#[test]
+fn a_silent_node_leaves_the_services_and_comes_back() {
+    on_a_host(|links| async move {
+        let (mut machines, containers) = cluster(2).await;
+        serve(&containers[0], "zero");
+        serve(&containers[1], "one");
+        let from = &containers[0];
+        let who = |stream: io::Result<TcpStream>| greeting(&mut stream.unwrap()).unwrap()[..3].to_owned();
+        let mut long = dial(from, task(1)).unwrap();
+        greeting(&mut long).unwrap();
+
+        links.remove_address("lo", underlay(1).into(), 32).await.unwrap();
+        let suspect = |event: &Event| *event == Event::Peer(peer::Event::Suspect(id(1)));
+        machines[0].wait_for(suspect).await;
+        for _ in 0..10 {
+            let start = Instant::now();
+            assert_eq!(who(dial(from, VIP)), "zer");
+            assert!(start.elapsed() < Duration::from_millis(900), "no retransmission was needed");
+            assert!(visit(0).await.unwrap().starts_with("zero"));
+        }
+
+        links.ensure_address("lo", underlay(1).into(), 32).await.unwrap();
+        let recovered = |event: &Event| *event == Event::Peer(peer::Event::Recovered(id(1)));
+        machines[0].wait_for(recovered).await;
+        eventually("both answer again", async || who(dial(from, VIP)) == "one").await;
+        echo(&mut long, 1000);
+        purge(machines).await;
+    });
+}
+
+#[test]
+fn connections_survive_the_daemon() {
+    on_a_host(|_| async {
+        let (mut machines, containers) = cluster(2).await;
+        serve(&containers[1], "one");
+        let mut stream = dial(&containers[0], task(1)).unwrap();
+        greeting(&mut stream).unwrap();
+        echo(&mut stream, 100_000);
+        for number in [0, 1] {
+            let machine = machines.remove(0).restart().await;
+            let pinned = machine.overlay.pinned().unwrap();
+            assert_eq!(pinned, [format!("c{number}")]);
+            machine.join(&table(2)).await;
+            machine.connected(1).await;
+            machines.push(machine);
+            echo(&mut stream, 100_000);
+        }
+        let (code, addresses) = resolve(&containers[0], "web.", RecordType::A);
+        assert_eq!((code, addresses), (ResponseCode::NoError, vec![VIP.to_string()]));
+
+        // A network that is in no table any more goes, though an earlier daemon has made it.
+        let machine = machines.remove(0).restart().await;
+        machine.overlay.detach("c0").await.unwrap();
+        machine.overlay.apply(Table { generation: 9, ..Table::default() }).await.unwrap();
+        assert_eq!(machine.directory.list(), Vec::<PathBuf>::new());
+        machine.overlay.shutdown().await;
+        purge(machines).await;
+    });
+}
