@@ -259,6 +259,47 @@ fn a_lab_that_lost_its_switch_starts_again() -> Result<()> {
 }
 
 #[test]
+fn a_cluster_is_formed_by_the_commands_a_user_would_type() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let lab = Lab::up(&Options { daemon_command: None, managers: 2, ..options(&base, "form", 3) })?;
+    let n1 = lab.node("n1").address()?;
+    let asked = |node: &str| -> Result<Vec<String>> {
+        let log = fs::read_to_string(lab.node(node).log())?;
+        Ok(log.lines().skip(1).map(String::from).collect())
+    };
+    let joined = |role: &str| format!("join --token token-of-a-{role} {n1}:2377");
+    eventually("the commands are noted", || {
+        Ok(asked("n1")?
+            == [&format!("init --advertise-addr {n1}"), "join-token manager -q", "join-token worker -q"]
+            && asked("n2")? == [joined("manager")]
+            && asked("n3")? == [joined("worker")])
+    })?;
+    let daemon = fs::read_to_string(lab.node("n3").log())?;
+    let state =
+        format!("daemon --state-dir {}/n3/state --socket /run/rswarm/rswarm.sock", lab.directory().display());
+    ensure!(daemon.starts_with(&state), "{daemon}");
+    ensure!(daemon.contains(" --cgroup-parent /rswarm-lab/form-"), "{daemon}");
+
+    let url = lab.demo(&mut |_, _| (), &std::sync::atomic::AtomicBool::new(false))?;
+    ensure!(url == format!("http://{n1}:8080"));
+    eventually("the service is noted", || {
+        let create = "service create --name web --replicas 3 --publish 8080:80 rswarm/demo";
+        Ok(asked("n1")?.last().map(String::as_str) == Some(create))
+    })
+}
+
+#[test]
+fn the_last_words_of_a_daemon_are_kept() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let mut options = options(&base, "dies", 2);
+    options.daemon_command = Some(["sh", "-c", "echo no room at the inn; exit 3"].map(String::from).into());
+    let lab = Lab::up(&options)?;
+    eventually("the daemon has ended", || Ok(lab.status()?.nodes[1].daemon == "exited 3"))?;
+    ensure!(fs::read_to_string(lab.node("n2").log())? == "no room at the inn\n");
+    Ok(())
+}
+
+#[test]
 fn a_node_that_cannot_boot_says_why() -> Result<()> {
     let Some(base) = workplace() else { return Ok(()) };
     let mut options = options(&base, "broken", 1);

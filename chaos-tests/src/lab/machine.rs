@@ -109,8 +109,10 @@ fn init(arguments: &[OsString]) -> Result<ExitCode> {
     let groups = groups_of(directory).node(&name);
     leave_caller()?;
     groups.enter()?;
-    unshare(NAMESPACES).context("cannot make the namespaces of a node")?;
+    // The mounts follow after the fork, so that the one who stays behind keeps this machine's /proc.
+    unshare(NAMESPACES.difference(CloneFlags::CLONE_NEWNS)).context("cannot make a node's namespaces")?;
     if become_child()? {
+        unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
         let mut machine = Machine::boot(directory, &record, &node, &groups)?;
         announce_ready()?;
         machine.run()?;
