@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rswarm_chaos::lab::{Lab, Options, Power};
 use tempfile::TempDir;
 
@@ -185,17 +185,17 @@ fn down_leaves_nothing() -> Result<()> {
     let Some(base) = workplace() else { return Ok(()) };
     let mut lab = Lab::up(&options(&base, "down", 2))?;
     lab.keep();
-    let (directory, status) = (lab.directory().to_path_buf(), lab.status()?);
+    let (directory, link) = (lab.directory().to_path_buf(), link_of(&lab)?);
     lab.node("n1")
         .exec(&["sh", "-c", "mkdir /run/m; mount -t tmpfs none /run/m; setsid sleep 1000 &"])?
         .ok()?;
     lab.pause("n2")?;
     drop(lab);
-    let traces = traces_of(&directory, status.network.as_deref());
+    let traces = traces_of(&directory, Some(&link));
     ensure!(traces.len() > 4, "a lab that is up leaves traces: {traces:?}");
 
     ensure!(Lab::down(base.path(), "down")?);
-    expect_no_trace(&directory, status.network.as_deref())?;
+    expect_no_trace(&directory, Some(&link))?;
     ensure!(!Lab::down(base.path(), "down")?, "a second time there is nothing to remove");
     Ok(())
 }
@@ -225,10 +225,78 @@ fn what_a_crash_left_is_found_without_the_record() -> Result<()> {
     let Some(base) = workplace() else { return Ok(()) };
     let mut lab = Lab::up(&options(&base, "crashed", 2))?;
     lab.keep();
-    let network = lab.status()?.network;
+    let link = link_of(&lab)?;
     fs::write(lab.directory().join("lab.json"), "{ torn")?;
     ensure!(Lab::down(base.path(), "crashed")?);
-    expect_no_trace(lab.directory(), network.as_deref())
+    expect_no_trace(lab.directory(), Some(&link))
+}
+
+#[test]
+fn a_lab_that_lost_its_switch_starts_again() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let lab = Lab::up(&options(&base, "reboot", 2))?;
+    let address = lab.node("n1").address()?;
+    // What a reboot of the whole machine leaves: files, and a record of processes that are gone.
+    let words = [b"lab-switch".as_slice(), b"lab-init"];
+    let directory = lab.directory().as_os_str().as_encoded_bytes().to_vec();
+    let mine = |pid: &i32| {
+        let line = command_line(*pid);
+        let mut line = line.split(|byte| *byte == 0).skip(1);
+        line.next().is_some_and(|word| words.contains(&word)) && line.next() == Some(&directory)
+    };
+    for pid in pids().filter(mine) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
+    }
+    eventually("nothing runs", || Ok(!pids().filter(mine).any(alive)))?;
+    ensure!(!lab.status()?.switch && lab.status()?.nodes.iter().all(|node| node.power == Power::Off));
+    ensure!(format!("{:#}", lab.heal().unwrap_err()).contains("switch"));
+
+    lab.start("n1")?;
+    lab.start("n2")?;
+    ensure!(lab.node("n1").address()? == address, "a node keeps its address");
+    expect_heard(&lab, "n2", "n1")?;
+    expect_heard_from_here(&lab, "n2")
+}
+
+#[test]
+fn a_cluster_is_formed_by_the_commands_a_user_would_type() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let lab = Lab::up(&Options { daemon_command: None, managers: 2, ..options(&base, "form", 3) })?;
+    let n1 = lab.node("n1").address()?;
+    let asked = |node: &str| -> Result<Vec<String>> {
+        let log = fs::read_to_string(lab.node(node).log())?;
+        Ok(log.lines().skip(1).map(String::from).collect())
+    };
+    let joined = |role: &str| format!("join --token token-of-a-{role} {n1}:2377");
+    eventually("the commands are noted", || {
+        Ok(asked("n1")?
+            == [&format!("init --advertise-addr {n1}"), "join-token manager -q", "join-token worker -q"]
+            && asked("n2")? == [joined("manager")]
+            && asked("n3")? == [joined("worker")])
+    })?;
+    let daemon = fs::read_to_string(lab.node("n3").log())?;
+    let state =
+        format!("daemon --state-dir {}/n3/state --socket /run/rswarm/rswarm.sock", lab.directory().display());
+    ensure!(daemon.starts_with(&state), "{daemon}");
+    ensure!(daemon.contains(" --cgroup-parent /rswarm-lab/form-"), "{daemon}");
+
+    let url = lab.demo(&mut |_, _| (), &std::sync::atomic::AtomicBool::new(false))?;
+    ensure!(url == format!("http://{n1}:8080"));
+    eventually("the service is noted", || {
+        let create = "service create --name web --replicas 3 --publish 8080:80 rswarm/demo";
+        Ok(asked("n1")?.last().map(String::as_str) == Some(create))
+    })
+}
+
+#[test]
+fn the_last_words_of_a_daemon_are_kept() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let mut options = options(&base, "dies", 2);
+    options.daemon_command = Some(["sh", "-c", "echo no room at the inn; exit 3"].map(String::from).into());
+    let lab = Lab::up(&options)?;
+    eventually("the daemon has ended", || Ok(lab.status()?.nodes[1].daemon == "exited 3"))?;
+    ensure!(fs::read_to_string(lab.node("n2").log())? == "no room at the inn\n");
+    Ok(())
 }
 
 #[test]
@@ -329,8 +397,14 @@ fn alive(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
-/// Whatever on this machine has to do with the lab in `directory` and, if given, its network.
-fn traces_of(directory: &Path, network: Option<&str>) -> BTreeSet<String> {
+/// The number of this machine's end of the cable to the lab, which no later link will have.
+fn link_of(lab: &Lab) -> Result<String> {
+    let name = lab.status()?.link.context("a lab that is up has a link")?;
+    Ok(fs::read_to_string(format!("/sys/class/net/{name}/ifindex"))?)
+}
+
+/// Whatever on this machine has to do with the lab in `directory` and, if given, its link.
+fn traces_of(directory: &Path, link: Option<&str>) -> BTreeSet<String> {
     let mut traces = BTreeSet::new();
     let text = directory.to_str().unwrap();
     for pid in pids().filter(|pid| alive(*pid)) {
@@ -352,12 +426,11 @@ fn traces_of(directory: &Path, network: Option<&str>) -> BTreeSet<String> {
             }
         }
     }
-    if let Some(network) = network {
-        let base = network.strip_suffix(".0/24").unwrap();
-        let addresses = fs::read_to_string("/proc/net/fib_trie").unwrap();
-        traces.extend(
-            addresses.lines().filter(|l| l.contains(&format!("{base}."))).map(|l| format!("route {l}")),
-        );
+    for entry in fs::read_dir("/sys/class/net").unwrap().flatten() {
+        let number = fs::read_to_string(entry.path().join("ifindex")).ok();
+        if number.is_some() && number.as_deref() == link {
+            traces.insert(format!("link {}", entry.path().display()));
+        }
     }
     if directory.exists() {
         traces.insert(format!("directory {text}"));
@@ -365,8 +438,8 @@ fn traces_of(directory: &Path, network: Option<&str>) -> BTreeSet<String> {
     traces
 }
 
-fn expect_no_trace(directory: &Path, network: Option<&str>) -> Result<()> {
-    let traces = traces_of(directory, network);
+fn expect_no_trace(directory: &Path, link: Option<&str>) -> Result<()> {
+    let traces = traces_of(directory, link);
     ensure!(traces.is_empty(), "left behind: {traces:#?}");
     Ok(())
 }

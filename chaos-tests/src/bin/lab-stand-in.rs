@@ -1,10 +1,13 @@
 //! Stands in for the `rswarm` binary where the lab itself is under test: it has the lab's hidden
-//! commands, and can answer and ask over TCP.
+//! commands, can answer and ask over TCP, and has a daemon that writes down what it is asked to do
+//! and answers HTTP on the demonstration's port.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::net::{UnixListener, UnixStream},
     process::ExitCode,
+    thread,
     time::Duration,
 };
 
@@ -17,7 +20,9 @@ fn main() -> ExitCode {
     let result = match words[..] {
         ["answer", port] => answer(port),
         ["ask", address] => ask(address),
-        _ => Err("usage: lab-stand-in answer PORT | ask ADDRESS:PORT".into()),
+        ["daemon", ..] => daemon(&words),
+        ["init" | "join" | "join-token" | "node" | "service", ..] => client(&words),
+        _ => Err("usage: lab-stand-in answer PORT | ask ADDRESS:PORT | daemon … | init … | join …".into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -50,5 +55,37 @@ fn ask(address: &str) -> Result<()> {
     let mut said = String::new();
     stream.read_to_string(&mut said)?;
     print!("{said}");
+    Ok(())
+}
+
+/// Notes its own command line and those of its clients on standard error.
+fn daemon(words: &[&str]) -> Result<()> {
+    eprintln!("{}", words.join(" "));
+    let socket = words.iter().skip_while(|word| **word != "--socket").nth(1).ok_or("--socket is missing")?;
+    let socket = UnixListener::bind(socket)?;
+    let http = TcpListener::bind(("0.0.0.0", 8080))?;
+    thread::spawn(move || {
+        for mut stream in http.incoming().flatten() {
+            // The caller may be gone already, which is no concern of the next one.
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    loop {
+        let (stream, _) = socket.accept()?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        eprint!("{line}");
+    }
+}
+
+/// Hands its command line to the daemon, and prints a word where one is expected.
+fn client(words: &[&str]) -> Result<()> {
+    let mut stream = UnixStream::connect(std::env::var("RSWARM_SOCKET")?)?;
+    writeln!(stream, "{}", words.join(" "))?;
+    match words {
+        ["join-token", role, ..] => println!("token-of-a-{role}"),
+        ["join", ..] if words.contains(&"wrong") => return Err("this token is wrong".into()),
+        _ => {}
+    }
     Ok(())
 }

@@ -23,6 +23,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use nix::{
+    errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
     sys::{
@@ -108,8 +109,10 @@ fn init(arguments: &[OsString]) -> Result<ExitCode> {
     let groups = groups_of(directory).node(&name);
     leave_caller()?;
     groups.enter()?;
-    unshare(NAMESPACES).context("cannot make the namespaces of a node")?;
+    // The mounts follow after the fork, so that the one who stays behind keeps this machine's /proc.
+    unshare(NAMESPACES.difference(CloneFlags::CLONE_NEWNS)).context("cannot make a node's namespaces")?;
     if become_child()? {
+        unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
         let mut machine = Machine::boot(directory, &record, &node, &groups)?;
         announce_ready()?;
         machine.run()?;
@@ -376,7 +379,11 @@ fn let_go_of_namespaces() -> Result<()> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
     for line in table.lines().filter(|line| line.contains(" - nsfs ")) {
         if let Some(point) = line.split(' ').nth(4) {
-            umount2(point, MntFlags::MNT_DETACH).with_context(|| format!("cannot detach {point}"))?;
+            match umount2(point, MntFlags::MNT_DETACH) {
+                // Its owner has removed it since the table was read.
+                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+                Err(error) => return Err(error).with_context(|| format!("cannot detach {point}")),
+            }
         }
     }
     Ok(())

@@ -159,6 +159,8 @@ pub struct Status {
     pub switch: bool,
     /// The network of its nodes, once chosen.
     pub network: Option<String>,
+    /// This machine's end of the cable to its switch, once there is one.
+    pub link: Option<String>,
     /// Its nodes.
     pub nodes: Vec<NodeStatus>,
     /// Links that pass nothing.
@@ -211,7 +213,8 @@ pub type Progress<'a> = &'a mut dyn FnMut(&str, &str);
 
 impl Lab {
     /// Makes a lab, boots its nodes and forms a cluster of them. It is removed when the value is
-    /// dropped, unless [`Lab::keep`] is called.
+    /// dropped, unless [`Lab::keep`] is called. If the thread panics meanwhile, or `RSWARM_LAB_KEEP`
+    /// is set, its files stay, so that the logs can be read.
     pub fn up(options: &Options) -> Result<Self> {
         Self::up_with(options, &mut |_, _| (), &AtomicBool::new(false))
     }
@@ -331,6 +334,7 @@ impl Lab {
             directory: self.directory.clone(),
             switch: record.switch.is_some_and(Process::is_alive),
             network: record.subnet.map(|subnet| subnet.to_string()),
+            link: record.subnet.map(Subnet::host_link),
             nodes,
             cuts: record.cuts.into_iter().collect(),
         })
@@ -503,9 +507,6 @@ impl Lab {
         if record.switch.is_some_and(Process::is_alive) {
             return Ok(());
         }
-        if let Some(subnet) = record.subnet {
-            wire::disconnect_host(subnet)?;
-        }
         let arguments = [self.directory.as_os_str()];
         let log = self.directory.join("switch.log");
         let switch = spawn(&record.program, machine::SWITCH, &arguments, &log)?;
@@ -580,15 +581,20 @@ impl Lab {
     /// Ends all processes and takes back all the kernel holds for the lab. Files stay.
     fn stop_everything(&self) -> Result<()> {
         let record = Record::read(&self.directory).ok().flatten();
-        if let Some(subnet) = record.as_ref().and_then(|record| record.subnet) {
-            wire::disconnect_host(subnet)?;
-        }
         let known = record.iter().flat_map(|record| {
             record.switch.into_iter().chain(record.nodes.iter().filter_map(|node| node.init))
         });
         let directory = self.directory.as_os_str().as_bytes();
         let found = [machine::SWITCH, machine::INIT, machine::ENTER]
             .map(|command| process::with_arguments(&[command.as_bytes(), directory]));
+        for switch in &found[0] {
+            // One that has ended meanwhile has taken its cable along.
+            if let Err(error) = wire::disconnect_host(*switch)
+                && switch.is_alive()
+            {
+                return Err(error);
+            }
+        }
         let processes: Vec<Process> = known.chain(found.into_iter().flatten()).collect();
         for process in &processes {
             process.signal(Signal::KILL).with_context(|| format!("cannot kill process {}", process.pid))?;
@@ -642,7 +648,7 @@ impl Drop for Lab {
         if !self.owned {
             return;
         }
-        let result = if thread::panicking() {
+        let result = if thread::panicking() || std::env::var_os("RSWARM_LAB_KEEP").is_some() {
             eprintln!("the lab's files are kept in {}", self.directory.display());
             self.stop_everything()
         } else {

@@ -8,23 +8,23 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
+    fs,
     future::Future,
-    net::{IpAddr, Ipv4Addr},
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    net::IpAddr,
+    path::Path,
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
-use futures_util::TryStreamExt;
-use nix::sched::{CloneFlags, setns};
-use rtnetlink::{
-    Error as NetlinkError, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
-    packet_route::{
-        link::{InfoData, InfoVeth, LinkAttribute},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope, RouteType},
-        rule::RuleAction,
-    },
+use rswarm_netoverlay::device::{
+    link::{Links, Route},
+    netns::Netns,
+};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage};
+use rtnetlink::packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
 use super::{
@@ -38,8 +38,18 @@ const HOST_PORT: &str = "host";
 /// The name of a node's network device, inside the node.
 const NODE_DEVICE: &str = "eth0";
 
-/// Tables and rules of a port are numbered from here by the node's number.
+/// A port's table, and the rule that leads there, are numbered from here by the node's number.
 const TABLE_BASE: u32 = 1000;
+
+/// What a port's table does not know is swallowed by a rule numbered from here.
+const SWALLOW_BASE: u32 = 2000;
+
+/// How long the link of a dead switch may linger, and how often to look.
+const DYING_LINK_PATIENCE: Duration = Duration::from_secs(5);
+const RETRY_DELAY: Duration = Duration::from_millis(10);
+
+/// The largest packet on the wire, in bytes: Ethernet's.
+const MTU: u32 = 1500;
 
 /// A node as the switch sees it.
 #[derive(Debug, Clone)]
@@ -53,18 +63,16 @@ pub(super) struct Port {
 /// Chooses the first subnet nothing on this machine has a route into, or the given one, and claims it
 /// by creating this machine's end of the cable to `switch`.
 pub(super) fn connect_host(switch: Process, fixed: Option<Subnet>) -> Result<Subnet> {
-    let namespace = network_of(switch)?;
-    on_netlink(None, async move |net| {
-        let taken = prefixes(&net).await?;
-        let candidates = Subnet::candidates().filter(|subnet| fixed.is_none_or(|fixed| *subnet == fixed));
-        for subnet in candidates.filter(|subnet| !taken.iter().any(|used| subnet.overlaps(*used))) {
-            let claimed = veth(&net, &subnet.host_link(), HOST_PORT, namespace.as_fd()).await;
-            match claimed {
-                Err(error) if is(&error, nix::libc::EEXIST) => continue,
-                claimed => claimed.context("cannot lay a cable from this machine to the switch")?,
+    let there = network_of(switch)?;
+    let end = Instant::now() + DYING_LINK_PATIENCE;
+    on_links(&here()?, async |links| {
+        loop {
+            match claim(&links, &there, fixed).await? {
+                Some(subnet) => return Ok(subnet),
+                // The link of a switch that has just died goes a moment after it.
+                None if fixed.is_some() && Instant::now() < end => tokio::time::sleep(RETRY_DELAY).await,
+                None => break,
             }
-            address(&net, &subnet.host_link(), subnet.host(), 24).await?;
-            return Ok(subnet);
         }
         Err(match fixed {
             Some(subnet) => {
@@ -75,204 +83,151 @@ pub(super) fn connect_host(switch: Process, fixed: Option<Subnet>) -> Result<Sub
     })
 }
 
+async fn claim(links: &Links, there: &Netns, fixed: Option<Subnet>) -> Result<Option<Subnet>> {
+    let routes = links.routes(false, None).await?;
+    let taken: Vec<_> = routes.iter().filter_map(|route| route.destination).collect();
+    let free = |subnet: &Subnet| {
+        taken.iter().all(|used| match used {
+            (IpAddr::V4(base), length) => !subnet.overlaps((*base, *length)),
+            _ => true,
+        })
+    };
+    for subnet in
+        Subnet::candidates().filter(|subnet| fixed.is_none_or(|fixed| *subnet == fixed)).filter(free)
+    {
+        let name = subnet.host_link();
+        if links.find(&name).await?.is_some() {
+            continue;
+        }
+        match links.create_veth(&name, MTU, HOST_PORT, there).await {
+            Err(error) if error.is_present() => continue,
+            claimed => claimed?,
+        }
+        links.ensure_address(&name, subnet.host().into(), 24).await?;
+        links.set_up(&name).await?;
+        return Ok(Some(subnet));
+    }
+    Ok(None)
+}
+
 /// Readies the switch's side of the cable to this machine.
 pub(super) fn ready_switch(switch: Process, subnet: Subnet) -> Result<()> {
-    on_netlink(Some(network_of(switch)?), async |net| {
-        address(&net, "lo", subnet.switch(), 32).await?;
-        up(&net, HOST_PORT).await?;
-        settle_port(HOST_PORT)?;
-        let route = route(RT_MAIN, subnet.host(), index(&net, HOST_PORT).await?);
-        net.route().add(route).replace().execute().await.context("cannot route to this machine")
+    on_links(&network_of(switch)?, async |links| {
+        // A switch with an address can ask for others' properly.
+        links.ensure_address("lo", subnet.switch().into(), 32).await?;
+        links.set_up("lo").await?;
+        ready_port(&links, HOST_PORT).await?;
+        Ok(links.ensure_route(&Route::direct(subnet.host().into(), 32, HOST_PORT)).await?)
     })
 }
 
-/// Removes this machine's end of the cable, and with it the other end. Fine if it is gone.
-pub(super) fn disconnect_host(subnet: Subnet) -> Result<()> {
-    on_netlink(None, async |net| remove_link(&net, &subnet.host_link()).await)
+/// Removes the cable between this machine and a switch, from the switch's side: there it cannot be
+/// mistaken for another lab's. Fine if it is gone.
+pub(super) fn disconnect_host(switch: Process) -> Result<()> {
+    on_links(&network_of(switch)?, async |links| Ok(links.delete(HOST_PORT).await?))
 }
 
 /// Lays the cable between a node and the switch.
 pub(super) fn plug(switch: Process, node: Process, port: &Port, subnet: Subnet) -> Result<()> {
     let inside = network_of(node)?;
-    let namespace = inside.try_clone().context("cannot duplicate a descriptor")?;
-    let name = port.name.clone();
-    on_netlink(Some(network_of(switch)?), async move |net| {
-        remove_link(&net, &name).await?;
-        veth(&net, &name, NODE_DEVICE, namespace.as_fd())
-            .await
-            .with_context(|| format!("cannot lay a cable to {name}"))?;
-        up(&net, &name).await?;
-        settle_port(&name)
+    on_links(&network_of(switch)?, async |links| {
+        links.delete(&port.name).await?;
+        links.create_veth(&port.name, MTU, NODE_DEVICE, &inside).await?;
+        ready_port(&links, &port.name).await
     })?;
-    let own = subnet.node(port.number);
-    on_netlink(Some(inside), async move |net| {
-        up(&net, "lo").await?;
-        address(&net, NODE_DEVICE, own, 24).await
+    on_links(&inside, async |links| {
+        links.set_up("lo").await?;
+        links.ensure_address(NODE_DEVICE, subnet.node(port.number).into(), 24).await?;
+        Ok(links.set_up(NODE_DEVICE).await?)
     })
 }
 
 /// Pulls the cable of a node out of the switch. Fine if it is out.
 pub(super) fn unplug(switch: Process, name: &str) -> Result<()> {
-    on_netlink(Some(network_of(switch)?), async |net| remove_link(&net, name).await)
+    on_links(&network_of(switch)?, async |links| Ok(links.delete(name).await?))
 }
 
 /// Makes the switch pass exactly what it should: everything between `ports`, except what is cut.
 pub(super) fn pass(switch: Process, ports: &[Port], cuts: &BTreeSet<Cut>, subnet: Subnet) -> Result<()> {
-    on_netlink(Some(network_of(switch)?), async |net| {
-        let host = index(&net, HOST_PORT).await?;
-        let mut links = Vec::new();
-        for port in ports {
-            links.push((port, index(&net, &port.name).await?));
-        }
-        for (port, link) in &links {
-            let main = route(RT_MAIN, subnet.node(port.number), *link);
-            net.route().add(main).replace().execute().await.context("cannot route to a node")?;
-        }
-        for (from, _) in &links {
+    on_links(&network_of(switch)?, async |links| {
+        let way_to = |port: &Port| Route::direct(subnet.node(port.number).into(), 32, &port.name);
+        for from in ports {
+            links.ensure_route(&way_to(from)).await?;
             let table = TABLE_BASE + u32::from(from.number);
-            let mut wanted = vec![route(table, subnet.host(), host), swallow(table)];
-            let mut unwanted = Vec::new();
-            for (to, link) in links.iter().filter(|(to, _)| to.number != from.number) {
-                let cut = cuts.contains(&Cut { from: from.name.clone(), to: to.name.clone() });
-                let list = if cut { &mut unwanted } else { &mut wanted };
-                list.push(route(table, subnet.node(to.number), *link));
+            let in_table = |route: Route| Route { table: Some(table), ..route };
+            let host = Route::direct(subnet.host().into(), 32, HOST_PORT);
+            links.ensure_route(&in_table(host)).await?;
+            for to in ports.iter().filter(|to| to.number != from.number) {
+                let way = in_table(way_to(to));
+                if cuts.contains(&Cut { from: from.name.clone(), to: to.name.clone() }) {
+                    links.remove_route(&way).await?;
+                } else {
+                    links.ensure_route(&way).await?;
+                }
             }
-            for message in wanted {
-                net.route().add(message).replace().execute().await.context("cannot join a link")?;
-            }
-            for message in unwanted {
-                done_unless(net.route().del(message).execute().await, nix::libc::ESRCH)
-                    .context("cannot cut a link")?;
-            }
-            let rule = net.rule().add().v4().input_interface(&from.name).table_id(table);
-            let rule = rule.priority(table).action(RuleAction::ToTable);
-            done_unless(rule.execute().await, nix::libc::EEXIST)
-                .with_context(|| format!("cannot direct what {} sends", from.name))?;
+            ensure_rule(&links, &from.name, table, RuleAction::ToTable, Some(table)).await?;
+            let swallow = SWALLOW_BASE + u32::from(from.number);
+            ensure_rule(&links, &from.name, swallow, RuleAction::Blackhole, None).await?;
         }
         Ok(())
     })
 }
 
-const RT_MAIN: u32 = 254;
-
-/// Runs `work` with a netlink connection of the given network namespace, or of this process's.
-///
-/// The namespace is entered on a thread that ends with the work, because it belongs to the thread.
-fn on_netlink<T, W, F>(namespace: Option<File>, work: W) -> Result<T>
+/// Runs `work` with the links of a namespace, on a thread of its own: the caller may be inside a
+/// runtime already.
+fn on_links<T, W, F>(namespace: &Netns, work: W) -> Result<T>
 where
     T: Send,
-    W: FnOnce(Handle) -> F + Send,
+    W: FnOnce(Links) -> F + Send,
     F: Future<Output = Result<T>>,
 {
-    let run = move || -> Result<T> {
-        if let Some(namespace) = namespace {
-            setns(namespace, CloneFlags::CLONE_NEWNET).context("cannot enter a network namespace")?;
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start a runtime for netlink")?;
-        runtime.block_on(async {
-            let (connection, handle, _) =
-                rtnetlink::new_connection().context("cannot open a netlink socket")?;
-            let driver = tokio::spawn(connection);
-            let result = work(handle).await;
-            driver.abort();
-            result
-        })
+    let run = || -> Result<T> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("cannot start a runtime for netlink")?;
+        runtime.block_on(async { work(Links::open(namespace)?).await })
     };
     thread::scope(|scope| {
         scope.spawn(run).join().unwrap_or_else(|_| Err(anyhow!("the netlink thread panicked")))
     })
 }
 
-fn network_of(process: Process) -> Result<File> {
-    let path = format!("/proc/{}/ns/net", process.pid);
-    let namespace = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+fn here() -> Result<Netns> {
+    Ok(Netns::current()?)
+}
+
+fn network_of(process: Process) -> Result<Netns> {
+    let namespace = Netns::open(Path::new(&format!("/proc/{}/ns/net", process.pid)))?;
     if !process.is_alive() {
         return Err(anyhow!("process {} has ended, and its network with it", process.pid));
     }
     Ok(namespace)
 }
 
-/// One veth: `here` in the namespace of the connection, `there` in the given one.
-async fn veth(net: &Handle, here: &str, there: &str, namespace: BorrowedFd<'_>) -> Result<(), NetlinkError> {
-    let peer = LinkMessageBuilder::<LinkUnspec>::new()
-        .name(there.to_string())
-        .append_extra_attribute(LinkAttribute::NetNsFd(namespace.as_raw_fd()))
-        .build();
-    let pair = LinkVeth::new(here, there).set_info_data(InfoData::Veth(InfoVeth::Peer(peer))).build();
-    net.link().add(pair).execute().await
+async fn ready_port(links: &Links, name: &str) -> Result<()> {
+    links.set_proxy_arp(name)?;
+    links.netns().set_sysctls(&[(&format!("net/ipv4/conf/{name}/rp_filter"), "0")])?;
+    Ok(links.set_up(name).await?)
 }
 
-async fn index(net: &Handle, name: &str) -> Result<u32> {
-    let found = net.link().get().match_name(name.to_string()).execute().try_next().await;
-    let link = found.with_context(|| format!("cannot find the link {name}"))?;
-    Ok(link.with_context(|| format!("there is no link {name}"))?.header.index)
-}
-
-async fn up(net: &Handle, name: &str) -> Result<()> {
-    let change = LinkUnspec::new_with_index(index(net, name).await?).up().build();
-    net.link().change(change).execute().await.with_context(|| format!("cannot switch on the link {name}"))
-}
-
-async fn address(net: &Handle, name: &str, own: Ipv4Addr, length: u8) -> Result<()> {
-    let link = index(net, name).await?;
-    let added = net.address().add(link, IpAddr::V4(own), length).replace().execute().await;
-    added.with_context(|| format!("cannot give {own}/{length} to {name}"))?;
-    up(net, name).await
-}
-
-async fn remove_link(net: &Handle, name: &str) -> Result<()> {
-    let link = match net.link().get().match_name(name.to_string()).execute().try_next().await {
-        Err(error) if is(&error, nix::libc::ENODEV) => return Ok(()),
-        found => found.with_context(|| format!("cannot find the link {name}"))?,
-    };
-    let Some(link) = link else { return Ok(()) };
-    done_unless(net.link().del(link.header.index).execute().await, nix::libc::ENODEV)
-        .with_context(|| format!("cannot remove the link {name}"))
-}
-
-/// Every prefix this machine has a route into, apart from the default.
-async fn prefixes(net: &Handle) -> Result<Vec<(Ipv4Addr, u8)>> {
-    let mut routes = net.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute();
-    let mut found = Vec::new();
-    while let Some(route) = routes.try_next().await.context("cannot read this machine's routes")? {
-        let length = route.header.destination_prefix_length;
-        for attribute in &route.attributes {
-            if let (RouteAttribute::Destination(RouteAddress::Inet(base)), 1..) = (attribute, length) {
-                found.push((*base, length));
-            }
-        }
+/// Decides what becomes of the packets that come in at a port.
+async fn ensure_rule(
+    links: &Links,
+    port: &str,
+    priority: u32,
+    action: RuleAction,
+    table: Option<u32>,
+) -> Result<()> {
+    let mut rule = RuleMessage::default();
+    rule.header.family = AddressFamily::Inet;
+    rule.header.action = action;
+    rule.attributes = vec![RuleAttribute::Iifname(port.to_string()), RuleAttribute::Priority(priority)];
+    rule.attributes.extend(table.map(RuleAttribute::Table));
+    let mut message = NetlinkMessage::from(RouteNetlinkMessage::NewRule(rule));
+    message.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+    match links.request(message, &format!("add a rule for what comes from {port}")).await {
+        Err(error) if error.is_present() => Ok(()),
+        result => Ok(result?),
     }
-    Ok(found)
-}
-
-fn route(table: u32, to: Ipv4Addr, link: u32) -> RouteMessage {
-    RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(to, 32)
-        .output_interface(link)
-        .scope(RouteScope::Link)
-        .table_id(table)
-        .build()
-}
-
-fn swallow(table: u32) -> RouteMessage {
-    RouteMessageBuilder::<Ipv4Addr>::new().kind(RouteType::BlackHole).table_id(table).build()
-}
-
-/// Lets a port answer for others, and at once. These files show the namespace of the calling thread.
-fn settle_port(name: &str) -> Result<()> {
-    for (file, value) in [
-        (format!("conf/{name}/proxy_arp"), "1"),
-        (format!("conf/{name}/rp_filter"), "0"),
-        (format!("conf/{name}/send_redirects"), "0"),
-        (format!("neigh/{name}/proxy_delay"), "0"),
-    ] {
-        let file = format!("/proc/sys/net/ipv4/{file}");
-        fs::write(&file, value).with_context(|| format!("cannot write {file}"))?;
-    }
-    Ok(())
 }
 
 /// What holds for the switch as a whole. Called by the process that holds its namespace.
@@ -289,15 +244,4 @@ pub(super) fn settle_switch() -> Result<()> {
     // A kernel without this protocol has nothing to switch off.
     let _ = fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
     Ok(())
-}
-
-fn is(error: &NetlinkError, errno: i32) -> bool {
-    matches!(error, NetlinkError::NetlinkError(message) if message.raw_code() == -errno)
-}
-
-fn done_unless(result: Result<(), NetlinkError>, fine: i32) -> Result<()> {
-    match result {
-        Err(error) if is(&error, fine) => Ok(()),
-        result => Ok(result?),
-    }
 }
