@@ -31,7 +31,7 @@ mod sandbox;
 mod uplink;
 
 pub use filter::Vip;
-pub use sandbox::{DnsSockets, Sandbox};
+pub use sandbox::{DnsSockets, NAME_SERVER, Sandbox};
 pub use uplink::{Uplink, UplinkReport};
 
 /// The TUN that leads to the other nodes.

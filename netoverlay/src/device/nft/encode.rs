@@ -1,4 +1,5 @@
-//! The kernel's form of tables: expressions over registers, and messages of one transaction.
+//! The kernel's form of tables: expressions over registers, and messages of one transaction. The attributes of
+//! expressions are numbered as in the kernel's header `linux/netfilter/nf_tables.h`.
 
 use std::net::IpAddr;
 
