@@ -26,40 +26,30 @@ impl Store {
     /// with the last container.
     ///
     /// # Errors
-    /// [`Error::InUse`] and those of [`Store::resolve`].
+    /// [`Error::InUse`], [`Error::NotFound`], and [`Error::Ambiguous`] for the beginning of several ids.
     pub fn remove(&self, name: &str, force: bool) -> Result<Swept> {
         let reference = name.parse::<Reference>().ok();
-        let named = reference
-            .filter(|reference| self.index().is_ok_and(|index| index.references.contains_key(reference)));
-        let image = match &named {
-            Some(reference) => {
-                let index = self.index()?;
-                index
-                    .find(reference)
-                    .map(|digest| index.image(&digest))
-                    .ok_or_else(|| Error::NotFound(name.into()))?
-            }
-            None => self.resolve(name)?,
-        };
-        // The lock makes the question for leases and the removal one step.
+        // The lock makes finding the image, asking for leases and removing it one step.
         self.update(|index| {
-            let last = named.is_none()
-                || index.references.values().filter(|digest| **digest == image.digest).count() <= 1;
-            let holders: Vec<String> = self
-                .leases()?
-                .into_iter()
-                .filter(|(_, digest)| *digest == image.digest)
-                .map(|(name, _)| name)
-                .collect();
+            let named = reference.as_ref().filter(|reference| index.references.contains_key(reference));
+            let digest = match reference.as_ref().and_then(|reference| index.find(reference)) {
+                Some(digest) => digest,
+                None => index.by_id(name)?.ok_or_else(|| Error::NotFound(name.into()))?,
+            };
+            let names = index.references.values().filter(|image| **image == digest).count();
+            let last = named.is_none() || names <= 1;
+            let leases = self.leases()?;
+            let holders: Vec<&str> =
+                leases.iter().filter(|(_, image)| **image == digest).map(|(holder, _)| &**holder).collect();
             if last && !holders.is_empty() && !force {
                 return Err(Error::InUse { image: name.into(), holders: holders.join(", ") });
             }
-            match &named {
+            match named {
                 Some(reference) => drop(index.references.remove(reference)),
-                None => index.references.retain(|_, digest| *digest != image.digest),
+                None => index.references.retain(|_, image| *image != digest),
             }
             if last {
-                index.forget(&image.digest, !holders.is_empty());
+                index.forget(&digest, !holders.is_empty());
             }
             Ok(())
         })?;

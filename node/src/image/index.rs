@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, Image, Reference, builtin};
+use super::{Digest, Error, Image, Reference, Result, builtin};
 
 #[derive(Serialize, Deserialize, Default, Clone)]
 pub(super) struct Index {
@@ -49,6 +49,22 @@ impl Index {
         match self.images.iter().find(has) {
             Some((digest, _)) => Some(digest.clone()),
             None => reference.digest().filter(|digest| by_name(digest)).cloned(),
+        }
+    }
+
+    /// The manifest digest that a digest, an id or the beginning of one stands for.
+    pub fn by_id(&self, text: &str) -> Result<Option<Digest>> {
+        let id = text.strip_prefix("sha256:").unwrap_or(text).to_ascii_lowercase();
+        if !(4..=64).contains(&id.len()) || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Ok(None);
+        }
+        let fits = |(digest, record): &(&Digest, &Record)| {
+            digest.hex().starts_with(&id) || record.config.hex().starts_with(&id)
+        };
+        let mut found = self.images.iter().filter(fits).map(|(digest, _)| digest);
+        match (found.next(), found.next()) {
+            (Some(_), Some(_)) => Err(Error::Ambiguous(text.into())),
+            (found, _) => Ok(found.cloned()),
         }
     }
 

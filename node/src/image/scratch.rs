@@ -5,11 +5,14 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, flock, syncfs};
 use rustix::io::Errno;
 
 use super::digest::Hasher;
 use super::{Digest, Doing, Result, Store, refused};
+
+/// Files of a tree that is made durable file by file.
+const SYNCED_ONE_BY_ONE_MAX: usize = 64;
 
 /// Held while something is added; nothing is collected meanwhile.
 pub(super) type Adding = Lock;
@@ -141,6 +144,39 @@ pub(super) fn is_disk(error: &io::Error) -> bool {
 
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+/// Makes a tree durable: file by file if it is small, since the whole file system may have much else to write.
+pub(super) fn sync_tree(root: &Path) -> io::Result<()> {
+    match sync_small_tree(root) {
+        Ok(true) => Ok(()),
+        // Without root's rights not every file of an image can be opened.
+        Err(error) if error.kind() != io::ErrorKind::PermissionDenied => Err(error),
+        Ok(false) | Err(_) => Ok(syncfs(File::open(root)?)?),
+    }
+}
+
+/// Returns `false` if the tree is too large.
+fn sync_small_tree(root: &Path) -> io::Result<bool> {
+    let mut waiting = vec![root.to_path_buf()];
+    let mut files = Vec::new();
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                waiting.push(entry.path());
+            } else if kind.is_file() {
+                files.push(entry.path());
+            }
+            if files.len() + waiting.len() > SYNCED_ONE_BY_ONE_MAX {
+                return Ok(false);
+            }
+        }
+        files.push(directory);
+    }
+    files.iter().try_for_each(|path| File::open(path)?.sync_all())?;
+    Ok(true)
 }
 
 /// The names in a directory that are valid text; the store makes no others.

@@ -6,10 +6,10 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use rustix::fs::{FlockOperation, XattrFlags, syncfs};
+use rustix::fs::{FlockOperation, XattrFlags};
 
 use super::index::{Index, Record};
-use super::scratch::{Adding, Ingest, Lock, Scratch, is_disk, sync_directory, unique};
+use super::scratch::{Adding, Ingest, Lock, Scratch, is_disk, sync_directory, sync_tree, unique};
 use super::unpack::{self, Marks};
 use super::{Digest, Doing, Error, ImageConfig, Reference, Result, builtin, config, refused};
 
@@ -138,8 +138,6 @@ impl Store {
     /// [`Error::Ambiguous`] for the beginning of several ids.
     pub fn resolve(&self, name: &str) -> Result<Image> {
         let index = self.index()?;
-        let is_id =
-            |text: &str| (4..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
         let named: Result<Reference> = name.parse().map_err(Error::from);
         if let Ok(reference) = &named
             && let Some(digest) = index.find(reference)
@@ -154,17 +152,8 @@ impl Store {
         {
             return self.builtin(reference);
         }
-        let id = name.strip_prefix("sha256:").unwrap_or(name).to_ascii_lowercase();
-        if is_id(&id) {
-            let fits = |(digest, record): &(&Digest, &Record)| {
-                digest.hex().starts_with(&id) || record.config.hex().starts_with(&id)
-            };
-            let mut found = index.images.iter().filter(fits).map(|(digest, _)| digest);
-            match (found.next(), found.next()) {
-                (Some(digest), None) => return Ok(index.image(digest)),
-                (Some(_), Some(_)) => return Err(Error::Ambiguous(name.into())),
-                (None, _) => {}
-            }
+        if let Some(digest) = index.by_id(name)? {
+            return Ok(index.image(&digest));
         }
         named?;
         Err(Error::NotFound(name.into()))
@@ -381,7 +370,7 @@ impl Store {
         let diff_id = fill(&root)?;
         let target = self.inner.directory.join("layers").join(diff_id.hex());
         let publish = || {
-            syncfs(File::open(&root)?)?;
+            sync_tree(&root)?;
             match fs::rename(&scratch.0, &target) {
                 // Somebody else was first, with the same content.
                 Err(_) if target.join("fs").is_dir() => Ok(()),
