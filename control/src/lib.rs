@@ -19,6 +19,8 @@ mod plan;
 mod reaper;
 mod scheduler;
 pub mod state;
+#[cfg(test)]
+mod testing;
 mod tick;
 pub mod time;
 pub mod worker;
