@@ -102,7 +102,10 @@ pub fn advertise_addr(given: &str, port: u16) -> Result<SocketAddr> {
     if !name.is_empty() {
         let found = addresses.iter().find(|(interface, _)| interface == name);
         let (_, ip) = found.with_context(|| {
-            format!("`{name}` is neither an address nor an interface of this machine; it has {}", listing(&addresses))
+            format!(
+                "`{name}` is neither an address nor an interface of this machine; it has {}",
+                listing(&addresses)
+            )
         })?;
         return Ok(SocketAddr::new(IpAddr::V4(*ip), port));
     }

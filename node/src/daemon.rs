@@ -90,7 +90,8 @@ impl Daemon {
 
     async fn try_resume(&self) -> Result<Option<Arc<Member>>> {
         let Some(identity) = Identity::load(&self.ground.config.state_dir)? else { return Ok(None) };
-        let addr = identity.listen_addr.parse().context("the identity on disk has a malformed listen address")?;
+        let addr =
+            identity.listen_addr.parse().context("the identity on disk has a malformed listen address")?;
         let listener = listen::bind(addr).await?;
         Member::start(self.ground.clone(), identity, listener, None).await.map(Some)
     }

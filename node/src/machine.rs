@@ -5,7 +5,10 @@ use rswarm_control::model::{Description, Resources};
 
 /// The machine's host name.
 pub fn hostname() -> String {
-    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "unknown".into())
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_else(|| "unknown".into())
 }
 
 /// Its means, its kind, and what does not work on it.

@@ -207,7 +207,10 @@ impl Member {
                 agent::Order::None => {}
                 agent::Order::Be(list) => {
                     if let Err(error) = self.be(&list).await {
-                        tracing::error!(error = format!("{error:#}"), "cannot take the role the cluster gives");
+                        tracing::error!(
+                            error = format!("{error:#}"),
+                            "cannot take the role the cluster gives"
+                        );
                     }
                 }
                 agent::Order::Gone(words) => {
@@ -257,7 +260,8 @@ impl Member {
             if let Some(manager) = self.manager.swap(None) {
                 manager.stop().await;
             }
-            rswarm_raft::wipe(&manager::raft_dir(&self.state_dir)).context("cannot remove the manager's log")?;
+            rswarm_raft::wipe(&manager::raft_dir(&self.state_dir))
+                .context("cannot remove the manager's log")?;
         }
         Ok(())
     }
@@ -295,8 +299,7 @@ impl Member {
         let leader = self.agent.leader().context("no leader is known")?;
         let channel = self.dialer.channel(&leader.node, &leader.addr, Line::Calls)?;
         let request = pb::IssueCertificateRequest { csr_pem, ..Default::default() };
-        let issued =
-            pb::join_client::JoinClient::new(channel).issue_certificate(request).await?.into_inner();
+        let issued = pb::join_client::JoinClient::new(channel).issue_certificate(request).await?.into_inner();
         self.credentials.replace(&issued.cert_pem, &identity.ca_pem, &key_pem)?;
         let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
         identity.cert_pem = issued.cert_pem;
@@ -359,7 +362,9 @@ impl FindLeader for Member {
     fn leader(&self) -> Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>> {
         Box::pin(async move {
             if let Some(words) = self.refused() {
-                return Err(Status::failed_precondition(format!("{words}: `rswarm leave --force`, then join again")));
+                return Err(Status::failed_precondition(format!(
+                    "{words}: `rswarm leave --force`, then join again"
+                )));
             }
             let Some(manager) = self.manager() else {
                 return Err(Status::failed_precondition(

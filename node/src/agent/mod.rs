@@ -7,7 +7,6 @@ mod table;
 mod work;
 
 use crate::executor::{self, Executor};
-use rswarm_shim::protocol::Exit;
 use crate::identity::tls::Credentials;
 use crate::identity::{Identity, ManagerAddr, write_atomically};
 use crate::member::Ground;
@@ -15,12 +14,14 @@ use crate::rpc::dial::Dialer;
 use anyhow::{Context, Result};
 use doors::Doors;
 use prost::Message;
-use rswarm_control::assignment::{Assignment, Difference};
+use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints;
 use rswarm_control::ids::{NodeId, TaskId};
 use rswarm_control::worker::{Action, Effect, Seen, Worker};
-use crate::overlay::Overlay;
+use rswarm_netoverlay::Overlay;
+use rswarm_netoverlay::table::NetworkId;
 use rswarm_proto::v1 as pb;
+use rswarm_shim::protocol::Exit;
 use session::{Managers, Outbox, Session};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -31,7 +32,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use work::Hands;
+use work::{Hands, Places};
 
 /// After a step that failed and must be done all the same.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -93,7 +94,7 @@ pub struct Agent {
     orders: watch::Receiver<Order>,
     clear: mpsc::Sender<oneshot::Sender<()>>,
     executor: Arc<Executor>,
-    overlay: Arc<Overlay>,
+    overlay: Overlay,
     session: CancellationToken,
 }
 
@@ -103,13 +104,14 @@ impl Agent {
         let Setting { ground, node, identity, credentials, dialer, stop, tracker } = setting;
         let my_addr: SocketAddr =
             identity.advertise_addr.parse().context("the identity on disk has a malformed address")?;
-        let overlay = Arc::new(crate::overlay::start(&ground.config, &identity, credentials).await?);
+        let overlay = crate::overlay::start(&ground.config, &identity, credentials)?;
         let dir = ground.config.state_dir.join("agent");
         let executor = ground.executor.clone();
         let events = executor.events();
-        let found = executor.list().into_iter().filter_map(|container| {
-            Some((work::task_of(&container.id)?, seen(&container.state)))
-        });
+        let found = executor
+            .list()
+            .into_iter()
+            .filter_map(|container| Some((work::task_of(&container.id)?, seen(&container.state))));
         let worker = Worker::new(node, found.collect());
 
         let (heard_sender, heard) = mpsc::channel(64);
@@ -139,7 +141,7 @@ impl Agent {
             overlay: overlay.clone(),
             node: node.to_string(),
         };
-        let mut agent = Loop {
+        let agent = Loop {
             node,
             my_addr,
             dir,
@@ -152,7 +154,8 @@ impl Agent {
             done: done_sender,
             clearing: None,
         };
-        agent.remember_table();
+        agent.remember_table().await;
+        agent.mend_networks().await;
         let session_stop = stop.child_token();
         tracker.spawn(session.keep(session_stop.clone()));
         tracker.spawn(agent.run(Inbox { heard, events, done, clears }, stop));
@@ -253,7 +256,7 @@ impl Loop {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                Some(heard) = inbox.heard.recv() => self.hear(heard),
+                Some(heard) = inbox.heard.recv() => self.hear(heard).await,
                 Some(event) = inbox.events.next() => self.happened(event),
                 Some((task, generation, seen)) = inbox.done.recv() => {
                     if self.steps.get(&task).is_some_and(|(current, _)| *current == generation) {
@@ -293,7 +296,7 @@ impl Loop {
         }
     }
 
-    fn hear(&mut self, heard: Heard) {
+    async fn hear(&mut self, heard: Heard) {
         if self.clearing.is_some() {
             return;
         }
@@ -310,7 +313,7 @@ impl Loop {
                 }
                 Err(error) => tracing::error!(%error, "the leader's assignment cannot be read"),
             },
-            Heard::Table(message) => self.table(&message, true),
+            Heard::Table(message) => self.table(&message, true).await,
             Heard::Managers(list) => {
                 self.orders.send_replace(Order::Be(list));
             }
@@ -342,24 +345,27 @@ impl Loop {
             let (hands, generation) = (self.hands.clone(), effect.generation);
             match effect.action {
                 Action::Report(report) => self.outbox.put(report.task, (&report).into()),
-                Action::Prepare(task) => self.step(task.id, generation, async move {
-                    Some(match hands.prepare(&task).await {
+                Action::Prepare(task) => {
+                    let places = self.places(&task);
+                    self.step(task.id, generation, async move {
+                    Some(match hands.prepare(&task, places).await {
                         Ok(()) => Seen::Prepared,
                         Err(error) => {
                             tracing::warn!(task = %task.id, error = format!("{error:#}"), "cannot prepare");
                             Seen::Unpreparable(format!("{error:#}"))
                         }
                     })
-                }),
+                })
+                }
                 Action::Start(task) => self.step(task, generation, async move {
                     // That it runs, or how it ended, comes as an event.
                     let error = hands.start(task).await.err()?;
                     tracing::warn!(%task, error = format!("{error:#}"), "cannot start");
                     Some(Seen::Ended { exit_code: error_code(&error), error: format!("{error:#}") })
                 }),
-                Action::Stop { task, grace } => self.step(task, generation, async move {
-                    hands.stop(task, grace).await
-                }),
+                Action::Stop { task, grace } => {
+                    self.step(task, generation, async move { hands.stop(task, grace).await })
+                }
                 Action::Remove(task) => self.step(task, generation, async move {
                     while let Err(error) = hands.remove(task).await {
                         tracing::warn!(%task, error = format!("{error:#}"), "cannot remove, trying again");
@@ -373,7 +379,12 @@ impl Loop {
 
     /// Carries out a step in the background. A step that is still under way is given up first: what comes later
     /// is what counts.
-    fn step(&mut self, task: TaskId, generation: u64, work: impl Future<Output = Option<Seen>> + Send + 'static) {
+    fn step(
+        &mut self,
+        task: TaskId,
+        generation: u64,
+        work: impl Future<Output = Option<Seen>> + Send + 'static,
+    ) {
         if let Some((_, earlier)) = self.steps.remove(&task) {
             earlier.abort();
         }
@@ -386,7 +397,7 @@ impl Loop {
         self.steps.insert(task, (generation, step.abort_handle()));
     }
 
-    fn table(&self, message: &pb::Table, keep: bool) {
+    async fn table(&self, message: &pb::Table, keep: bool) {
         let generation = message.generation;
         let table = match endpoints::Table::try_from(message.clone()) {
             Ok(table) => table,
@@ -396,8 +407,8 @@ impl Loop {
             }
         };
         let told = table::translate(&table, generation, self.node, self.my_addr);
-        if let Err(error) = self.hands.overlay.apply(told) {
-            tracing::warn!(error = format!("{error:#}"), "the overlay does not take the table");
+        if let Err(error) = self.hands.overlay.apply(told).await {
+            tracing::warn!(%error, "the overlay does not take the table");
         }
         if keep && let Err(error) = write_atomically(&self.dir.join(TABLE), &message.encode_to_vec()) {
             tracing::warn!(error = format!("{error:#}"), "cannot keep the table");
@@ -405,15 +416,42 @@ impl Loop {
     }
 
     /// Until the leader is heard, what was last heard holds: networks work without managers.
-    fn remember_table(&mut self) {
+    async fn remember_table(&self) {
         let Ok(bytes) = std::fs::read(self.dir.join(TABLE)) else { return };
         match pb::Table::decode(bytes.as_slice()) {
             Ok(mut message) => {
                 // Whatever comes from the leader is newer.
                 message.generation = 0;
-                self.table(&message, false);
+                self.table(&message, false).await;
             }
             Err(error) => tracing::warn!(%error, "the table of the last session cannot be read"),
+        }
+    }
+}
+
+impl Loop {
+    /// A task's networks by their numbers, with its addresses.
+    fn places(&self, task: &AssignedTask) -> Places {
+        let place = |(network, address): &(_, _)| {
+            Some((NetworkId::new(self.assignment.networks.get(network)?.vni)?, *address))
+        };
+        task.addresses.iter().filter_map(place).collect()
+    }
+
+    /// Gives the containers of an earlier daemon their name server back, and mends what is missing.
+    async fn mend_networks(&self) {
+        for container in self.hands.executor.list() {
+            let places = work::places(&container.labels);
+            if matches!(container.state, executor::State::Exited(_)) || places.is_empty() {
+                continue;
+            }
+            if let Err(error) = self.hands.attach(&container.id, places).await {
+                tracing::warn!(
+                    container = container.id,
+                    error = format!("{error:#}"),
+                    "cannot mend the network"
+                );
+            }
         }
     }
 }

@@ -17,7 +17,8 @@ pub fn translate(table: &told::Table, generation: u64, me: NodeId, my_addr: Sock
             Err(_) => tracing::warn!(node = %id, addr, "a node's address cannot be used"),
         }
     }
-    let known = |id: &NodeId| *id == me || table.peers.get(id).is_some_and(|addr| addr.parse::<SocketAddr>().is_ok());
+    let known =
+        |id: &NodeId| *id == me || table.peers.get(id).is_some_and(|addr| addr.parse::<SocketAddr>().is_ok());
     let numbers: BTreeMap<NetworkId, overlay::NetworkId> = table
         .networks
         .values()

@@ -7,7 +7,9 @@ use rswarm_control::assignment::AssignedTask;
 use rswarm_control::ids::TaskId;
 use rswarm_control::model::{ContainerSpec, Mount};
 use rswarm_control::worker::Seen;
-use crate::overlay::{Overlay, SandboxSpec};
+use rswarm_netoverlay::table::NetworkId;
+use rswarm_netoverlay::{Attach, Overlay};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,10 +30,15 @@ pub struct Hands {
     /// Where images come from.
     pub registries: Arc<Registries>,
     /// Joins networks.
-    pub overlay: Arc<Overlay>,
+    pub overlay: Overlay,
     /// This node's id, for its containers to know.
     pub node: String,
 }
+
+/// Networks, with an address in each. The first one has the default route.
+pub type Places = Vec<(NetworkId, Ipv4Addr)>;
+
+const NETWORK_LABEL: &str = "rswarm.network.";
 
 /// The id of a task's container in the executor.
 pub fn container_id(task: TaskId) -> String {
@@ -45,7 +52,9 @@ pub fn task_of(container: &str) -> Option<TaskId> {
 
 impl Hands {
     /// Gets the image, joins the networks, makes the container. What was made before is kept.
-    pub async fn prepare(&self, task: &AssignedTask) -> Result<()> {
+    ///
+    /// `places` are the task's networks with its address in each.
+    pub async fn prepare(&self, task: &AssignedTask, places: Places) -> Result<()> {
         let id = container_id(task.id);
         if self.executor.inspect(&id).is_ok() {
             return Ok(());
@@ -61,8 +70,11 @@ impl Hands {
         })
         .await?;
         let hostname = spec.hostname.clone().unwrap_or_else(|| id.chars().take(12).collect());
-        let netns = self.sandbox(task).await?;
-        let request = self.request(task, spec, &config, lower, hostname, netns)?;
+        let labels = labels(task, &places);
+        let netns = self.attach(&id, places).await?;
+        let mut request = self.request(task, spec, &config, lower, hostname)?;
+        request.netns = Some(netns);
+        request.labels = labels;
         if let Err(error) = self.executor.create(request).await {
             let _ = self.remove(task.id).await;
             return Err(error.into());
@@ -123,12 +135,10 @@ impl Hands {
         Ok(self.images.pull(&reference, &self.registries, |_| {}).await?)
     }
 
-    async fn sandbox(&self, task: &AssignedTask) -> Result<PathBuf> {
-        let spec = SandboxSpec {
-            id: container_id(task.id),
-            addresses: task.addresses.clone(),
-        };
-        self.overlay.attach(spec).await.context("cannot join the task's networks")
+    /// Joins a container's networks, or mends that.
+    pub async fn attach(&self, container: &str, networks: Places) -> Result<PathBuf> {
+        let attach = Attach { sandbox: container.to_owned(), networks };
+        self.overlay.attach(attach).await.context("cannot join the task's networks")
     }
 
     fn request(
@@ -138,7 +148,6 @@ impl Hands {
         config: &ImageConfig,
         lower: Vec<PathBuf>,
         hostname: String,
-        netns: PathBuf,
     ) -> Result<ContainerRequest> {
         let mut request = ContainerRequest::new(container_id(task.id), lower, command(spec, config)?);
         request.env = self.env(task, spec, config);
@@ -149,7 +158,6 @@ impl Hands {
         request.dns.servers = vec![RESOLVER];
         request.dns.options = vec!["ndots:0".into()];
         request.mounts = spec.mounts.iter().map(mount).collect();
-        request.netns = Some(netns);
         request.privileges.read_only_root = spec.read_only;
         let limits = task.spec.resources.limits;
         request.limits.nano_cpus = Some(limits.nano_cpus).filter(|cpus| *cpus > 0);
@@ -158,8 +166,6 @@ impl Hands {
         if !signal.is_empty() {
             request.stop_signal = signal_number(&signal)?;
         }
-        request.labels.insert("rswarm.service".into(), task.service_name.clone());
-        request.labels.insert("rswarm.task".into(), format!("{}.{}", task.service_name, task.slot));
         Ok(request)
     }
 
@@ -174,13 +180,43 @@ impl Hands {
         ];
         let said = spec.env.iter().map(|var| format!("{}={}", var.name, var.value));
         let mut env: Vec<String> = Vec::new();
-        for line in config.env.iter().cloned().chain(who.map(|(name, value)| format!("{name}={value}"))).chain(said) {
+        for line in
+            config.env.iter().cloned().chain(who.map(|(name, value)| format!("{name}={value}"))).chain(said)
+        {
             let name = line.split('=').next().unwrap_or_default();
             env.retain(|known| known.split('=').next() != Some(name));
             env.push(line);
         }
         env
     }
+}
+
+/// What a container is labelled with: whose it is, and where it is in the overlay, so that a daemon that finds it
+/// knows without asking.
+fn labels(task: &AssignedTask, places: &Places) -> BTreeMap<String, String> {
+    let networks = places.iter().enumerate();
+    networks
+        .map(|(order, (network, address))| {
+            (format!("{NETWORK_LABEL}{order:03}"), format!("{} {address}", network.number()))
+        })
+        .chain([
+            ("rswarm.service".to_owned(), task.service_name.clone()),
+            ("rswarm.task".to_owned(), format!("{}.{}", task.service_name, task.slot)),
+        ])
+        .collect()
+}
+
+/// Where a container is in the overlay, by its labels.
+pub fn places(labels: &BTreeMap<String, String>) -> Places {
+    let place = |text: &String| {
+        let (number, address) = text.split_once(' ')?;
+        Some((NetworkId::new(number.parse().ok()?)?, address.parse().ok()?))
+    };
+    labels
+        .iter()
+        .filter(|(name, _)| name.starts_with(NETWORK_LABEL))
+        .filter_map(|(_, text)| place(text))
+        .collect()
 }
 
 /// Docker's rule: a command given replaces the image's entrypoint and its arguments; arguments given replace the
@@ -199,11 +235,9 @@ fn command(spec: &ContainerSpec, config: &ImageConfig) -> Result<Vec<String>> {
 
 fn mount(mount: &Mount) -> executor::Mount {
     match mount {
-        Mount::Bind { source, target, read_only } => executor::Mount::Bind {
-            source: source.into(),
-            target: target.clone(),
-            readonly: *read_only,
-        },
+        Mount::Bind { source, target, read_only } => {
+            executor::Mount::Bind { source: source.into(), target: target.clone(), readonly: *read_only }
+        }
         Mount::Tmpfs { target, size_bytes, mode } => executor::Mount::Tmpfs {
             target: target.clone(),
             size_bytes: *size_bytes,
@@ -216,16 +250,16 @@ fn mount(mount: &Mount) -> executor::Mount {
 fn signal_number(text: &str) -> Result<i32> {
     use nix::sys::signal::Signal;
     if let Ok(number) = text.parse::<i32>() {
-        return Signal::try_from(number).map(|signal| signal as i32).map_err(|_| anyhow!("no signal {number}"));
+        return Signal::try_from(number)
+            .map(|signal| signal as i32)
+            .map_err(|_| anyhow!("no signal {number}"));
     }
     let name = text.to_ascii_uppercase();
     let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
     name.parse::<Signal>().map(|signal| signal as i32).map_err(|_| anyhow!("`{text}` is not a signal"))
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> image::Result<T> + Send + 'static,
-) -> Result<T> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> image::Result<T> + Send + 'static) -> Result<T> {
     Ok(tokio::task::spawn_blocking(work).await.context("the image store has panicked")??)
 }
 
@@ -250,7 +284,9 @@ mod tests {
 
     #[test]
     fn signals_have_names_and_numbers() {
-        for (text, number) in [("SIGTERM", Some(15)), ("int", Some(2)), ("9", Some(9)), ("SIGNONE", None), ("99", None)] {
+        for (text, number) in
+            [("SIGTERM", Some(15)), ("int", Some(2)), ("9", Some(9)), ("SIGNONE", None), ("99", None)]
+        {
             assert_eq!(signal_number(text).ok(), number, "{text}");
         }
     }

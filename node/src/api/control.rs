@@ -3,14 +3,17 @@
 use super::{logs, watch};
 use crate::identity::token::JoinToken;
 use crate::identity::{ca, random, token};
-use crate::manager::cluster::{Cluster, refused_status};
 use crate::manager::Manager;
+use crate::manager::cluster::{Cluster, refused_status};
 use crate::member::Member;
 use crate::rpc::dial::Dialer;
 use rswarm_control::admission::{
-    Answer, NetworkSpec, NodeUpdate, Refused, Request as Ask, find_network, find_node, find_service, find_task,
+    Answer, NetworkSpec, NodeUpdate, Refused, Request as Ask, find_network, find_node, find_service,
+    find_task,
 };
-use rswarm_control::model::{Availability, NodeStatus, Observed, Role, Secret, Service, ServiceSpec, Subnet, Task};
+use rswarm_control::model::{
+    Availability, NodeStatus, Observed, Role, Secret, Service, ServiceSpec, Subnet, Task,
+};
 use rswarm_control::state::State;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::{Invalid, Problem};
@@ -138,7 +141,8 @@ impl pb::control_server::Control for Control {
         request: Request<pb::RotateJoinTokenRequest>,
     ) -> Result<Response<pb::GetJoinTokensResponse>, Status> {
         let role = role(request.into_inner().role())?;
-        let (_, state) = self.admit(Ask::RotateToken { role, secret: Secret(token::secret(random())) }).await?;
+        let (_, state) =
+            self.admit(Ask::RotateToken { role, secret: Secret(token::secret(random())) }).await?;
         tokens(&state).map(Response::new)
     }
 
@@ -179,7 +183,8 @@ impl pb::control_server::Control for Control {
             labels_rm: request.labels_rm,
         };
         let (_, state) = self.admit(Ask::UpdateNode(update)).await?;
-        let node = state.node(before.id).ok_or_else(|| Status::not_found("the node has just been removed"))?;
+        let node =
+            state.node(before.id).ok_or_else(|| Status::not_found("the node has just been removed"))?;
         let changed = node.meta.version != before.meta.version;
         Ok(Response::new(pb::UpdateNodeResponse { node: Some((&**node).into()), changed }))
     }
@@ -257,7 +262,8 @@ impl pb::control_server::Control for Control {
     ) -> Result<Response<pb::ListTasksResponse>, Status> {
         let state = self.fresh().await?;
         let request = request.into_inner();
-        let services = request.services.iter().map(|name| find_service(&state, name).map(|service| service.id));
+        let services =
+            request.services.iter().map(|name| find_service(&state, name).map(|service| service.id));
         let services = services.collect::<Result<Vec<_>, _>>().map_err(refused)?;
         let nodes = request.nodes.iter().map(|name| find_node(&state, name).map(|node| node.id));
         let nodes = nodes.collect::<Result<Vec<_>, _>>().map_err(refused)?;
@@ -290,15 +296,17 @@ impl pb::control_server::Control for Control {
         let request = request.into_inner();
         let subnet: Option<Subnet> = match request.subnet.as_str() {
             "" => None,
-            text => Some(text.parse().map_err(|error| Status::invalid_argument(format!("`{text}`: {error}")))?),
+            text => {
+                Some(text.parse().map_err(|error| Status::invalid_argument(format!("`{text}`: {error}")))?)
+            }
         };
-        let gateway = match request.gateway.as_str() {
-            "" => None,
-            text => Some(
-                text.parse()
-                    .map_err(|_| Status::invalid_argument(format!("gateway `{text}` is not an IPv4 address")))?,
-            ),
-        };
+        let gateway =
+            match request.gateway.as_str() {
+                "" => None,
+                text => Some(text.parse().map_err(|_| {
+                    Status::invalid_argument(format!("gateway `{text}` is not an IPv4 address"))
+                })?),
+            };
         let asked = NetworkSpec {
             name: request.name,
             labels: request.labels.into_iter().collect(),
@@ -380,7 +388,8 @@ impl pb::control_server::Control for Control {
             }
             Err(error) => return Err(refused(error)),
         };
-        let dialer = (self.dialer)().ok_or_else(|| Status::unavailable("this node is leaving the cluster"))?;
+        let dialer =
+            (self.dialer)().ok_or_else(|| Status::unavailable("this node is leaving the cluster"))?;
         let (sender, receiver) = mpsc::channel(256);
         tokio::spawn(async move { logs::collect(&state, tasks, &request, dialer, sender).await });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
@@ -391,7 +400,8 @@ impl pb::control_server::Control for Control {
         request: Request<pb::LeaveClusterRequest>,
     ) -> Result<Response<pb::LeaveClusterResponse>, Status> {
         let pb::LeaveClusterRequest { node, force } = request.into_inner();
-        let node = node.parse().map_err(|error| Status::invalid_argument(format!("node `{node}`: {error}")))?;
+        let node =
+            node.parse().map_err(|error| Status::invalid_argument(format!("node `{node}`: {error}")))?;
         self.admit(Ask::Leave { node, force }).await?;
         Ok(Response::new(pb::LeaveClusterResponse {}))
     }

@@ -79,7 +79,9 @@ async fn admit(
         addr: addr.to_string(),
         availability: match request.availability() {
             pb::Availability::Unspecified => Availability::Active,
-            other => other.try_into().map_err(|problem: Problem| Status::invalid_argument(problem.to_string()))?,
+            other => {
+                other.try_into().map_err(|problem: Problem| Status::invalid_argument(problem.to_string()))?
+            }
         },
         description: description.into(),
     });
@@ -97,7 +99,9 @@ fn reachable(said: &str, caller: Option<IpAddr>) -> Result<SocketAddr, Status> {
     match (addr.ip().is_unspecified(), caller) {
         (false, _) => Ok(addr),
         (true, Some(ip)) => Ok(SocketAddr::new(ip, addr.port())),
-        (true, None) => Err(Status::invalid_argument("say an address that others can reach: --advertise-addr")),
+        (true, None) => {
+            Err(Status::invalid_argument("say an address that others can reach: --advertise-addr"))
+        }
     }
 }
 
@@ -121,8 +125,7 @@ fn issue(manager: &Manager, node: &Node, csr_pem: &str) -> Result<pb::IssueCerti
 
 fn sign(state: &State, node: &str, csr_pem: &str) -> Result<String> {
     let cluster = state.cluster().ok_or_else(|| anyhow::anyhow!("the cluster is not initialised"))?;
-    let root =
-        ca::Root { cert_pem: cluster.ca_cert_pem.clone(), key_pem: cluster.ca_key_pem.0.clone() };
+    let root = ca::Root { cert_pem: cluster.ca_cert_pem.clone(), key_pem: cluster.ca_key_pem.0.clone() };
     let life = cluster.settings.cert_expiry;
     root.sign(csr_pem, node, &cluster.id.to_string(), SystemTime::now(), life)
 }
@@ -132,7 +135,8 @@ fn sign(state: &State, node: &str, csr_pem: &str) -> Result<String> {
 pub fn renewal_due(identity: &Identity) -> Result<Duration> {
     let (from, until) = ca::validity(&identity.cert_pem)?;
     let life = until.saturating_sub(from);
-    let spread = identity.node.bytes().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % 1000;
+    let spread =
+        identity.node.bytes().fold(0u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % 1000;
     let due = from + life / 2 + life * 3 / 10 * spread / 1000;
     Ok(Duration::from_secs(due.saturating_sub(clock::now().0 / 1000)))
 }

@@ -58,7 +58,8 @@ impl Local {
         let (cluster, node) = admission::first_ids(seed);
         let node = node.to_string();
         let root = ca::Root::generate(&cluster.to_string(), now)?;
-        let tokens = JoinTokens { worker: Secret(token::secret(random())), manager: Secret(token::secret(random())) };
+        let tokens =
+            JoinTokens { worker: Secret(token::secret(random())), manager: Secret(token::secret(random())) };
         let plan = admission::Init {
             name: if request.name.is_empty() { "default".into() } else { request.name },
             id_seed: seed,
@@ -151,7 +152,8 @@ impl Local {
         let role = issued.role();
         let raft_id = Some(issued.raft_id).filter(|seat| *seat != 0);
         if let Some(seat) = raft_id {
-            rswarm_raft::wipe(&manager::raft_dir(&state_dir)).context("cannot remove an old manager's log")?;
+            rswarm_raft::wipe(&manager::raft_dir(&state_dir))
+                .context("cannot remove an old manager's log")?;
             member::wipe_other_seats(&state_dir, seat)?;
         }
         let identity = Identity {
@@ -203,7 +205,10 @@ impl Local {
                         ensure!(force, "{}", leaving_manager(&manager, &member));
                     }
                     if let Err(error) = goodbye(&member, force).await {
-                        ensure!(force, "cannot say goodbye to the cluster: {error:#}; leave anyway with --force");
+                        ensure!(
+                            force,
+                            "cannot say goodbye to the cluster: {error:#}; leave anyway with --force"
+                        );
                         tracing::warn!(error = format!("{error:#}"), "leaving without a goodbye");
                     }
                 }
@@ -483,7 +488,9 @@ fn status(daemon: &Daemon) -> pb::StatusResponse {
     }
     if silent.is_none_or(|silent| silent > Duration::from_secs(3)) && answer.error.is_empty() {
         let since = silent.map_or("since it started".into(), |silent| format!("for {} s", silent.as_secs()));
-        answer.problems.push(format!("this node has not heard from a leader {since}; its containers go on running"));
+        answer
+            .problems
+            .push(format!("this node has not heard from a leader {since}; its containers go on running"));
     }
     answer
 }
@@ -526,11 +533,16 @@ fn manager_status(manager: &Manager, answer: &mut pb::StatusResponse) {
     for node in state.nodes() {
         if matches!(node.status, NodeStatus::Down | NodeStatus::Suspect) {
             let seconds = manager::clock::now().0.saturating_sub(node.status_since.0) / 1000;
-            answer.problems.push(format!("node {} is {:?} since {seconds} s: {}", node.hostname, node.status, node.message));
+            answer.problems.push(format!(
+                "node {} is {:?} since {seconds} s: {}",
+                node.hostname, node.status, node.message
+            ));
         }
     }
-    let waiting: Vec<_> =
-        state.tasks().filter(|task| task.observed == Observed::Pending && task.is_wanted() && !task.note.is_empty()).collect();
+    let waiting: Vec<_> = state
+        .tasks()
+        .filter(|task| task.observed == Observed::Pending && task.is_wanted() && !task.note.is_empty())
+        .collect();
     for task in waiting.iter().take(5) {
         answer.problems.push(format!("task {} waits: {}", task.name(), task.note));
     }

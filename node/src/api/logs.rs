@@ -76,8 +76,11 @@ async fn merge(
         Some(Err(_)) => Some(0),
         None => None,
     };
-    while let Some((index, _)) =
-        heads.iter().enumerate().filter_map(|(index, head)| Some((index, at(head)?))).min_by_key(|(_, at)| *at)
+    while let Some((index, _)) = heads
+        .iter()
+        .enumerate()
+        .filter_map(|(index, head)| Some((index, at(head)?)))
+        .min_by_key(|(_, at)| *at)
     {
         let next = streams[index].recv().await;
         let Some(line) = std::mem::replace(&mut heads[index], next) else { continue };
@@ -107,8 +110,7 @@ async fn read(
         let mut client = pb::agent_client::AgentClient::new(channel);
         let mut lines = client.task_logs(ask).await?.into_inner();
         while let Some(got) = lines.message().await? {
-            let line =
-                pb::LogLine { at_ns: got.at_ns, stderr: got.stderr, line: got.line, ..line.clone() };
+            let line = pb::LogLine { at_ns: got.at_ns, stderr: got.stderr, line: got.line, ..line.clone() };
             if sink.send(Ok(line)).await.is_err() {
                 break;
             }

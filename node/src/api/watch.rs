@@ -52,7 +52,12 @@ pub async fn report(
 }
 
 /// What there is to say now, and when to look again if nothing changes.
-fn look(state: &State, service: ServiceId, removal: bool, waited: Duration) -> (pb::ServiceProgress, Duration) {
+fn look(
+    state: &State,
+    service: ServiceId,
+    removal: bool,
+    waited: Duration,
+) -> (pb::ServiceProgress, Duration) {
     let far = Duration::from_secs(1);
     let Some(progress) = convergence::progress(state, service) else {
         let tasks: Vec<_> = state.tasks_of(service).filter(|task| task.is_live()).collect();

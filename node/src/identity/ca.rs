@@ -6,8 +6,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use std::time::{Duration, SystemTime};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -69,6 +69,12 @@ pub fn server_name(node: &str, cluster: &str) -> String {
     format!("{node}.{cluster}.rswarm")
 }
 
+/// A name that every certificate of the cluster bears, for connections where the name does not say which node is
+/// meant.
+pub fn any_node(cluster: &str) -> String {
+    format!("node.{cluster}.rswarm")
+}
+
 /// Cluster and node of a certificate, from its URI `spiffe://<cluster>/node/<node>`.
 pub fn subject(cert: &CertificateDer<'_>) -> Option<(String, String)> {
     let (_, cert) = X509Certificate::from_der(cert).ok()?;
@@ -101,12 +107,14 @@ fn leaf(node: &str, cluster: &str, now: SystemTime, life: Duration) -> Result<Ce
     params.distinguished_name = name(node, cluster);
     params.subject_alt_names = vec![
         SanType::DnsName(server_name(node, cluster).try_into().context("not a name for a certificate")?),
+        SanType::DnsName(any_node(cluster).try_into().context("not a name for a certificate")?),
         SanType::URI(
             format!("spiffe://{cluster}/node/{node}").try_into().context("not a name for a certificate")?,
         ),
     ];
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.not_before = (now - BACKDATE).into();
     params.not_after = (now + life).into();
     Ok(params)

@@ -62,8 +62,9 @@ impl Identity {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
-        let identity: Self = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is damaged; restore it or `rswarm leave --force`", path.display()))?;
+        let identity: Self = serde_json::from_slice(&text).with_context(|| {
+            format!("{} is damaged; restore it or `rswarm leave --force`", path.display())
+        })?;
         anyhow::ensure!(
             identity.format == FORMAT,
             "{} has format {}, this version of rswarm reads {FORMAT}",

@@ -111,7 +111,9 @@ mod tests {
     #[test]
     fn malformed_tokens_are_refused() {
         let good = JoinToken::new(b"root", &secret([7; 16])).to_string();
-        for bad in ["", "SWMTKN-1-a-b", &good[1..], &good[..good.len() - 1], &good.to_uppercase(), "RSWTKN-1--"] {
+        for bad in
+            ["", "SWMTKN-1-a-b", &good[1..], &good[..good.len() - 1], &good.to_uppercase(), "RSWTKN-1--"]
+        {
             assert_eq!(bad.parse::<JoinToken>(), Err(NotAToken), "{bad}");
         }
     }

@@ -182,10 +182,7 @@ impl Fsm {
     pub fn new() -> (Self, View) {
         let shown = Arc::new(ArcSwap::from_pointee(State::default()));
         let (index, watch) = watch::channel(0);
-        (
-            Self { state: State::default(), shown: shown.clone(), index },
-            View { state: shown, index: watch },
-        )
+        (Self { state: State::default(), shown: shown.clone(), index }, View { state: shown, index: watch })
     }
 
     fn show(&self, index: u64) {

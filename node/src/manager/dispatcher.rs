@@ -4,11 +4,11 @@ use super::cluster::{Cluster, WriteError};
 use super::{Manager, Office, clock};
 use crate::rpc::access;
 use rswarm_control::admission::{self, Answer, Refused};
+use rswarm_control::assignment::{self, Assignment};
+use rswarm_control::endpoints;
 use rswarm_control::ids::NodeId;
 use rswarm_control::model::Role;
 use rswarm_control::state::{Change, Report, State};
-use rswarm_control::assignment::{self, Assignment};
-use rswarm_control::endpoints;
 use rswarm_proto::convert;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::to_node::What as Down;
@@ -178,12 +178,8 @@ async fn open(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<Resu
     let Some(known) = state.node(node) else {
         return Ok(Err(refusal(pb::refusal::Reason::Removed, "this node was removed from the cluster")));
     };
-    let session = admission::Session {
-        node,
-        hostname: hello.hostname.clone(),
-        addr: known.addr.clone(),
-        description,
-    };
+    let session =
+        admission::Session { node, hostname: hello.hostname.clone(), addr: known.addr.clone(), description };
     match manager.cluster().admit(&admission::Request::OpenSession(session)).await {
         Ok((Answer::Session { epoch }, _)) => Ok(Ok(epoch)),
         Ok(_) => Err(Status::internal("a session was asked for, and something else was answered")),
@@ -323,8 +319,11 @@ impl Session {
                     if reports.reports.len() > REPORTS_MAX {
                         return "too many reports in one message";
                     }
-                    let reports: Result<Vec<Report>, _> =
-                        reports.reports.into_iter().map(|report| convert::report(self.node, report)).collect();
+                    let reports: Result<Vec<Report>, _> = reports
+                        .reports
+                        .into_iter()
+                        .map(|report| convert::report(self.node, report))
+                        .collect();
                     match reports {
                         Ok(reports) => self.office.reports.add(reports),
                         Err(error) => {

@@ -117,7 +117,11 @@ async fn hold_office(
 }
 
 /// `None` when leadership was lost before it was taken up.
-async fn take_office(cluster: &Cluster, stop: &CancellationToken, tracker: &TaskTracker) -> Option<Arc<Office>> {
+async fn take_office(
+    cluster: &Cluster,
+    stop: &CancellationToken,
+    tracker: &TaskTracker,
+) -> Option<Arc<Office>> {
     // What the predecessor committed must be applied here before anything is decided.
     tokio::select! {
         () = stop.cancelled() => return None,

@@ -4,8 +4,8 @@
 use super::Manager;
 use crate::rpc::dial::{Dialer, Line, root_cause};
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
 use futures_util::future::BoxFuture;
+use futures_util::{Stream, StreamExt};
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::raft_client::RaftClient;
 use rswarm_raft::{Answers, FRAME_BYTES_MAX, Frames, Log, Member, Transport, Unreachable};
@@ -125,10 +125,7 @@ impl pb::raft_server::Raft for Receiver {
         Ok(Response::new(Box::pin(answers.map(|data| Ok(pb::Frame { data })))))
     }
 
-    async fn snapshot(
-        &self,
-        request: Request<Streaming<pb::Frame>>,
-    ) -> Result<Response<pb::Frame>, Status> {
+    async fn snapshot(&self, request: Request<Streaming<pb::Frame>>) -> Result<Response<pb::Frame>, Status> {
         let data = self.log()?.handle_snapshot(arriving(request.into_inner())).await;
         Ok(Response::new(pb::Frame { data }))
     }

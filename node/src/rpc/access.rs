@@ -236,10 +236,8 @@ mod tests {
 
     #[test]
     fn each_kind_of_caller_reaches_what_is_its_own() {
-        let remote = |node: Option<u64>| Peer::Remote {
-            addr: ([127, 0, 0, 1], 1).into(),
-            node: node.map(NodeId),
-        };
+        let remote =
+            |node: Option<u64>| Peer::Remote { addr: ([127, 0, 0, 1], 1).into(), node: node.map(NodeId) };
         //                   local  manager worker removed nobody
         let table = [
             ("Agent/TaskLogs", [false, true, false, false, false]),

@@ -108,7 +108,9 @@ fn connector(
             };
             match tokio::time::timeout(CONNECT, connect).await {
                 Ok(stream) => stream.map(TokioIo::new),
-                Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("{addr} does not answer"))),
+                Err(_) => {
+                    Err(std::io::Error::new(std::io::ErrorKind::TimedOut, format!("{addr} does not answer")))
+                }
             }
         }
     })

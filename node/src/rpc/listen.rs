@@ -87,7 +87,10 @@ pub async fn unix(path: &Path, stop: CancellationToken) -> Result<Arrivals<UnixS
         std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     }
     if UnixStream::connect(path).await.is_ok() {
-        anyhow::bail!("another daemon answers at {}: stop it, or give this one its own --socket", path.display());
+        anyhow::bail!(
+            "another daemon answers at {}: stop it, or give this one its own --socket",
+            path.display()
+        );
     }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -95,7 +98,8 @@ pub async fn unix(path: &Path, stop: CancellationToken) -> Result<Arrivals<UnixS
         }
         _ => {}
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
         .with_context(|| format!("cannot set the mode of {}", path.display()))?;
     let (arrived, arrivals) = mpsc::channel(16);
