@@ -43,6 +43,8 @@ pub struct ServiceEntry {
     pub vip: Ipv4Addr,
     /// Tasks that may be given new connections, by id.
     pub backends: Vec<Backend>,
+    /// Addresses of tasks that are being stopped as planned: no new connections, but those they have go on.
+    pub draining: Vec<Ipv4Addr>,
 }
 
 /// A task that may be given new connections.
@@ -137,6 +139,15 @@ fn backend(task: &Task, &(network, address): &(NetworkId, Ipv4Addr)) -> Option<B
     Some(Backend { task: task.id, slot: task.slot, node: task.node?, network, address })
 }
 
+/// Tasks that are being stopped as planned: they keep the connections they have until they end.
+fn draining(state: &State, service: &Service, network: NetworkId) -> Vec<Ipv4Addr> {
+    state
+        .tasks_of(service.id)
+        .filter(|task| task.observed == Observed::Running && !task.is_wanted() && !state.is_lost(task))
+        .filter_map(|task| task.addresses.iter().find(|(id, _)| *id == network).map(|(_, address)| *address))
+        .collect()
+}
+
 fn table(state: &State, network: &Arc<Network>, from: NodeId) -> NetworkTable {
     let entry = |service: &Arc<Service>| {
         let vip = *service.endpoint.vips.get(&network.id)?;
@@ -145,7 +156,8 @@ fn table(state: &State, network: &Arc<Network>, from: NodeId) -> NetworkTable {
             backend(task, address)
         };
         let backends = routable(state, service, from).iter().filter_map(on_it).collect();
-        Some(ServiceEntry { service: service.id, name: service.spec.name.clone(), vip, backends })
+        let draining = draining(state, service, network.id);
+        Some(ServiceEntry { service: service.id, name: service.spec.name.clone(), vip, backends, draining })
     };
     let services = state.services().filter_map(entry).collect();
     NetworkTable { network: network.clone(), routes: BTreeMap::new(), services }
