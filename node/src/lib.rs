@@ -14,3 +14,4 @@ pub mod member;
 mod overlay;
 mod rfc3339;
 pub mod rpc;
+pub mod telemetry;
