@@ -195,7 +195,10 @@ mod tests {
         let mut heard = Heard::new(Timestamp(0));
         let at = beats(&mut heard, NodeId(1), 0, &[250, 800, 900, 250]);
         let (suspect, down) = heard.patience(NodeId(1));
-        assert!(suspect > Duration::from_millis(1_500) && down > Duration::from_secs(3), "{suspect:?} {down:?}");
+        assert!(
+            suspect > Duration::from_millis(1_500) && down > Duration::from_secs(3),
+            "{suspect:?} {down:?}"
+        );
         beats(&mut heard, NodeId(1), at, &[250; 20]);
         assert_eq!(heard.patience(NodeId(1)), (SUSPECT_AFTER, DOWN_AFTER));
     }
