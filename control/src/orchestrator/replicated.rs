@@ -8,18 +8,22 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Slots of a service that are opened, or closed, in one turn. A plan is one entry of the log, which should
+/// not grow without bound; the next turn goes on.
+const TURN_MAX: usize = 1_000;
+
 /// Opens slots, lowest free number first, or closes those that are missed least.
 pub(super) fn scale(draft: &mut Draft, service: &Service, replicas: u32) {
     let slots = slots(draft.state(), service.id);
     let open = u32::try_from(slots.len()).unwrap_or(u32::MAX);
-    let missing = replicas.saturating_sub(open) as usize;
+    let missing = (replicas.saturating_sub(open) as usize).min(TURN_MAX);
     let free: Vec<Slot> =
         (1..).map(Slot::Replica).filter(|slot| !slots.contains_key(slot)).take(missing).collect();
     let occupied = draft.state().occupied(service.id);
     for slot in free {
         draft.create_task(service.id, slot, Start { at: draft.now, ..Start::default() }, &occupied);
     }
-    for slot in surplus(draft, &slots, open.saturating_sub(replicas)) {
+    for slot in surplus(draft, &slots, (open.saturating_sub(replicas) as usize).min(TURN_MAX)) {
         for task in &slots[&slot] {
             draft.want(task.id, Desired::Remove);
         }
@@ -34,7 +38,7 @@ struct Missed {
     slot: Reverse<Slot>,
 }
 
-fn surplus(draft: &Draft, slots: &Slots, count: u32) -> Vec<Slot> {
+fn surplus(draft: &Draft, slots: &Slots, count: usize) -> Vec<Slot> {
     // Slots of a kind are missed in the order of their numbers, so only the highest of each is compared.
     let mut kinds: BTreeMap<(bool, Option<NodeId>), Vec<Slot>> = BTreeMap::new();
     let mut on_node: BTreeMap<Option<NodeId>, usize> = BTreeMap::new();
