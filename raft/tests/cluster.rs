@@ -404,14 +404,16 @@ async fn a_follower_that_was_cut_off_is_caught_up_by_a_snapshot() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_cut_off_from_the_majority_refuses_and_submits() {
-    let cluster = Cluster::start_tuned(3, |config| config.patience = Duration::from_secs(2)).await;
+    let cluster = Cluster::start_tuned(3, |config| config.patience = Duration::from_secs(60)).await;
     let old = cluster.leader().await;
     cluster.network.partition(&[RaftId(old)]);
+    let begun = Instant::now();
     let lost = cluster.log(old).propose("lost".into()).await;
     assert!(matches!(lost, Err(ProposeError::Unknown(_) | ProposeError::Unavailable)), "{lost:?}");
     let refused = cluster.log(old).propose("refused".into()).await;
     assert_eq!(refused, Err(ProposeError::Unavailable));
     assert!(cluster.log(old).read_index().await.is_err());
+    assert!(begun.elapsed() < Duration::from_secs(10), "nobody should wait for all his patience");
 
     let rest: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != old).collect();
     let proposed = cluster.propose_among(&rest, "kept").await;
@@ -626,4 +628,71 @@ async fn an_idle_cluster_writes_nothing() {
         eventually("a heartbeat passes", || (heard(1) != last).then_some(())).await;
     }
     assert!(files() == before);
+}
+
+/// To replay a failure: `SEED=17 cargo test -p rswarm-raft storm`. Timing is real, so it may take a few tries.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_in_a_storm() {
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed: u64 =
+        seed.unwrap_or_else(|| Instant::now().elapsed().as_nanos() as u64 ^ std::process::id() as u64);
+    eprintln!("SEED={seed}");
+    let mut state = seed;
+    let mut random = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    let mut cluster = Cluster::start_tuned(5, |config| {
+        config.patience = Duration::from_millis(800);
+        config.snapshot_after_entries = 60;
+        config.keep_entries = 30;
+        config.segment_bytes = 64 << 10;
+    })
+    .await;
+    let mut down = None;
+    let mut acknowledged = Vec::new();
+    for step in 0..12 {
+        match random(4) {
+            0 => {
+                let apart: Vec<RaftId> = (0..=random(2)).map(|_| RaftId(1 + random(5))).collect();
+                cluster.network.partition(&apart);
+            }
+            1 => cluster.network.heal(),
+            _ => match down.take() {
+                Some(id) => cluster.open(id).await,
+                None => {
+                    let id = 1 + random(5);
+                    cluster.kill(id);
+                    down = Some(id);
+                }
+            },
+        }
+        let mut proposals = tokio::task::JoinSet::new();
+        for (id, manager) in &cluster.managers {
+            for n in 0..40 {
+                let (log, command) = (manager.log.clone(), format!("{step}.{id}.{n}"));
+                proposals.spawn(async move {
+                    let known = |status: &Status| status.leader.is_some();
+                    log.wait(Duration::from_millis(800), known).await;
+                    log.propose(command.clone().into()).await.map(|proposed| (proposed.index, command))
+                });
+            }
+        }
+        while let Some(proposed) = proposals.join_next().await {
+            acknowledged.extend(proposed.unwrap().ok());
+        }
+    }
+    cluster.network.heal();
+    if let Some(id) = down {
+        cluster.open(id).await;
+    }
+    let lines = cluster.agreed().await;
+    assert!(acknowledged.len() >= 100, "only {} were acknowledged: too weak a test", acknowledged.len());
+    for (index, command) in &acknowledged {
+        let at = lines.binary_search_by_key(index, |(index, _)| *index);
+        let found = at.is_ok_and(|at| lines[at].1 == command.as_bytes());
+        assert!(found, "{command} was acknowledged at {index} and is not there");
+    }
+    let unique: std::collections::BTreeSet<&Bytes> = lines.iter().map(|(_, line)| line).collect();
+    assert_eq!(unique.len(), lines.len(), "a command was applied twice");
 }
