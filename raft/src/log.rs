@@ -48,6 +48,8 @@ pub struct Log(Arc<Handle>);
 
 struct Handle {
     core: Arc<Core>,
+    /// The last clone may be dropped anywhere.
+    runtime: tokio::runtime::Handle,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -55,10 +57,8 @@ impl Drop for Handle {
     fn drop(&mut self) {
         drop(self.stop_tasks());
         // Nobody waits for this; whoever cares calls `shutdown`.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let core = self.core.clone();
-            runtime.spawn(async move { core.stop().await });
-        }
+        let core = self.core.clone();
+        self.runtime.spawn(async move { core.stop().await });
     }
 }
 
@@ -145,7 +145,8 @@ impl Log {
         tasks.push(tokio::spawn(reads::serve(core.clone(), asked)));
         tasks.push(tokio::spawn(membership::finish_changes(core.clone())));
         tasks.push(tokio::spawn(limit_memory(core.clone())));
-        Ok(Self(Arc::new(Handle { core, tasks: Mutex::new(tasks) })))
+        let runtime = tokio::runtime::Handle::current();
+        Ok(Self(Arc::new(Handle { core, runtime, tasks: Mutex::new(tasks) })))
     }
 
     /// Makes this manager the first and only member of a new cluster, and waits until it leads. Does nothing if the
@@ -346,9 +347,11 @@ impl Core {
 
     /// Whether this leader has not heard from a quorum for so long that it will hardly do so in time.
     fn quorum_is_lost(&self) -> bool {
-        let status = self.status();
-        let silent = status.quorum_heard_at.is_some_and(|at| at.elapsed() > self.config.quorum_patience());
-        status.is_leader() && silent
+        let metrics = self.raft.metrics().current();
+        let patience = self.config.quorum_patience();
+        let silent = metrics.last_quorum_acked.is_some_and(|at| at.elapsed() > patience);
+        // Alone, it is its own quorum, and may take its time.
+        silent && metrics.state.is_leader() && metrics.membership_config.voter_ids().count() > 1
     }
 
     /// Had it stopped before, nothing was proposed; else nobody knows.
