@@ -87,6 +87,21 @@ struct Cluster {
     tune: fn(&mut Config),
 }
 
+/// What is still being closed would put files back behind the removal of the directory.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for id in self.ids() {
+            self.kill(id);
+        }
+        for dir in std::fs::read_dir(self.root.path()).into_iter().flatten().flatten() {
+            let deadline = Instant::now() + Duration::from_secs(5);
+            while wipe(&dir.path()).is_err() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+    }
+}
+
 fn member(id: u64) -> Member {
     Member { id: RaftId(id), addr: format!("10.0.0.{id}:2377"), node: format!("node{id}") }
 }
