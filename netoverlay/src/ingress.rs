@@ -140,9 +140,9 @@ impl Ingress {
                 };
                 states.insert(key, state);
             }
-            let failed = states
-                .iter()
-                .any(|((protocol, _), state)| *protocol == Protocol::Tcp && matches!(state, PortState::Failed(_)));
+            let failed = states.iter().any(|((protocol, _), state)| {
+                *protocol == Protocol::Tcp && matches!(state, PortState::Failed(_))
+            });
             self.report(states, &events);
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -156,7 +156,11 @@ impl Ingress {
         TcpListener::bind((self.listen, port)).await
     }
 
-    fn report(&self, states: BTreeMap<(Protocol, u16), PortState>, events: &mpsc::UnboundedSender<PortEvent>) {
+    fn report(
+        &self,
+        states: BTreeMap<(Protocol, u16), PortState>,
+        events: &mpsc::UnboundedSender<PortEvent>,
+    ) {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         for (&(protocol, port), state) in &states {
             let before = ports.get(&(protocol, port));
@@ -205,7 +209,10 @@ impl Ingress {
             Ok(Upstream::Here(mut task)) => {
                 let mut client = client;
                 let _ = task.set_nodelay(true);
-                if tokio::io::copy_bidirectional_with_sizes(&mut client, &mut task, CHUNK, CHUNK).await.is_err() {
+                if tokio::io::copy_bidirectional_with_sizes(&mut client, &mut task, CHUNK, CHUNK)
+                    .await
+                    .is_err()
+                {
                     reset(&client);
                     reset(&task);
                 }
@@ -260,7 +267,12 @@ impl Ingress {
         }
     }
 
-    async fn reach(&self, port: &PublishedPort, backend: Backend, client: SocketAddr) -> Result<Upstream, String> {
+    async fn reach(
+        &self,
+        port: &PublishedPort,
+        backend: Backend,
+        client: SocketAddr,
+    ) -> Result<Upstream, String> {
         let target = SocketAddrV4::new(backend.address, port.target_port);
         let error = |why: &dyn std::fmt::Display| format!("{target} on {}: {why}", backend.node);
         if backend.node == self.node {

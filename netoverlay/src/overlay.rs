@@ -424,7 +424,8 @@ impl Keeper {
             .filter(|endpoint| endpoint.node == self.node)
             .map(|endpoint| endpoint.network)
             .collect();
-        needed.extend(self.sandboxes.values().flat_map(|attached| attached.networks.iter().map(|(id, _)| *id)));
+        needed
+            .extend(self.sandboxes.values().flat_map(|attached| attached.networks.iter().map(|(id, _)| *id)));
         self.problems.retain(|id, _| needed.contains(id));
         for id in &needed {
             if let Err(error) = self.ensure_network(*id).await
@@ -548,13 +549,12 @@ impl Keeper {
         // Rendered before the container can send, so that no packet meets a network without its services.
         self.render().await;
         let dns = self.stop.child_token();
-        let sockets = tokio::task::spawn_blocking(move || sandbox.open_dns())
-            .await
-            .map_err(|source| Error::Io { what: "open the name server's sockets".into(), source: source.into() })??;
-        self.resolver.serve(ids, sockets.udp, sockets.tcp, dns.clone()).map_err(|source| Error::Io {
-            what: format!("serve names to container {name}"),
-            source,
-        })?;
+        let sockets = tokio::task::spawn_blocking(move || sandbox.open_dns()).await.map_err(|source| {
+            Error::Io { what: "open the name server's sockets".into(), source: source.into() }
+        })??;
+        self.resolver
+            .serve(ids, sockets.udp, sockets.tcp, dns.clone())
+            .map_err(|source| Error::Io { what: format!("serve names to container {name}"), source })?;
         if let Some(before) = self.sandboxes.insert(name, Attached { networks, dns }) {
             before.dns.cancel();
         }

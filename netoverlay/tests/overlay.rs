@@ -285,11 +285,7 @@ async fn visit(node: u8) -> io::Result<String> {
 fn ping(from: &Netns, to: Ipv4Addr) -> bool {
     let socket = from
         .run(|| {
-            socket2::Socket::new(
-                socket2::Domain::IPV4,
-                socket2::Type::DGRAM,
-                Some(socket2::Protocol::ICMPV4),
-            )
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, Some(socket2::Protocol::ICMPV4))
         })
         .unwrap()
         .unwrap();
@@ -378,7 +374,9 @@ fn published_ports_answer_on_every_node_and_show_the_clients_address() {
         let event = machines[0].wait_for(|event| matches!(event, Event::Port(_))).await;
         let Event::Port(event) = event else { unreachable!() };
         assert_eq!(event.port, 9090);
-        assert!(matches!(event.state, PortState::Failed(why) if why.contains("port 9090/tcp of service web is in use")));
+        assert!(
+            matches!(event.state, PortState::Failed(why) if why.contains("port 9090/tcp of service web is in use"))
+        );
         drop(taken);
         let event = machines[0].wait_for(|event| matches!(event, Event::Port(_))).await;
         assert!(matches!(event, Event::Port(event) if event.state == PortState::Open));
@@ -409,6 +407,11 @@ fn a_silent_node_leaves_the_services_and_comes_back() {
         greeting(&mut long).unwrap();
 
         links.remove_address("lo", underlay(1).into(), 32).await.unwrap();
+        for _ in 0..2 {
+            let start = Instant::now();
+            assert!(visit(0).await.unwrap().starts_with("zero"), "a silent task is passed over");
+            assert!(start.elapsed() < Duration::from_secs(1));
+        }
         let suspect = |event: &Event| *event == Event::Peer(peer::Event::Suspect(id(1)));
         machines[0].wait_for(suspect).await;
         for _ in 0..10 {
