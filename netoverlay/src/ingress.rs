@@ -283,7 +283,12 @@ impl Ingress {
         let request = Request { network: port.network, target, client };
         stream.sender.send(request.encode()).await.map_err(|source| error(&source))?;
         match stream.receiver.receive().await {
-            Ok(Some(answer)) if answer.as_ref() == [CONNECTED] => Ok(Upstream::There(stream)),
+            Ok(Some(mut answer)) if answer.first() == Some(&CONNECTED) => {
+                // What the task says first may come along.
+                answer.advance(1);
+                stream.receiver.put_back(answer);
+                Ok(Upstream::There(stream))
+            }
             Ok(_) => Err(error(&"refused")),
             Err(source) => Err(error(&source)),
         }
