@@ -355,7 +355,13 @@ impl Keeper {
                     Some(call) => self.serve(call).await,
                     None => break,
                 },
-                Some(event) = peers.recv() => self.heed(event).await,
+                event = peers.recv() => match event {
+                    Some(event) => self.heed(event).await,
+                    None => {
+                        tracing::error!("the overlay's data thread has ended; the overlay stops");
+                        break;
+                    }
+                },
                 Some(event) = ports.recv() => self.tell(Event::Port(event)),
                 () = sleep_until(self.look_at) => self.reconcile().await,
             }

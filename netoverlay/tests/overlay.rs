@@ -161,7 +161,7 @@ impl Machine {
             run_dir: directory.0.path().to_owned(),
             ingress: underlay(number).into(),
             upstreams: vec![],
-            uplink: false,
+            uplink: number == 2,
         })
         .unwrap();
         Self { number, overlay, events, authority: authority.clone(), directory }
@@ -355,6 +355,55 @@ fn containers_reach_each_other_by_address_name_and_virtual_address() {
         assert!(status.packets_sent > 0 && status.packets_received > 0);
         assert_eq!(status.networks, [(net(), None)].into());
         purge(machines).await;
+    });
+}
+
+#[test]
+fn a_container_in_two_networks_has_the_names_of_both_and_a_way_out() {
+    on_a_host(|_| async {
+        // The third node has an uplink.
+        let machine = Machine::start(&Arc::new(Authority::new()), 2);
+        let mut table = table(3);
+        let other = NetworkId::new(0x51).unwrap();
+        table.networks.push(Network {
+            id: other,
+            subnet: [10, 51, 0, 0].into(),
+            prefix: 24,
+            gateway: [10, 51, 0, 1].into(),
+            mtu: 1400,
+        });
+        table.services.push(Service {
+            network: other,
+            name: "db".into(),
+            aliases: vec!["store".into()],
+            vip: Some([10, 51, 0, 100].into()),
+            backends: vec![],
+            draining: vec![],
+        });
+        let attach = Attach { sandbox: "c".into(), networks: vec![(net(), task(2))] };
+        let refused = machine.overlay.attach(attach).await;
+        assert!(refused.is_err_and(|error| error.to_string().contains("network 000050 is not in the table")));
+        machine.overlay.apply(table).await.unwrap();
+        let networks = vec![(net(), task(2)), (other, [10, 51, 0, 12].into())];
+        let attach = Attach { sandbox: "c".into(), networks };
+        let container = Netns::open(&machine.overlay.attach(attach.clone()).await.unwrap()).unwrap();
+        machine.overlay.attach(attach).await.unwrap();
+        for gateway in [Ipv4Addr::new(10, 50, 0, 1), Ipv4Addr::new(10, 51, 0, 1)] {
+            assert!(ping(&container, gateway), "{gateway} answers");
+        }
+        let a = |name| resolve(&container, name, RecordType::A).1;
+        assert_eq!(a("web."), [VIP.to_string()]);
+        assert_eq!(a("store."), ["10.51.0.100"]);
+        // A service without tasks refuses at once.
+        let start = Instant::now();
+        assert!(dial(&container, [10, 51, 0, 100].into()).is_err());
+        assert!(start.elapsed() < Duration::from_millis(900));
+
+        let outside = TcpListener::bind((CLIENT, 80)).unwrap();
+        dial(&container, CLIENT).unwrap();
+        assert!(!outside.accept().unwrap().1.ip().is_loopback());
+        drop(container);
+        purge(vec![machine]).await;
     });
 }
 
