@@ -4,7 +4,8 @@
 //! TUN [`TUN_NAME`] that leads to the other nodes: no bridge, no flooding. Everything is found by name, so a
 //! daemon that restarts calls the same functions again, and what is right already stays untouched.
 //!
-//! Netfilter calls block the caller for some milliseconds at most.
+//! Netfilter calls block the caller: [`Network::render`] for about 10 ms (100 services, and a walk through the
+//! kernel's table of connections), so it belongs on a blocking thread.
 
 use std::{
     collections::BTreeSet,
@@ -30,7 +31,7 @@ mod sandbox;
 mod uplink;
 
 pub use filter::Vip;
-pub use sandbox::{DnsSockets, Sandbox};
+pub use sandbox::{DnsSockets, NAME_SERVER, Sandbox};
 pub use uplink::{Uplink, UplinkReport};
 
 /// The TUN that leads to the other nodes.
@@ -42,6 +43,8 @@ pub const MTU_DEFAULT: u32 = 1400;
 const TRANSPARENT_MARK: u32 = 1;
 /// The routing table that takes such packets to this namespace.
 const TRANSPARENT_TABLE: u32 = 100;
+/// The table routes are in that name none.
+const MAIN_TABLE: u32 = 254;
 const TRANSPARENT_PRIORITY: u32 = 100;
 
 /// What an overlay network looks like on every node.
@@ -59,6 +62,20 @@ pub struct Spec {
     pub mtu: u32,
     /// How many queues the TUN has: one for each thread that serves it.
     pub queues: usize,
+}
+
+impl Spec {
+    /// The first address of the subnet, in which the gateway must be.
+    fn checked_subnet(&self) -> Result<Ipv4Addr> {
+        let mask = u32::MAX.checked_shl(32_u32.saturating_sub(self.prefix_len.into())).unwrap_or(0);
+        let first = u32::from(self.subnet) & mask;
+        if self.prefix_len > 32 || u32::from(self.gateway) & mask != first {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "the gateway is not within the subnet");
+            let action = format!("use gateway {} in {}/{}", self.gateway, self.subnet, self.prefix_len);
+            return Err(Error::new(action, format_args!("network {}", self.pin.display()), source));
+        }
+        Ok(Ipv4Addr::from(first))
+    }
 }
 
 /// What a container gets in one network.
@@ -102,9 +119,11 @@ impl Network {
     /// Makes the network, or what is missing of it, and opens its TUN: the descriptors, one for each queue,
     /// carry the packets for other nodes (see [`tun::open`]).
     ///
-    /// Fails with `EBUSY` while another process holds the TUN.
+    /// Fails with `EBUSY` while another process holds the TUN, and with `InvalidInput` if the gateway is not
+    /// within the subnet.
     pub async fn ensure(spec: Spec) -> Result<(Self, Vec<OwnedFd>)> {
-        let (netns, _) = Netns::ensure(&spec.pin)?;
+        let subnet = spec.checked_subnet()?;
+        let netns = Netns::ensure(&spec.pin)?;
         netns.set_sysctls(&[
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv4/conf/all/rp_filter", "0"),
@@ -112,6 +131,13 @@ impl Network {
             ("net/ipv4/conf/all/send_redirects", "0"),
             ("net/ipv4/conf/default/send_redirects", "0"),
         ])?;
+        // Neighbour discovery would only be noise on the TUN. A kernel without IPv6 has no such setting.
+        for scope in ["all", "default"] {
+            match netns.set_sysctls(&[(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1")]) {
+                Err(error) if !error.is_missing() => return Err(error),
+                _ => {}
+            }
+        }
         let links = Links::open(&netns)?;
         links.set_up("lo").await?;
         links.ensure_address("lo", spec.gateway.into(), 32).await?;
@@ -120,7 +146,7 @@ impl Network {
         netns.set_sysctls(&[(&format!("net/ipv4/conf/{TUN_NAME}/rp_filter"), "0")])?;
         links.ensure_mtu(TUN_NAME, spec.mtu).await?;
         links.set_up(TUN_NAME).await?;
-        links.ensure_route(&Route::direct(spec.subnet.into(), spec.prefix_len, TUN_NAME)).await?;
+        links.ensure_route(&Route::direct(subnet.into(), spec.prefix_len, TUN_NAME)).await?;
 
         links.ensure_mark_rule(false, TRANSPARENT_MARK, TRANSPARENT_TABLE, TRANSPARENT_PRIORITY).await?;
         let local = Route {
@@ -169,13 +195,19 @@ impl Network {
     }
 
     /// Attaches a container, or mends what is wrong of that. Attachments of other names are left alone.
+    /// What the container sends from an address that is not its own is dropped.
     pub async fn attach(&self, sandbox: &Sandbox, attachment: &Attachment) -> Result<()> {
         let (near, far) = (near_link(sandbox.id(), &attachment.link), attachment.link.as_str());
         let there = sandbox.links();
-        self.links.ensure_veth(&near, self.spec.mtu, far, there).await?;
+        let made = self.links.ensure_veth(&near, self.spec.mtu, far, there).await?;
         self.links.set_proxy_arp(&near)?;
+        // Strictly: the way back to the source must be this link.
+        self.netns.set_sysctls(&[(&format!("net/ipv4/conf/{near}/rp_filter"), "1")])?;
         self.links.set_up(&near).await?;
         let address = IpAddr::V4(attachment.address);
+        if !made {
+            self.forget_other_routes(&near, address).await?;
+        }
         self.links.ensure_route(&Route::direct(address, 32, &near)).await?;
 
         for (old, prefix_len) in there.addresses(far).await? {
@@ -197,9 +229,22 @@ impl Network {
         self.links.delete(&near_link(sandbox, link)).await
     }
 
+    /// Takes away all containers' links but these (container id, link): for a daemon that finds after a
+    /// restart what it no longer knows.
+    pub async fn detach_all_but<'a>(&self, keep: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<()> {
+        let keep: BTreeSet<String> =
+            keep.into_iter().map(|(sandbox, link)| near_link(sandbox, link)).collect();
+        for link in self.links.list().await? {
+            if link.kind == "veth" && link.name.starts_with(NEAR_PREFIX) && !keep.contains(&link.name) {
+                self.links.delete(&link.name).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// The addresses of the containers attached on this node, as the kernel has them.
     pub async fn attached(&self) -> Result<BTreeSet<Ipv4Addr>> {
-        let routes = self.links.routes(false, None).await?;
+        let routes = self.links.routes(false, Some(MAIN_TABLE)).await?;
         Ok(routes
             .into_iter()
             .filter(|route| route.dev.as_deref().is_some_and(|dev| dev.starts_with(NEAR_PREFIX)))
@@ -215,7 +260,8 @@ impl Network {
     /// each change, and from time to time: what is right already stays.
     pub fn render(&self, backends: &Backends) -> Result<Rendered> {
         let changed = self.nft.ensure(&filter::table(&self.spec, backends))?;
-        let forgotten = self.conntrack.delete(|connection| filter::is_stale(backends, connection))?;
+        let keepers = filter::Keepers::of(backends);
+        let forgotten = self.conntrack.delete(|connection| keepers.is_stale(connection))?;
         Ok(Rendered { changed, forgotten })
     }
 
@@ -237,6 +283,15 @@ impl Network {
             }
             connected => connected,
         }
+    }
+
+    async fn forget_other_routes(&self, near: &str, address: IpAddr) -> Result<()> {
+        for route in self.links.routes(false, Some(MAIN_TABLE)).await? {
+            if route.dev.as_deref() == Some(near) && route.destination != Some((address, 32)) {
+                self.links.remove_route(&route).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn connect_from_exactly(

@@ -526,7 +526,7 @@ impl Keeper {
         self.mesh.remove_device(id);
         self.networks.remove(id);
         if let Some(uplink) = self.uplink(id) {
-            uplink.remove().await?;
+            uplink.remove(None).await?;
         }
         network::Network::remove(&network_pin(&self.run_dir, id)).await?;
         Ok(())

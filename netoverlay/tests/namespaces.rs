@@ -69,8 +69,7 @@ fn a_namespace_is_pinned_opened_and_removed() {
     assert!(Netns::create(&path).unwrap_err().is_present());
     assert!(Netns::open(&path).unwrap().is_same(&netns));
     assert!(!Netns::current().unwrap().is_same(&netns));
-    let (again, made) = Netns::ensure(&path).unwrap();
-    assert!(again.is_same(&netns) && !made);
+    assert!(Netns::ensure(&path).unwrap().is_same(&netns));
     netns.set_sysctls(&[("net/ipv4/ip_forward", "1")]).unwrap();
     assert_eq!(netns.sysctl("net/ipv4/ip_forward").unwrap(), "1");
     let error = netns.set_sysctls(&[("net/ipv4/no_such_thing", "1")]).unwrap_err();
@@ -140,13 +139,28 @@ async fn a_name_held_by_a_dying_namespace_is_waited_for() {
     let Some(pins) = Pins::new() else { return };
     let home = pins.netns("home");
     let here = Links::open(&home).unwrap();
-    for round in 0..5 {
+    for round in 0..10 {
         let path = pins.path("container");
         let netns = Netns::create(&path).unwrap();
-        let there = Links::open(&netns).unwrap();
-        assert!(here.ensure_veth("vsame", 1400, "eth0", &there).await.unwrap(), "round {round}");
+        here.create_veth("vsame", 1400, "eth0", &netns)
+            .await
+            .unwrap_or_else(|error| panic!("round {round}: {error}"));
+        // The namespace dies with its last handle; the kernel takes its links away some time after.
         Netns::remove(&path).unwrap();
     }
+    let there = Links::open(&pins.netns("other")).unwrap();
+    here.ensure_veth("vsame", 1400, "eth0", &there).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_name_in_use_is_an_error_that_says_so() {
+    let Some(pins) = Pins::new() else { return };
+    let here = Links::open(&pins.netns("one")).unwrap();
+    let two = pins.netns("two");
+    here.create_veth("taken", 1400, "first", &two).await.unwrap();
+    let error = here.create_veth("taken", 1400, "second", &two).await.unwrap_err();
+    assert!(error.is_present());
+    assert!(error.to_string().starts_with("cannot create veth taken with peer second in netns"), "{error}");
 }
 
 /// A port on which every server of these tests listens.
@@ -163,16 +177,21 @@ impl Pins {
     }
 
     async fn network(&self, name: &str) -> (Network, OwnedFd) {
-        let (network, mut queues) = Network::ensure(self.spec(name)).await.unwrap();
+        let (network, mut queues) = spawnable(Network::ensure(self.spec(name))).await.unwrap();
         (network, queues.pop().unwrap())
     }
 
     async fn container(&self, network: &Network, last: u8) -> Sandbox {
         let name = format!("c{last}");
-        let sandbox = Sandbox::ensure(&name, &self.path(&name)).await.unwrap();
-        network.attach(&sandbox, &attachment("eth0", last)).await.unwrap();
+        let sandbox = spawnable(Sandbox::ensure(&name, &self.path(&name))).await.unwrap();
+        spawnable(network.attach(&sandbox, &attachment("eth0", last))).await.unwrap();
         sandbox
     }
+}
+
+/// Only what may run on a runtime of many threads is taken.
+fn spawnable<F: Future + Send>(future: F) -> F {
+    future
 }
 
 fn attachment(link: &str, last: u8) -> Attachment {
@@ -261,6 +280,37 @@ async fn two_containers_reach_each_other() {
     network.detach(a.id(), "eth0").await.unwrap();
     assert_eq!(a.links().find("eth0").await.unwrap(), None);
     assert_eq!(network.attached().await.unwrap(), BTreeSet::from([v4(3)]));
+}
+
+#[tokio::test]
+async fn a_container_cannot_use_the_address_of_another() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let (a, b) = (pins.container(&network, 2).await, pins.container(&network, 3).await);
+    a.links().ensure_address("eth0", IpAddr::V4(v4(77)), 32).await.unwrap();
+    let heard = b.netns().run(|| UdpSocket::bind(("0.0.0.0", PORT))).unwrap().unwrap();
+    heard.set_read_timeout(Some(PATIENCE)).unwrap();
+    a.netns()
+        .run(|| {
+            for (from, word) in [(v4(77), "false"), (v4(2), "true")] {
+                UdpSocket::bind((from, 0)).unwrap().send_to(word.as_bytes(), (v4(3), PORT)).unwrap();
+            }
+        })
+        .unwrap();
+    let mut word = [0; 8];
+    let (len, from) = heard.recv_from(&mut word).unwrap();
+    assert_eq!((&word[..len], from.ip()), (&b"true"[..], IpAddr::V4(v4(2))));
+}
+
+#[tokio::test]
+async fn a_container_may_change_its_address() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let (a, b) = (pins.container(&network, 2).await, pins.container(&network, 3).await);
+    network.attach(&a, &attachment("eth0", 4)).await.unwrap();
+    assert_eq!(network.attached().await.unwrap(), BTreeSet::from([v4(3), v4(4)]));
+    ping(b.netns(), v4(4)).unwrap();
+    ping(a.netns(), v4(3)).unwrap();
 }
 
 #[tokio::test]
@@ -491,7 +541,7 @@ async fn a_published_connection_shows_the_clients_address() {
     network.render(&services(&[])).unwrap();
     let client = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 9), 40_000);
     for _ in 0..2 {
-        let connecting = network.connect_from(client, SocketAddrV4::new(v4(3), PORT));
+        let connecting = spawnable(network.connect_from(client, SocketAddrV4::new(v4(3), PORT)));
         let stream = tokio::time::timeout(PATIENCE, connecting).await.unwrap().unwrap();
         let mut stream = stream.into_std().unwrap();
         stream.set_nonblocking(false).unwrap();
@@ -552,6 +602,10 @@ async fn a_restarted_daemon_finds_everything_as_it_was() {
     assert_eq!(network.links().list().await.unwrap(), before);
     assert_eq!(call(a.netns(), v4(100)).unwrap(), "b saw 10.50.0.2");
 
+    network.detach_all_but([(a.id(), "eth0")]).await.unwrap();
+    assert_eq!(network.attached().await.unwrap(), BTreeSet::from([v4(2)]));
+    assert_eq!(b.links().find("eth0").await.unwrap(), None);
+
     drop((network, _tun));
     let spec = Spec { queues: 2, ..pins.spec("net") };
     let (_network, queues) = Network::ensure(spec).await.unwrap();
@@ -559,17 +613,28 @@ async fn a_restarted_daemon_finds_everything_as_it_was() {
 }
 
 #[tokio::test]
+async fn a_gateway_outside_of_the_subnet_is_refused() {
+    let Some(pins) = Pins::new() else { return };
+    let spec = Spec { gateway: Ipv4Addr::new(10, 51, 0, 1), ..pins.spec("net") };
+    let error = Network::ensure(spec).await.unwrap_err();
+    assert!(error.to_string().starts_with("cannot use gateway 10.51.0.1 in 10.50.0.0/24"), "{error}");
+    assert!(!pins.path("net").exists());
+    let spec = Spec { subnet: v4(7), ..pins.spec("net") };
+    Network::ensure(spec).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_removed_network_leaves_nothing() {
     let Some(pins) = Pins::new() else { return };
     let (network, tun) = pins.network("net").await;
     let a = pins.container(&network, 2).await;
-    Network::remove(&pins.path("net")).await.unwrap();
+    spawnable(Network::remove(&pins.path("net"))).await.unwrap();
     Network::remove(&pins.path("net")).await.unwrap();
     assert_eq!(network.links().find(TUN_NAME).await.unwrap(), None);
     drop((network, tun));
     assert!(!pins.path("net").exists());
     assert_eq!(a.links().find("eth0").await.unwrap(), None);
-    Sandbox::remove(&pins.path("c2")).await.unwrap();
+    spawnable(Sandbox::remove(&pins.path("c2"))).await.unwrap();
     Sandbox::remove(&pins.path("c2")).await.unwrap();
     assert!(!pins.path("c2").exists());
 }
@@ -592,7 +657,7 @@ async fn an_uplink_leads_out_and_leaves_nothing() {
     let uplink = |id: &str| Uplink { host: host.clone(), id: id.to_owned() };
     for _ in 0..2 {
         assert_eq!(uplink("1").ensure(one.links(), 1400).await.unwrap().dropped_by, Vec::<String>::new());
-        uplink("2").ensure(two.links(), 1400).await.unwrap();
+        spawnable(uplink("2").ensure(two.links(), 1400)).await.unwrap();
     }
     let world_address = Ipv4Addr::new(192, 0, 2, 2);
     assert_eq!(call(a.netns(), world_address).unwrap(), "world saw 192.0.2.1");
@@ -608,12 +673,13 @@ async fn an_uplink_leads_out_and_leaves_nothing() {
     assert_eq!(report.dropped_by, ["table ip filter chain FORWARD"]);
     nft.remove(nft::Family::Ip, "filter").unwrap();
 
-    uplink("1").remove().await.unwrap();
+    uplink("1").remove(None).await.unwrap();
     assert_eq!(call(b.netns(), world_address).unwrap(), "world saw 192.0.2.1");
     for _ in 0..2 {
-        uplink("2").remove().await.unwrap();
+        spawnable(uplink("2").remove(Some(two.links()))).await.unwrap();
     }
     assert_eq!(nft.tables().unwrap(), []);
+    assert_eq!(Nft::open(two.netns()).unwrap().tables().unwrap(), []);
     assert_eq!(host.sysctl("net/ipv4/ip_forward").unwrap(), "0");
     let names: Vec<String> = at_host.list().await.unwrap().into_iter().map(|link| link.name).collect();
     assert!(names.iter().all(|name| !name.starts_with("ru")), "{names:?}");

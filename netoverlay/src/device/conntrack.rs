@@ -76,11 +76,10 @@ impl Conntrack {
     /// All tracked connections, of IPv4 and IPv6.
     pub fn list(&self) -> Result<Vec<Connection>> {
         let mut connections = Vec::new();
-        for family in [libc::AF_INET, libc::AF_INET6] {
-            let mut request = Writer::default();
-            request.message(GET, NLM_F_DUMP, family as u8, 0, "list tracked connections", |_| {});
-            self.socket.dump(&request, |attributes| connections.extend(parse(attributes)))?;
-        }
+        let mut request = Writer::default();
+        // One walk for all families: the kernel's table is shared by all namespaces, and long.
+        request.message(GET, NLM_F_DUMP, libc::AF_UNSPEC as u8, 0, "list tracked connections", |_| {});
+        self.socket.dump(&request, |attributes| connections.extend(parse(attributes)))?;
         Ok(connections)
     }
 
@@ -140,4 +139,16 @@ fn parse_tuple(tuple: &[u8]) -> Option<Tuple> {
         source_port: port(PROTOCOL_SOURCE_PORT),
         destination_port: port(PROTOCOL_DESTINATION_PORT),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn nonsense_is_no_connection(bytes: Vec<u8>) {
+            let _ = (parse(&bytes), parse_tuple(&bytes));
+        }
+    }
 }

@@ -5,6 +5,7 @@
 use std::{
     fmt, io, mem,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use super::{Error, Result, netns::Netns};
@@ -28,7 +29,7 @@ const BUFFER_LEN: libc::c_int = 32 << 20;
 const READ_LEN: usize = 64 << 10;
 
 /// The longest value of one attribute.
-pub(super) const ATTRIBUTE_LEN_MAX: usize = u16::MAX as usize - 4;
+const ATTRIBUTE_LEN_MAX: usize = u16::MAX as usize - 4;
 
 /// Writes netfilter messages one after the other.
 #[derive(Default)]
@@ -93,7 +94,9 @@ impl Writer {
         self.bytes.extend_from_slice(&[0; 2]);
         self.bytes.extend_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
         body(self);
-        let len = (self.bytes.len() - start) as u16;
+        let len = self.bytes.len() - start;
+        debug_assert!(len <= ATTRIBUTE_LEN_MAX + 4);
+        let len = len as u16;
         self.bytes[start..start + 2].copy_from_slice(&len.to_ne_bytes());
     }
 
@@ -118,20 +121,22 @@ impl Writer {
 pub(super) struct Socket {
     fd: OwnedFd,
     netns: Netns,
+    /// Held from a request to its last answer.
+    turn: Mutex<()>,
 }
 
 impl Socket {
     pub(super) fn open(netns: &Netns) -> Result<Self> {
         let fd = netns.run(open_socket)?;
         let fd = fd.map_err(|source| Error::new("open a netfilter netlink socket", netns, source))?;
-        Ok(Self { fd, netns: netns.clone() })
+        Ok(Self { fd, netns: netns.clone(), turn: Mutex::new(()) })
     }
 
     /// Sends all messages and reads the answers, which are there when the kernel returns from `send`.
     /// The first refusal is the error. At least one message must ask to be acknowledged.
     pub(super) fn transact(&self, messages: &Writer) -> Result<()> {
         let failed = |source| Error::new("talk to netfilter", &self.netns, source);
-        self.drain();
+        let _turn = self.take_turn();
         self.send(&messages.bytes).map_err(failed)?;
         let mut acknowledged = false;
         let mut refused: Option<(u32, io::Error, String)> = None;
@@ -176,7 +181,7 @@ impl Socket {
     pub(super) fn dump(&self, request: &Writer, mut each: impl FnMut(&[u8])) -> Result<()> {
         let action = request.labels.first().cloned().unwrap_or_default();
         let failed = |source| Error::new(action.clone(), &self.netns, source);
-        self.drain();
+        let _turn = self.take_turn();
         self.send(&request.bytes).map_err(failed)?;
         let mut buffer = vec![0; READ_LEN];
         loop {
@@ -197,9 +202,12 @@ impl Socket {
         }
     }
 
-    fn drain(&self) {
+    /// Waits until the socket is free, and discards what an earlier failure may have left unread.
+    fn take_turn(&self) -> MutexGuard<'_, ()> {
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut buffer = [0; 4096];
         while self.receive(&mut buffer, libc::MSG_DONTWAIT).is_ok() {}
+        turn
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {

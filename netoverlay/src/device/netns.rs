@@ -3,7 +3,7 @@
 use std::{
     fmt, fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     thread,
 };
@@ -29,6 +29,11 @@ impl Netns {
     /// Makes a new namespace and pins it at `path`, whose parent directories are made if missing.
     /// Fails with `EEXIST` if a namespace is pinned there; a plain file left by a crash is taken over.
     pub fn create(path: &Path) -> Result<Self> {
+        Self::create_with(path, &[])
+    }
+
+    /// As [`Netns::create`], with these settings below `/proc/sys` made before anyone can find the namespace.
+    pub fn create_with(path: &Path, settings: &[(&str, &str)]) -> Result<Self> {
         let failed = |source: io::Error| Error::new("create a network namespace", place_of(path), source);
         if is_pinned(path) {
             return Err(failed(io::Error::from_raw_os_error(libc::EEXIST)));
@@ -39,6 +44,9 @@ impl Netns {
         fs::OpenOptions::new().create(true).append(true).open(path).map_err(failed)?;
         on_thread("netns-create", || {
             unshare(CloneFlags::CLONE_NEWNET)?;
+            for (key, value) in settings {
+                write_sysctl(key, value)?;
+            }
             mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
             Ok(())
         })
@@ -61,12 +69,16 @@ impl Netns {
         Ok(Self { file: Arc::new(file), place: place.into() })
     }
 
-    /// Opens the namespace pinned at `path`, made if it is not there. The flag tells whether it was made.
-    pub fn ensure(path: &Path) -> Result<(Self, bool)> {
+    /// Opens the namespace pinned at `path`, made if it is not there.
+    pub fn ensure(path: &Path) -> Result<Self> {
+        Self::ensure_with(path, &[])
+    }
+
+    /// As [`Netns::ensure`]; a namespace that has to be made gets these settings, one that is there keeps its own.
+    pub fn ensure_with(path: &Path, settings: &[(&str, &str)]) -> Result<Self> {
         match Self::open(path) {
-            Ok(netns) => Ok((netns, false)),
-            Err(error) if error.is_missing() => Ok((Self::create(path)?, true)),
-            Err(error) => Err(error),
+            Err(error) if error.is_missing() => Self::create_with(path, settings),
+            opened => opened,
         }
     }
 
@@ -111,13 +123,7 @@ impl Netns {
     pub fn set_sysctls(&self, settings: &[(&str, &str)]) -> Result<()> {
         self.run(|| {
             settings.iter().try_for_each(|(key, value)| {
-                let path = PathBuf::from("/proc/sys").join(key);
-                let same = fs::read_to_string(&path)
-                    .is_ok_and(|now| now.split_whitespace().eq(value.split_whitespace()));
-                if same {
-                    return Ok(());
-                }
-                fs::write(&path, value)
+                write_sysctl(key, value)
                     .map_err(|source| Error::new(format!("set {key} = {value}"), self, source))
             })
         })?
@@ -125,7 +131,7 @@ impl Netns {
 
     /// Reads the setting `key` below `/proc/sys`, without its final newline.
     pub fn sysctl(&self, key: &str) -> Result<String> {
-        self.run(|| fs::read_to_string(PathBuf::from("/proc/sys").join(key)))?
+        self.run(|| fs::read_to_string(Path::new("/proc/sys").join(key)))?
             .map(|value| value.trim_end().to_owned())
             .map_err(|source| Error::new(format!("read {key}"), self, source))
     }
@@ -179,6 +185,13 @@ fn is_pinned(path: &Path) -> bool {
 
 fn is_nsfs(file: &fs::File) -> bool {
     nix::sys::statfs::fstatfs(file).is_ok_and(|stat| stat.filesystem_type().0 == NSFS_MAGIC)
+}
+
+/// Writes a setting of the calling thread's namespace, unless it is so already.
+fn write_sysctl(key: &str, value: &str) -> io::Result<()> {
+    let path = Path::new("/proc/sys").join(key);
+    let now = fs::read_to_string(&path)?;
+    if now.split_whitespace().eq(value.split_whitespace()) { Ok(()) } else { fs::write(&path, value) }
 }
 
 /// Runs `act` on a thread of its own that is gone when this returns.

@@ -4,12 +4,15 @@ use std::{
     fs, io,
     os::fd::{AsRawFd, OwnedFd},
     os::unix::fs::OpenOptionsExt,
+    path::Path,
 };
 
 use super::{Error, Result, link::NAME_LEN_MAX, netns::Netns};
 
 /// The length of the virtio header before each packet, in bytes.
 pub const VNET_HEADER_LEN: usize = 10;
+
+const CLONE_DEVICE: &str = "/dev/net/tun";
 
 const IFF_TUN: i16 = 0x0001;
 const IFF_MULTI_QUEUE: i16 = 0x0100;
@@ -66,6 +69,11 @@ pub fn open(netns: &Netns, name: &str, options: Options) -> Result<Vec<OwnedFd>>
     if name.is_empty() || name.len() > NAME_LEN_MAX || options.queues == 0 {
         return Err(failed(io::ErrorKind::InvalidInput.into()));
     }
+    if !Path::new(CLONE_DEVICE).exists() {
+        let cure =
+            format!("{CLONE_DEVICE} is missing: load the kernel module tun, or give the daemon the device");
+        return Err(failed(io::Error::new(io::ErrorKind::NotFound, cure)));
+    }
     netns
         .run(|| (0..options.queues).map(|_| open_queue(name, options)).collect::<io::Result<_>>())?
         .map_err(failed)
@@ -73,7 +81,7 @@ pub fn open(netns: &Netns, name: &str, options: Options) -> Result<Vec<OwnedFd>>
 
 fn open_queue(name: &str, options: Options) -> io::Result<OwnedFd> {
     let file =
-        fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+        fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(CLONE_DEVICE)?;
     let fd = file.as_raw_fd();
     let mut request =
         Request { name: [0; NAME_LEN_MAX + 1], flags: IFF_TUN | IFF_NO_PI | IFF_VNET_HDR, rest: [0; 22] };

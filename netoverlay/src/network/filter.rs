@@ -104,19 +104,26 @@ pub(super) fn table(spec: &Spec, backends: &Backends) -> Table {
     table
 }
 
-/// Whether the connection goes to a task that no longer answers for the virtual IP it was made to.
-pub(super) fn is_stale(backends: &Backends, connection: &Connection) -> bool {
-    let (IpAddr::V4(vip), IpAddr::V4(task)) = (connection.original.destination, connection.reply.source)
-    else {
-        return false;
-    };
-    if !connection.dnat {
-        return false;
+/// Who may keep connections, by virtual IP.
+pub(super) struct Keepers<'a>(BTreeMap<Ipv4Addr, &'a Vip>);
+
+impl<'a> Keepers<'a> {
+    pub(super) fn of(backends: &'a Backends) -> Self {
+        Self(backends.vips.iter().map(|vip| (vip.address, vip)).collect())
     }
-    !backends.vips.iter().filter(|found| found.address == vip).any(|found| {
-        found.backends.contains(&task)
-            || (connection.original.protocol != UDP && found.draining.contains(&task))
-    })
+
+    /// Whether the connection goes to a task that no longer answers for the virtual IP it was made to.
+    pub(super) fn is_stale(&self, connection: &Connection) -> bool {
+        let (IpAddr::V4(vip), IpAddr::V4(task)) = (connection.original.destination, connection.reply.source)
+        else {
+            return false;
+        };
+        let kept = self.0.get(&vip).is_some_and(|vip| {
+            vip.backends.contains(&task)
+                || (connection.original.protocol != UDP && vip.draining.contains(&task))
+        });
+        connection.dnat && !kept
+    }
 }
 
 #[cfg(test)]
@@ -184,6 +191,7 @@ mod tests {
                 ct status & 0x20 != 0 ip saddr . ip daddr @hairpin snat to 10.50.0.1
               }
             }
-        "#]].assert_eq(&table(&spec, &backends).to_string());
+        "#]]
+        .assert_eq(&table(&spec, &backends).to_string());
     }
 }

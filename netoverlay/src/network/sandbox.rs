@@ -1,9 +1,9 @@
 //! A container's network namespace: its loopback, its settings, and the way to the name server.
 
 use std::{
-    io,
+    fs, io,
     net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use super::{failed, forget_connections_to};
@@ -28,6 +28,7 @@ const DNS_TABLE: &str = "rswarm_dns";
 #[derive(Clone, Debug)]
 pub struct Sandbox {
     id: String,
+    pin: PathBuf,
     netns: Netns,
     links: Links,
 }
@@ -45,17 +46,16 @@ impl Sandbox {
     /// Makes the namespace of container `id`, pinned at `pin`, or adopts the one that is there. `id` is unique
     /// on this node for all time; links are named after it.
     pub async fn ensure(id: &str, pin: &Path) -> Result<Self> {
-        let (netns, made) = Netns::ensure(pin)?;
+        let netns = Netns::ensure_with(
+            pin,
+            &[
+                ("net/ipv4/ping_group_range", &format!("0 {}", last_group())),
+                ("net/ipv4/ip_unprivileged_port_start", "0"),
+            ],
+        )?;
         let links = Links::open(&netns)?;
         links.set_up("lo").await?;
-        if made {
-            // Later values are the container's own affair.
-            netns.set_sysctls(&[
-                ("net/ipv4/ping_group_range", "0 2147483647"),
-                ("net/ipv4/ip_unprivileged_port_start", "0"),
-            ])?;
-        }
-        Ok(Self { id: id.to_owned(), netns, links })
+        Ok(Self { id: id.to_owned(), pin: pin.to_owned(), netns, links })
     }
 
     /// Removes the namespace pinned at `pin`, if it is there, and with it all its links.
@@ -77,6 +77,11 @@ impl Sandbox {
     /// The container's id.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Where its namespace is pinned.
+    pub fn pin(&self) -> &Path {
+        &self.pin
     }
 
     /// Its namespace.
@@ -111,6 +116,21 @@ impl Sandbox {
     }
 }
 
+/// The last of the groups 0, 1, 2 … that exist here: inside a user namespace not all do, and the kernel refuses
+/// a range that ends elsewhere.
+fn last_group() -> u32 {
+    let map = fs::read_to_string("/proc/self/gid_map").unwrap_or_default();
+    last_group_of(&map).unwrap_or(0)
+}
+
+fn last_group_of(map: &str) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+        let (first, _, count) = (numbers.next()?.ok()?, numbers.next()?, numbers.next()?.ok()?);
+        (first == 0).then(|| count.saturating_sub(1).min(i32::MAX as u32))
+    })
+}
+
 fn dns_table(udp_port: u16, tcp_port: u16) -> Table {
     let lead = |protocol, port| {
         let to = SocketAddrV4::new(NAME_SERVER, port);
@@ -134,6 +154,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_last_group_is_that_of_the_user_namespace() {
+        assert_eq!(last_group_of("         0          0 4294967295\n"), Some(2_147_483_647));
+        assert_eq!(last_group_of("0 1000 1\n"), Some(0));
+        assert_eq!(last_group_of("1 100000 65535\n0 1000 2"), Some(1));
+        assert_eq!(last_group_of("nonsense"), None);
+    }
+
+    #[test]
     fn queries_are_led_to_the_sockets() {
         expect![[r#"
             table ip rswarm_dns {
@@ -143,6 +171,7 @@ mod tests {
                 ip daddr 127.0.0.11 meta l4proto 6 th dport 53 dnat to 127.0.0.11:2053
               }
             }
-        "#]].assert_eq(&dns_table(1053, 2053).to_string());
+        "#]]
+        .assert_eq(&dns_table(1053, 2053).to_string());
     }
 }

@@ -80,8 +80,12 @@ impl Uplink {
         Ok(UplinkReport { dropped_by: nft.forward_drops()? })
     }
 
-    /// Removes the uplink, if it is there; with the last one the host is as it was before the first.
-    pub async fn remove(&self) -> Result<()> {
+    /// Removes the uplink, if it is there; with the last one the host is as it was before the first. `near`
+    /// are the links of the network, if that is to live on.
+    pub async fn remove(&self, near: Option<&Links>) -> Result<()> {
+        if let Some(near) = near {
+            Nft::open(near.netns())?.remove(Family::Ip, NEAR_TABLE)?;
+        }
         let host = Links::open(&self.host)?;
         host.delete(&self.link_name()).await?;
         if host.list().await?.iter().any(|link| is_uplink(&link.name)) {

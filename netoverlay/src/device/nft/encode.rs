@@ -1,4 +1,5 @@
-//! The kernel's form of tables: expressions over registers, and messages of one transaction.
+//! The kernel's form of tables: expressions over registers, and messages of one transaction. The attributes of
+//! expressions are numbered as in the kernel's header `linux/netfilter/nf_tables.h`.
 
 use std::net::IpAddr;
 
@@ -68,7 +69,7 @@ const TYPE_INTEGER: u32 = 4;
 /// The name the kernel numbers for maps that belong to one rule.
 const ANONYMOUS_MAP: &str = "__map%d";
 /// How many elements one message carries, well below the 64 KiB an attribute may have.
-const ELEMENTS_PER_MESSAGE: usize = 256;
+const ELEMENTS_PER_MESSAGE: usize = 128;
 
 const VERDICT_REGISTER: u32 = 0;
 /// The first of sixteen registers of four bytes.
