@@ -313,6 +313,18 @@ impl Connect for Networks {
             network.connect_from(client, target).await
         })
     }
+
+    fn connect_udp(&self, network: NetworkId, target: SocketAddrV4) -> io::Result<std::net::UdpSocket> {
+        let network = self.get(network).ok_or_else(|| io::Error::from(io::ErrorKind::NetworkUnreachable))?;
+        let gateway = network.spec().gateway;
+        let socket = network.netns().run(|| {
+            let socket = std::net::UdpSocket::bind((gateway, 0))?;
+            socket.set_nonblocking(true)?;
+            socket.connect(target)?;
+            io::Result::Ok(socket)
+        });
+        socket.map_err(io::Error::other)?
+    }
 }
 
 struct Attached {

@@ -452,6 +452,60 @@ fn published_ports_answer_on_every_node_and_show_the_clients_address() {
 }
 
 #[test]
+fn published_udp_ports_answer_on_every_node() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(2).await;
+        let mut wider = table(2);
+        wider.generation = 2;
+        wider.ports.push(PublishedPort { protocol: Protocol::Udp, ..wider.ports[0].clone() });
+        // The first datagram of a flow must not meet a node that does not know the port yet.
+        for machine in &machines {
+            machine.overlay.apply(wider.clone()).await.unwrap();
+        }
+        for (container, name) in containers.iter().zip(["zero", "one"]) {
+            let socket = container.run(|| UdpSocket::bind("0.0.0.0:80").unwrap()).unwrap();
+            std::thread::spawn(move || {
+                let mut buffer = [0; 2000];
+                while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                    let reply = [name.as_bytes(), &buffer[..length]].concat();
+                    let _ = socket.send_to(&reply, from);
+                }
+            });
+        }
+        eventually("the ports are open", async || {
+            let mut open = 0;
+            for machine in &machines {
+                let status = machine.overlay.status().await.unwrap();
+                open += status.ports.values().filter(|state| **state == PortState::Open).count();
+            }
+            open == 4
+        })
+        .await;
+        for node in [0, 1] {
+            let mut seen = vec![];
+            for _ in 0..2 {
+                let client = tokio::net::UdpSocket::bind((CLIENT, 0)).await.unwrap();
+                client.connect((underlay(node), PORT)).await.unwrap();
+                let mut buffer = vec![0; 2000];
+                let mut who = String::new();
+                for question in [&b""[..], b"?", &[b'x'; 1900]] {
+                    client.send(question).await.unwrap();
+                    let received = tokio::time::timeout(PATIENCE, client.recv(&mut buffer)).await;
+                    let length = received.expect("the task answers").unwrap();
+                    let (name, rest) = buffer[..length].split_at(length - question.len());
+                    assert_eq!(rest, question);
+                    who = String::from_utf8(name.to_vec()).unwrap();
+                }
+                seen.push(who);
+            }
+            seen.sort();
+            assert_eq!(seen, ["one", "zero"], "by way of node {node}");
+        }
+        purge(machines).await;
+    });
+}
+
+#[test]
 fn a_silent_node_leaves_the_services_and_comes_back() {
     on_a_host(|links| async move {
         let (mut machines, containers) = cluster(2).await;
