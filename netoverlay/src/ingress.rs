@@ -1,6 +1,6 @@
 //! Published ports: this node listens on each of them and picks a task. A TCP client's connection is joined to one that
 //! the task's node makes from the client's own address; a task that refuses or keeps silent is passed over. Datagrams
-//! follow in [`udp`].
+//! follow in `udp`.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
