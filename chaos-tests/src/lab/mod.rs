@@ -249,6 +249,7 @@ impl Lab {
     /// The lab of this name. It is not removed when the value is dropped.
     pub fn open(base: &Path, name: &str) -> Result<Self> {
         record::check_name(name)?;
+        require_root()?;
         let mut lab = Self::at(base, name);
         if !lab.directory.join("lab.json").exists() {
             bail!("there is no lab \"{name}\"; make one by `rswarm lab up --name {name}`");
