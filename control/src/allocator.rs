@@ -4,7 +4,7 @@
 //! theirs here, in the leader's turn. What has ended gives its addresses back when that is applied.
 
 use crate::ids::{NetworkId, ServiceId};
-use crate::model::{EndpointSpec, Network, Observed, PortMode, PublishedPort, Settings, Subnet, Task};
+use crate::model::{EndpointSpec, Network, Observed, Protocol, PublishedPort, Settings, Subnet, Task};
 use crate::plan::Draft;
 use crate::state::{Change, State};
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,7 +93,7 @@ pub(crate) fn ports(
     current: &[PublishedPort],
 ) -> Result<Vec<PublishedPort>, String> {
     let mut kept: Vec<PublishedPort> = current.to_vec();
-    let mut taken: BTreeSet<(u16, _)> = spec
+    let mut taken: BTreeSet<(u16, Protocol)> = spec
         .ports
         .iter()
         .filter_map(|port| port.published.map(|published| (published, port.protocol)))
@@ -118,7 +118,7 @@ pub(crate) fn ports(
                 };
                 match kept.iter().position(same) {
                     Some(position) => kept.remove(position).published,
-                    None => free_port(state, service, &taken, at)
+                    None => free_port(state, protocol, &taken)
                         .ok_or("all ports of 30000 to 32767 are in use; choose one with `published`")?,
                 }
             }
@@ -129,25 +129,16 @@ pub(crate) fn ports(
     Ok(ports)
 }
 
-fn free_port(
-    state: &State,
-    service: ServiceId,
-    taken: &BTreeSet<(u16, crate::model::Protocol)>,
-    at: impl Fn(u16) -> PublishedPort,
-) -> Option<u16> {
-    let own: Vec<PublishedPort> =
-        state.service(service).map(|service| service.endpoint.ports.clone()).unwrap_or_default();
+/// The lowest port that no service has, this one included: another of its ports may want to keep it.
+fn free_port(state: &State, protocol: Protocol, taken: &BTreeSet<(u16, Protocol)>) -> Option<u16> {
     let held: BTreeSet<_> = state
         .services()
         .flat_map(|service| &service.endpoint.ports)
         .map(|port| (port.published, port.protocol))
         .collect();
-    DYNAMIC_PORTS.into_iter().find(|port| {
-        let port = PublishedPort { mode: PortMode::Ingress, ..at(*port) };
-        let key = (port.published, port.protocol);
-        let free = !held.contains(&key) || own.iter().any(|p| (p.published, p.protocol) == key);
-        free && !taken.contains(&key)
-    })
+    DYNAMIC_PORTS
+        .into_iter()
+        .find(|port| !held.contains(&(*port, protocol)) && !taken.contains(&(*port, protocol)))
 }
 
 /// The first subnet of the pools that no network touches.

@@ -76,9 +76,14 @@ impl Heard {
         self.nodes.get(&node).map(|beat| beat.at)
     }
 
-    /// From when on a node's silence counts.
-    fn silent_since(&self, node: NodeId) -> Timestamp {
-        self.last(node).unwrap_or_default().max(self.since)
+    /// From when on a node's silence counts. One that has just opened a session is there, although the
+    /// first beat of that session may still be on its way.
+    fn silent_since(&self, node: &Node, now: Timestamp) -> Timestamp {
+        let ready_since = match node.status {
+            NodeStatus::Ready if node.status_since <= now => node.status_since,
+            _ => Timestamp::default(),
+        };
+        self.last(node.id).unwrap_or_default().max(self.since).max(ready_since)
     }
 
     /// How long a node may be silent before it is suspect, and before it is down. A node that is often
@@ -112,7 +117,7 @@ pub fn brake(state: &State, heard: &Heard, now: Timestamp) -> Option<Brake> {
         let recent = now.since(node.status_since) < BRAKE_HOLD;
         let is_silent = match node.status {
             NodeStatus::Ready | NodeStatus::Suspect => {
-                now.since(heard.silent_since(node.id)) >= heard.patience(node.id).0
+                now.since(heard.silent_since(node, now)) >= heard.patience(node.id).0
             }
             NodeStatus::Down if recent => true,
             NodeStatus::Unknown | NodeStatus::Down | NodeStatus::Left => continue,
@@ -133,7 +138,7 @@ pub(crate) fn watch(draft: &mut Draft, heard: &Heard) {
             draft.wake_at(due);
         }
         if status != node.status {
-            let silence = draft.now.since(heard.silent_since(node.id)).as_secs_f32();
+            let silence = draft.now.since(heard.silent_since(&node, draft.now)).as_secs_f32();
             let message = match status {
                 NodeStatus::Suspect => format!("not heard from for {silence:.1} s"),
                 NodeStatus::Down => format!("not heard from for {silence:.1} s; its tasks are replaced"),
@@ -146,7 +151,7 @@ pub(crate) fn watch(draft: &mut Draft, heard: &Heard) {
 
 /// The status a node has now, and when it will have another if it stays silent.
 fn verdict(node: &Node, heard: &Heard, now: Timestamp, brake: bool) -> (NodeStatus, Option<Timestamp>) {
-    let since = heard.silent_since(node.id);
+    let since = heard.silent_since(node, now);
     let (suspect_after, mut down_after) = heard.patience(node.id);
     if brake {
         down_after = down_after.max(BRAKE_HOLD);
@@ -165,5 +170,117 @@ fn verdict(node: &Node, heard: &Heard, now: Timestamp, brake: bool) -> (NodeStat
             }
             _ => (NodeStatus::Ready, Some(since.after(suspect_after))),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Bed;
+
+    fn beats(heard: &mut Heard, node: NodeId, from: u64, pauses: &[u64]) -> u64 {
+        let mut at = from;
+        heard.beat(node, Timestamp(at));
+        for pause in pauses {
+            at += pause;
+            heard.beat(node, Timestamp(at));
+        }
+        at
+    }
+
+    #[test]
+    fn a_regular_node_is_given_the_least_time() {
+        let mut heard = Heard::new(Timestamp(0));
+        beats(&mut heard, NodeId(1), 0, &[250; 20]);
+        assert_eq!(heard.patience(NodeId(1)), (SUSPECT_AFTER, DOWN_AFTER));
+    }
+
+    #[test]
+    fn an_irregular_node_is_given_more_and_loses_it_when_it_becomes_regular() {
+        let mut heard = Heard::new(Timestamp(0));
+        let at = beats(&mut heard, NodeId(1), 0, &[250, 800, 900, 250]);
+        let (suspect, down) = heard.patience(NodeId(1));
+        assert!(
+            suspect > Duration::from_millis(1_500) && down > Duration::from_secs(3),
+            "{suspect:?} {down:?}"
+        );
+        beats(&mut heard, NodeId(1), at, &[250; 20]);
+        assert_eq!(heard.patience(NodeId(1)), (SUSPECT_AFTER, DOWN_AFTER));
+    }
+
+    #[test]
+    fn an_outage_does_not_count_as_irregularity() {
+        let mut heard = Heard::new(Timestamp(0));
+        beats(&mut heard, NodeId(1), 0, &[250, 60_000, 250]);
+        assert_eq!(heard.patience(NodeId(1)), (SUSPECT_AFTER, DOWN_AFTER));
+    }
+
+    #[test]
+    fn a_leader_that_was_paused_blames_nobody() {
+        let mut bed = Bed::new();
+        let node = bed.node("n1", 64);
+        bed.tick();
+        bed.pass(Duration::from_secs(60));
+        bed.heard.resumed(bed.now);
+        assert_eq!(bed.tick().changes, []);
+        assert_eq!(bed.state.node(node).expect("a member").status, NodeStatus::Ready);
+    }
+
+    #[test]
+    fn a_new_leader_gives_sessions_time_to_find_it() {
+        let mut bed = Bed::new();
+        let node = bed.node("n1", 64);
+        bed.heard = Heard::new(bed.now);
+        let status = |bed: &mut Bed, time| {
+            bed.pass(Duration::from_millis(time));
+            bed.tick();
+            bed.state.node(node).expect("a member").status
+        };
+        assert_eq!(status(&mut bed, 1_900), NodeStatus::Ready);
+        assert_eq!(status(&mut bed, 200), NodeStatus::Suspect);
+        assert_eq!(status(&mut bed, 400), NodeStatus::Down);
+    }
+
+    #[test]
+    fn a_session_counts_as_being_heard() {
+        let mut bed = Bed::new();
+        let node = bed.node("n1", 64);
+        bed.tick();
+        bed.pass(Duration::from_secs(60));
+        bed.tick();
+        assert_eq!(bed.state.node(node).expect("a member").status, NodeStatus::Down);
+        let (hostname, addr) = ("n1".into(), "192.0.2.9:2377".into());
+        let session = crate::admission::Session { node, hostname, addr, description: Default::default() };
+        bed.ask(&crate::admission::Request::OpenSession(session)).expect("a member");
+        bed.tick();
+        assert_eq!(bed.state.node(node).expect("a member").status, NodeStatus::Ready);
+        bed.pass(DOWN_AFTER);
+        bed.tick();
+        assert_eq!(bed.state.node(node).expect("a member").status, NodeStatus::Down);
+    }
+
+    #[test]
+    fn the_next_look_is_when_something_is_due() {
+        let mut bed = Bed::new();
+        let node = bed.node("n1", 64);
+        bed.heard.beat(node, bed.now);
+        let plan = bed.tick();
+        assert_eq!(plan.wake_at, Some(bed.now.after(SUSPECT_AFTER)));
+    }
+
+    #[test]
+    fn nodes_that_are_long_gone_do_not_pull_the_brake() {
+        let mut bed = Bed::new();
+        let nodes: Vec<NodeId> = (0..9).map(|n| bed.node(&format!("n{n}"), 64)).collect();
+        for gone in &nodes[..6] {
+            bed.alter(*gone, |node| {
+                (node.status, node.status_since) = (NodeStatus::Down, Timestamp(0));
+            });
+        }
+        bed.pass(Duration::from_secs(60));
+        for node in &nodes[6..] {
+            bed.heard.beat(*node, bed.now);
+        }
+        assert_eq!(brake(&bed.state, &bed.heard, bed.now), None);
     }
 }

@@ -9,7 +9,8 @@ use crate::{allocator, orchestrator, reaper, scheduler};
 /// Looks at the whole cluster and proposes what should change next.
 ///
 /// Running it twice on one state proposes the same plan twice; running it on the state it asked for
-/// proposes nothing. It remembers nothing between calls, so a new leader continues mid-sentence.
+/// proposes nothing. It is to be run when the state has changed, when the plan's `wake_at` has come, and
+/// when a node is heard from that is not [`Ready`](crate::model::NodeStatus::Ready). It remembers nothing between calls, so a new leader continues mid-sentence.
 pub fn tick(state: &State, heard: &Heard, now: Timestamp) -> Plan {
     let mut draft = Draft::new(state, now);
     if state.cluster().is_none() {

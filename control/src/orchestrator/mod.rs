@@ -5,11 +5,12 @@ mod restart;
 mod slots;
 mod update;
 
+pub(crate) use slots::{is_given_up, slots};
+pub(crate) use update::is_current;
+
 use crate::ids::ServiceId;
 use crate::model::Mode;
 use crate::plan::Draft;
-
-
 
 pub(crate) fn reconcile(draft: &mut Draft, id: ServiceId) {
     let Some(service) = draft.state().service(id).cloned() else { return };

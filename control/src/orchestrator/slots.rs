@@ -7,14 +7,15 @@ use crate::model::{Availability, Desired, Observed, Service, Slot, Task};
 use crate::plan::{Draft, Start};
 use crate::scheduler::constraint;
 use crate::state::State;
+use crate::time::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The open slots of a service and their tasks, oldest first. A slot is open until its tasks are to be
 /// removed, also when its last task has ended for good.
-pub(super) type Slots = BTreeMap<Slot, Vec<Arc<Task>>>;
+pub(crate) type Slots = BTreeMap<Slot, Vec<Arc<Task>>>;
 
-pub(super) fn slots(state: &State, service: ServiceId) -> Slots {
+pub(crate) fn slots(state: &State, service: ServiceId) -> Slots {
     let mut slots = Slots::new();
     for task in state.tasks_of(service).filter(|task| task.desired != Desired::Remove) {
         slots.entry(task.slot).or_default().push(task.clone());
@@ -60,6 +61,7 @@ pub(super) fn keep_one(draft: &mut Draft, service: &Service) {
 /// Sends away tasks whose node may no longer run them, and gives every slot a task that has none and is
 /// due for one.
 pub(super) fn refill(draft: &mut Draft, service: &Service) {
+    let mut occupied = draft.state().occupied(service.id);
     for (slot, tasks) in slots(draft.state(), service.id) {
         let mut filled = false;
         for task in tasks.iter().filter(|task| task.is_live() && task.is_wanted()) {
@@ -70,18 +72,29 @@ pub(super) fn refill(draft: &mut Draft, service: &Service) {
                 filled = true;
             } else {
                 draft.want(task.id, Desired::Shutdown);
+                occupied.extend(task.node.map(|_| slot));
             }
         }
         if filled {
             continue;
         }
-        if let Restart::At(start) = restart::decide(service, &tasks, draft.now) {
-            draft.create_task(service.id, slot, start);
-            for ended in tasks.iter().filter(|task| !task.is_live() && task.is_wanted()) {
-                draft.want(ended.id, Desired::Shutdown);
+        match restart::decide(service, &tasks, draft.now) {
+            Restart::Never => {}
+            Restart::Wait(until) => draft.wake_at(until),
+            Restart::At(start) => {
+                draft.create_task(service.id, slot, start, &occupied);
+                for ended in tasks.iter().filter(|task| !task.is_live() && task.is_wanted()) {
+                    draft.want(ended.id, Desired::Shutdown);
+                }
             }
         }
     }
+}
+
+/// Whether a slot stays empty for good, as its restart policy says. `tasks` are oldest first.
+pub(crate) fn is_given_up(service: &Service, tasks: &[Arc<Task>]) -> bool {
+    let ended = tasks.iter().all(|task| !task.is_live());
+    ended && restart::decide(service, tasks, Timestamp::default()) == Restart::Never
 }
 
 /// Lets tasks that were held back start, once their time has come and their slot is vacant.
@@ -92,10 +105,11 @@ pub(super) fn release(draft: &mut Draft, service: ServiceId) {
         .filter(|t| t.desired == Desired::Ready && t.is_live())
         .cloned()
         .collect();
+    let mut occupied = draft.state().occupied(service);
     for task in held {
         if task.start_at > draft.now {
             draft.wake_at(task.start_at);
-        } else if draft.state().is_vacant(service, task.slot, task.id) {
+        } else if occupied.insert(task.slot) {
             draft.want(task.id, Desired::Running);
         }
     }

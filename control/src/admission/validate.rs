@@ -1,0 +1,183 @@
+//! What a spec must look like.
+
+use super::Refused;
+use crate::model::{ContainerSpec, EndpointSpec, Mount, PortMode, Resources, ServiceSpec, TaskSpec};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// No service has more tasks than this.
+const REPLICAS_MAX: u32 = 100_000;
+/// Less than a thousandth of a processor cannot be enforced.
+const NANO_CPUS_MIN: u64 = 1_000_000;
+/// No container starts with less memory.
+const MEMORY_BYTES_MIN: u64 = 4 << 20;
+/// Longest text that is kept anywhere in a spec, in bytes.
+const TEXT_MAX: usize = 64 << 10;
+
+pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refused> {
+    name("service", &spec.name)?;
+    labels(spec.labels.keys())?;
+    if spec.mode.replicas() > REPLICAS_MAX {
+        return invalid(format!("replicas: {} is more than {REPLICAS_MAX}", spec.mode.replicas()));
+    }
+    if spec.update.max_failure_permille > 1000 {
+        return invalid("update: the failure ratio lies between 0 and 1");
+    }
+    task(&spec.task)?;
+    endpoint(&spec.endpoint)
+}
+
+/// Names become host names in the cluster's DNS, so they are DNS labels.
+pub(super) fn name(kind: &str, name: &str) -> Result<(), Refused> {
+    let inner = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    let edge = |c: char| c.is_ascii_alphanumeric();
+    let fits = !name.is_empty() && name.len() <= 63;
+    if fits && name.chars().all(inner) && name.starts_with(edge) && name.ends_with(edge) {
+        return Ok(());
+    }
+    invalid(format!(
+        "{kind} name `{}` is not allowed: use 1 to 63 letters, digits, `-` and `_`, beginning and ending with \
+         a letter or digit",
+        name.escape_debug().take(80).collect::<String>()
+    ))
+}
+
+pub(super) fn labels<'a>(keys: impl Iterator<Item = &'a String>) -> Result<(), Refused> {
+    for key in keys {
+        if key.is_empty() || key.len() > 255 || key.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return invalid(format!(
+                "label `{}`: a key is 1 to 255 characters without spaces",
+                key.escape_debug()
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn task(spec: &TaskSpec) -> Result<(), Refused> {
+    match spec.containers.as_slice() {
+        [] => return invalid("a service needs a container image"),
+        [one] => container(one)?,
+        [_, _, ..] => return invalid("more than one container in a task is not possible yet"),
+    }
+    resources("limit", spec.resources.limits)?;
+    resources("reservation", spec.resources.reservations)?;
+    let (limits, reserved) = (spec.resources.limits, spec.resources.reservations);
+    let exceeds = |reserved: u64, limit: u64| limit != 0 && reserved > limit;
+    if exceeds(reserved.memory_bytes, limits.memory_bytes) || exceeds(reserved.nano_cpus, limits.nano_cpus) {
+        return invalid("resources: more is reserved than the limit lets the task use");
+    }
+    let mut seen = BTreeSet::new();
+    match spec.networks.iter().find(|network| !seen.insert(**network)) {
+        Some(_) => invalid("networks: the same network is named twice"),
+        None => Ok(()),
+    }
+}
+
+fn resources(what: &str, resources: Resources) -> Result<(), Refused> {
+    if (1..NANO_CPUS_MIN).contains(&resources.nano_cpus) {
+        return invalid(format!("{what}: less than 0.001 CPUs is not possible"));
+    }
+    if (1..MEMORY_BYTES_MIN).contains(&resources.memory_bytes) {
+        return invalid(format!("{what}: less than 4 MiB of memory is not possible"));
+    }
+    Ok(())
+}
+
+fn container(spec: &ContainerSpec) -> Result<(), Refused> {
+    if spec.image.trim().is_empty() || spec.image.len() > 512 {
+        return invalid("a service needs a container image of at most 512 characters");
+    }
+    let texts = [&spec.command, &spec.args].into_iter().flatten();
+    let texts = texts.chain(spec.env.iter().map(|var| &var.value));
+    let texts = texts.chain(spec.user.iter()).chain(spec.hostname.iter());
+    for text in texts {
+        if text.contains('\0') || text.len() > TEXT_MAX {
+            return invalid("commands, arguments and environment hold no NUL and at most 64 KiB each");
+        }
+    }
+    for var in &spec.env {
+        if var.name.is_empty() || var.name.contains(['=', '\0']) {
+            return invalid(format!(
+                "env: `{}` is no variable name; write NAME=VALUE",
+                var.name.escape_debug()
+            ));
+        }
+    }
+    labels(spec.labels.keys())?;
+    if let Some(workdir) = spec.workdir.as_ref().filter(|path| !is_path(path)) {
+        return invalid(format!("workdir: `{}` is not an absolute path", workdir.escape_debug()));
+    }
+    if spec.stop_grace > Duration::from_secs(7 * 24 * 3600) {
+        return invalid("stop grace period: more than a week is not possible");
+    }
+    if let Some(text) = spec.stop_signal.as_ref().filter(|text| !is_signal(text)) {
+        return invalid(format!("stop signal: `{}` is none; write SIGTERM, TERM or 15", text.escape_debug()));
+    }
+    mounts(&spec.mounts)
+}
+
+fn mounts(mounts: &[Mount]) -> Result<(), Refused> {
+    let mut targets = BTreeSet::new();
+    for mount in mounts {
+        let target = mount.target();
+        if !is_path(target) || target.trim_end_matches('/').is_empty() {
+            return invalid(format!(
+                "mount: target `{}` is not an absolute path below /",
+                target.escape_debug()
+            ));
+        }
+        if !targets.insert(target.trim_end_matches('/')) {
+            return invalid(format!("mount: target `{target}` is given twice"));
+        }
+        match mount {
+            Mount::Bind { source, .. } if !is_path(source) => {
+                return invalid(format!("mount: source `{}` is not an absolute path", source.escape_debug()));
+            }
+            Mount::Tmpfs { mode: Some(mode), .. } if *mode > 0o7777 => {
+                return invalid(format!("mount: {mode:o} are no permission bits"));
+            }
+            Mount::Bind { .. } | Mount::Tmpfs { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+fn endpoint(spec: &EndpointSpec) -> Result<(), Refused> {
+    let mut seen = BTreeSet::new();
+    for port in &spec.ports {
+        if port.target == 0 || port.published == Some(0) {
+            return invalid("publish: port 0 does not exist");
+        }
+        if let Some(published) = port.published
+            && !seen.insert((published, port.protocol))
+        {
+            return invalid(format!("publish: port {published} is given twice"));
+        }
+        if port.mode == PortMode::Host && port.published.is_none() {
+            return invalid(format!("publish: port {} in host mode needs a published port", port.target));
+        }
+    }
+    Ok(())
+}
+
+fn is_path(path: &str) -> bool {
+    let climbs = path.split('/').any(|part| part == "..");
+    path.starts_with('/') && path.len() < 4096 && !path.contains('\0') && !climbs
+}
+
+/// A name or number that Linux has, real-time signals by number only.
+fn is_signal(text: &str) -> bool {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    NAMES.contains(&name) || text.parse::<u8>().is_ok_and(|number| (1..=64).contains(&number))
+}
+
+pub(super) fn invalid<T>(why: impl Into<String>) -> Result<T, Refused> {
+    Err(Refused::Invalid(why.into()))
+}

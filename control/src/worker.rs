@@ -1,0 +1,361 @@
+//! What a node does about its assignment. The executor is told through [`Effect`]s and answers with
+//! [`Seen`]; what the managers should know comes out as reports.
+//!
+//! Effects are idempotent and numbered: an executor that gets one older than the last it got for the same
+//! task passes it over, and answers carry the number of the effect they belong to.
+
+use crate::assignment::{AssignedTask, Assignment};
+use crate::ids::{NodeId, TaskId};
+use crate::model::{Desired, Observed};
+use crate::state::Report;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// The tasks a node holds, and what it does about them.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    node: NodeId,
+    generation: u64,
+    /// Before the first assignment arrives nobody knows what is wanted, so nothing is stopped.
+    assigned: Option<BTreeMap<TaskId, AssignedTask>>,
+    held: BTreeMap<TaskId, Held>,
+}
+
+/// Something to be done, and its number.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Effect {
+    /// Grows with every effect of a worker.
+    pub generation: u64,
+    /// What.
+    pub action: Action,
+}
+
+/// Something to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Get image, file systems and network ready, but do not start. Answered by [`Seen::Prepared`] or
+    /// [`Seen::Unpreparable`].
+    Prepare(Box<AssignedTask>),
+    /// Start what is prepared. Answered by [`Seen::Running`] or [`Seen::Ended`].
+    Start(TaskId),
+    /// End it, however far it is. Answered by [`Seen::Ended`].
+    Stop {
+        /// Which.
+        task: TaskId,
+        /// How long after its stop signal it is killed.
+        grace: Duration,
+    },
+    /// Remove what is left of it, logs included. Answered by [`Seen::Gone`].
+    Remove(TaskId),
+    /// Tell the managers.
+    Report(Report),
+}
+
+/// What the executor has seen of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// It is being prepared; the text says how far it is.
+    Preparing(String),
+    /// It could start.
+    Prepared,
+    /// It cannot be prepared, and why.
+    Unpreparable(String),
+    /// It was started and is not healthy yet.
+    Starting {
+        /// Its process.
+        pid: u32,
+    },
+    /// It runs.
+    Running {
+        /// Its process.
+        pid: u32,
+    },
+    /// It has ended, or never came to run.
+    Ended {
+        /// How, if it ran: 0 to 255, 128 + n for signal n.
+        exit_code: Option<i32>,
+        /// What went wrong; empty if nothing did.
+        error: String,
+    },
+    /// It was lost, through no fault of its own, with the machine or with the daemon's state; the text
+    /// says how. It is replaced at once, whatever its restart policy.
+    Lost(String),
+    /// Nothing is left of it.
+    Gone,
+}
+
+/// A task of which something may be there.
+#[derive(Clone, Debug)]
+struct Held {
+    observed: Observed,
+    asked: Asked,
+    message: String,
+    error: String,
+    exit_code: Option<i32>,
+    pid: Option<u32>,
+}
+
+/// What the executor was last asked to do about a task, and has not answered to yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Nothing,
+    Prepare,
+    Start,
+    Stop,
+    Remove,
+}
+
+impl Worker {
+    /// A worker on `node` that finds what is left of earlier tasks: after a restart of the daemon those
+    /// that run are adopted, and after a restart of the machine their end is reported.
+    pub fn new(node: NodeId, found: BTreeMap<TaskId, Seen>) -> Self {
+        let mut this = Self { node, generation: 0, assigned: None, held: BTreeMap::new() };
+        for (task, seen) in found {
+            let mut held = Held::new();
+            held.see(seen, false);
+            this.held.insert(task, held);
+        }
+        this
+    }
+
+    /// The complete list of what this node should hold. Anything else is stopped and removed.
+    pub fn assign(&mut self, assignment: &Assignment) -> Vec<Effect> {
+        self.assigned = Some(assignment.tasks.clone());
+        let tasks: BTreeSet<TaskId> = assignment.tasks.keys().chain(self.held.keys()).copied().collect();
+        let mut effects = Effects { generation: &mut self.generation, list: Vec::new() };
+        for task in tasks {
+            let assigned = assignment.tasks.get(&task);
+            let before = effects.list.len();
+            step(self.node, assigned, &mut self.held, task, &mut effects);
+            // The managers have not heard yet that it ended; a report may have been lost.
+            let Some(held) = self.held.get_mut(&task) else { continue };
+            let unheard = assigned.is_some_and(|assigned| !assigned.ended) && held.observed.is_terminal();
+            if unheard && effects.list.len() == before {
+                if assigned.is_some_and(|assigned| !assigned.is_wanted()) {
+                    held.observed = Observed::Shutdown;
+                }
+                effects.push(Action::Report(held.report(task, self.node)));
+            }
+        }
+        effects.list
+    }
+
+    /// The executor has seen something of a task.
+    pub fn observe(&mut self, task: TaskId, seen: Seen) -> Vec<Effect> {
+        let mut effects = Effects { generation: &mut self.generation, list: Vec::new() };
+        let assigned = self.assigned.as_ref().map(|tasks| tasks.get(&task));
+        let Some(held) = self.held.get_mut(&task) else { return Vec::new() };
+        if seen == Seen::Gone {
+            self.held.remove(&task);
+        } else {
+            let unwanted = assigned.flatten().is_some_and(|assigned| !assigned.is_wanted());
+            if held.see(seen, unwanted) {
+                effects.push(Action::Report(held.report(task, self.node)));
+            }
+        }
+        if let Some(assigned) = assigned {
+            step(self.node, assigned, &mut self.held, task, &mut effects);
+        }
+        effects.list
+    }
+
+    /// Everything the managers should know, for a session that has just been opened: reports on the way
+    /// when the last one broke may be lost.
+    pub fn reports(&self) -> Vec<Report> {
+        self.held.iter().map(|(task, held)| held.report(*task, self.node)).collect()
+    }
+
+    /// What is known of each task of which something may be there.
+    pub fn held(&self) -> impl Iterator<Item = (TaskId, Observed)> {
+        self.held.iter().map(|(task, held)| (*task, held.observed))
+    }
+
+    /// What a task is assigned as, if it is.
+    pub fn assigned(&self, task: TaskId) -> Option<&AssignedTask> {
+        self.assigned.as_ref()?.get(&task)
+    }
+}
+
+struct Effects<'a> {
+    generation: &'a mut u64,
+    list: Vec<Effect>,
+}
+
+impl Effects<'_> {
+    fn push(&mut self, action: Action) {
+        *self.generation += 1;
+        self.list.push(Effect { generation: *self.generation, action });
+    }
+}
+
+/// Does the next thing about one task, if nothing is being done about it already.
+fn step(
+    node: NodeId,
+    assigned: Option<&AssignedTask>,
+    held: &mut BTreeMap<TaskId, Held>,
+    id: TaskId,
+    effects: &mut Effects<'_>,
+) {
+    let wanted = assigned.filter(|task| task.is_wanted());
+    let Some(this) = held.get_mut(&id) else {
+        let Some(assigned) = assigned.filter(|task| !task.ended) else { return };
+        let mut new = Held::new();
+        match wanted {
+            Some(task) if !task.started => {
+                (new.observed, new.asked) = (Observed::Preparing, Asked::Prepare);
+                effects.push(Action::Report(new.report(id, node)));
+                effects.push(Action::Prepare(Box::new(task.clone())));
+                held.insert(id, new);
+            }
+            Some(_) => {
+                // One attempt is one attempt: what has vanished is not started a second time.
+                new.observed = Observed::Orphaned;
+                new.error = "its container is gone; the node's state was lost".into();
+                effects.push(Action::Report(new.report(id, node)));
+            }
+            None => {
+                new.observed = Observed::Shutdown;
+                effects.push(Action::Report(Report { task: assigned.id, ..new.report(id, node) }));
+            }
+        }
+        return;
+    };
+    let ended = this.observed.is_terminal();
+    match (wanted, assigned) {
+        (Some(task), _) if this.observed == Observed::Ready && this.asked == Asked::Nothing => {
+            if task.desired == Desired::Running {
+                (this.observed, this.asked) = (Observed::Starting, Asked::Start);
+                effects.push(Action::Start(id));
+                effects.push(Action::Report(this.report(id, node)));
+            }
+        }
+        // Left over from a daemon that stopped before it was done: begin again.
+        (Some(task), _) if this.observed < Observed::Ready && this.asked == Asked::Nothing => {
+            this.asked = Asked::Prepare;
+            effects.push(Action::Prepare(Box::new(task.clone())));
+        }
+        (Some(_), _) => {}
+        (None, None) if ended => {
+            if this.asked != Asked::Remove {
+                this.asked = Asked::Remove;
+                effects.push(Action::Remove(id));
+            }
+        }
+        // Ended and remembered: its logs are kept.
+        (None, Some(_)) if ended => {}
+        (None, _) => {
+            if this.asked != Asked::Stop {
+                this.asked = Asked::Stop;
+                effects.push(Action::Stop { task: id, grace: grace(assigned) });
+            }
+        }
+    }
+}
+
+/// The longest any of a task's containers is given; for a task that nobody knows, the default.
+fn grace(assigned: Option<&AssignedTask>) -> Duration {
+    let graces = assigned.map(|task| task.spec.containers.iter().map(|container| container.stop_grace).max());
+    graces.flatten().unwrap_or(Duration::from_secs(10))
+}
+
+impl Held {
+    fn new() -> Self {
+        Self {
+            observed: Observed::Accepted,
+            asked: Asked::Nothing,
+            message: String::new(),
+            error: String::new(),
+            exit_code: None,
+            pid: None,
+        }
+    }
+
+    /// Takes in what was seen, if it is news. What has ended stays so.
+    fn see(&mut self, seen: Seen, unwanted: bool) -> bool {
+        if self.observed.is_terminal() {
+            return false;
+        }
+        let before = (self.observed, self.message.clone(), self.pid);
+        let stopping = self.asked == Asked::Stop;
+        let settle = |this: &mut Self, observed, answers: Asked| {
+            this.observed = this.observed.max(observed);
+            if this.asked == answers {
+                this.asked = Asked::Nothing;
+            }
+        };
+        match seen {
+            Seen::Preparing(message) => {
+                settle(self, Observed::Preparing, Asked::Nothing);
+                self.message = message;
+            }
+            Seen::Prepared => {
+                settle(self, Observed::Ready, Asked::Prepare);
+                self.message.clear();
+            }
+            Seen::Starting { pid } => {
+                settle(self, Observed::Starting, Asked::Nothing);
+                self.pid = Some(pid);
+            }
+            Seen::Running { pid } => {
+                settle(self, Observed::Running, Asked::Start);
+                self.message.clear();
+                self.pid = Some(pid);
+            }
+            Seen::Unpreparable(error) => {
+                let observed = if stopping || unwanted { Observed::Shutdown } else { Observed::Rejected };
+                self.end(observed, None, error);
+            }
+            Seen::Ended { exit_code, error } => {
+                let observed = match exit_code {
+                    _ if stopping || unwanted => Observed::Shutdown,
+                    Some(0) if error.is_empty() => Observed::Completed,
+                    Some(_) | None => Observed::Failed,
+                };
+                self.end(observed, exit_code, error);
+            }
+            Seen::Lost(error) => {
+                let observed = if stopping || unwanted { Observed::Shutdown } else { Observed::Orphaned };
+                self.end(observed, None, error);
+            }
+            Seen::Gone => self.end(Observed::Orphaned, None, "its container is gone".into()),
+        }
+        before != (self.observed, self.message.clone(), self.pid)
+    }
+
+    fn end(&mut self, observed: Observed, exit_code: Option<i32>, error: String) {
+        self.observed = observed;
+        self.asked = Asked::Nothing;
+        self.message.clear();
+        self.exit_code = exit_code;
+        self.error = error;
+        self.pid = None;
+    }
+
+    fn report(&self, task: TaskId, node: NodeId) -> Report {
+        Report {
+            task,
+            node,
+            observed: self.observed,
+            message: self.message.clone(),
+            error: self.error.clone(),
+            exit_code: self.exit_code,
+            pid: self.pid,
+        }
+    }
+}
+
+/// In a few words, for tests and logs.
+impl std::fmt::Display for Effect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.action {
+            Action::Prepare(task) => write!(f, "prepare {}", task.id),
+            Action::Start(task) => write!(f, "start {task}"),
+            Action::Stop { task, grace } => write!(f, "stop {task} within {grace:?}"),
+            Action::Remove(task) => write!(f, "remove {task}"),
+            Action::Report(report) => write!(f, "report {} {}", report.task, report.observed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

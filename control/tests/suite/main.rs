@@ -1,0 +1,6 @@
+//! The decisions as a whole: scripted scenarios and properties, over the real functions and a small fake
+//! world.
+
+mod properties;
+mod scenarios;
+mod world;

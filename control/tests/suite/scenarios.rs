@@ -1,0 +1,264 @@
+//! Scripts and what they print, in one file each: `tests/scenarios/*.txt`. Lines that are indented are
+//! answers; `UPDATE_EXPECT=1` writes them anew.
+
+use crate::world::{GIB, World, capacity, spec};
+use rswarm_control::admission::{NodeUpdate, Request};
+use rswarm_control::convergence;
+use rswarm_control::model::*;
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[test]
+fn scenarios_go_as_written() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
+    let mut files: Vec<_> =
+        std::fs::read_dir(&folder).expect("scenarios").map(|f| f.expect("a file").path()).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    for file in files {
+        let script = std::fs::read_to_string(&file).expect("a script");
+        expect_test::expect_file![&file].assert_eq(&play(&script));
+    }
+}
+
+fn play(script: &str) -> String {
+    let (mut world, mut out) = (World::new(), String::new());
+    for line in script.lines().filter(|line| !line.starts_with("  ")) {
+        writeln!(out, "{line}").expect("a string takes everything");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if words.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if let Err(why) = command(&mut world, &words, &mut out) {
+            writeln!(out, "  refused: {why}").expect("a string takes everything");
+        }
+    }
+    out
+}
+
+fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), String> {
+    let name = words.get(1).copied().unwrap_or_default();
+    match words[0] {
+        "node" => {
+            let role = if words.contains(&"manager") { Role::Manager } else { Role::Worker };
+            let memory = option(words, "memory").map_or(8, |text| text.parse().expect("GiB"));
+            world.join(name, role, capacity(memory)).map_err(|refused| refused.to_string())?;
+            let labels_add = labels(words);
+            let node = name.into();
+            ask(world, Request::UpdateNode(NodeUpdate { node, labels_add, ..NodeUpdate::default() }))
+        }
+        "service" => ask(
+            world,
+            Request::CreateService { spec: described(words, spec(name, 1, "demo")), networks: vec![] },
+        ),
+        "update" => {
+            let old = world.state.service_named(name).ok_or("no such service")?.spec.clone();
+            let spec = described(words, old);
+            ask(world, Request::UpdateService { service: name.into(), version: None, spec, networks: vec![] })
+        }
+        "scale" => {
+            let replicas = words[2].parse().expect("a number");
+            ask(world, Request::ScaleService { service: name.into(), replicas })
+        }
+        "rm" => ask(world, Request::RemoveService { service: name.into() }),
+        "node-rm" => ask(world, Request::RemoveNode { node: name.into(), force: words.contains(&"force") }),
+        "node-update" => {
+            let availability = option(words, "availability").map(|text| match text {
+                "active" => Availability::Active,
+                "pause" => Availability::Pause,
+                _ => Availability::Drain,
+            });
+            let role = option(words, "role")
+                .map(|text| if text == "manager" { Role::Manager } else { Role::Worker });
+            let (node, labels_add) = (name.into(), labels(words));
+            ask(
+                world,
+                Request::UpdateNode(NodeUpdate {
+                    node,
+                    availability,
+                    role,
+                    labels_add,
+                    ..NodeUpdate::default()
+                }),
+            )
+        }
+        "leave" => {
+            ask(world, Request::Leave { node: world.node_named(name), force: words.contains(&"force") })
+        }
+        "silence" => {
+            for name in &words[1..] {
+                world.hear(world.node_named(name), false);
+            }
+            Ok(())
+        }
+        "hear" => {
+            for name in &words[1..] {
+                world.hear(world.node_named(name), true);
+            }
+            world.settle();
+            Ok(())
+        }
+        "power-off" => {
+            world.power_off(world.node_named(name));
+            Ok(())
+        }
+        "power-on" => {
+            world.power_on(world.node_named(name));
+            world.settle();
+            Ok(())
+        }
+        "restart-daemon" => {
+            world.restart_daemon(world.node_named(name));
+            world.settle();
+            Ok(())
+        }
+        "new-leader" => {
+            world.new_leader();
+            Ok(())
+        }
+        "exit" => {
+            let code = words[2].parse().expect("an exit code");
+            let task = rswarm_control::admission::find_task(&world.state, name)
+                .map_err(|refused| refused.to_string())?;
+            world.exit(task.id, code);
+            world.settle();
+            Ok(())
+        }
+        "wait" => {
+            world.run(duration(name));
+            Ok(())
+        }
+        "tasks" => {
+            tasks(world, out);
+            Ok(())
+        }
+        "nodes" => {
+            nodes(world, out);
+            Ok(())
+        }
+        "progress" => {
+            progress(world, name, out);
+            Ok(())
+        }
+        other => panic!("no such command: {other}"),
+    }
+}
+
+fn ask(world: &mut World, request: Request) -> Result<(), String> {
+    world.ask(&request).map_err(|refused| refused.to_string())?;
+    world.settle();
+    Ok(())
+}
+
+fn option<'a>(words: &[&'a str], key: &str) -> Option<&'a str> {
+    words.iter().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+}
+
+fn labels(words: &[&str]) -> Labels {
+    let labels = words.iter().filter_map(|word| word.strip_prefix("label:")?.split_once('='));
+    labels.map(|(key, value)| (key.into(), value.into())).collect()
+}
+
+fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
+    let task = Arc::make_mut(&mut spec.task);
+    for word in words.iter().skip(2) {
+        if let Some(constraint) = word.strip_prefix("constraint:") {
+            task.placement.constraints.push(constraint.parse().expect("a constraint"));
+            continue;
+        }
+        let (key, value) = word.split_once('=').unwrap_or((word, ""));
+        match key {
+            "replicas" => spec.mode = Mode::Replicated { replicas: value.parse().expect("a number") },
+            "image" => task.containers[0].image = value.into(),
+            "memory" => task.resources.reservations.memory_bytes = value.parse::<u64>().expect("GiB") * GIB,
+            "unconstrained" => task.placement.constraints.clear(),
+            "force" => task.force += 1,
+            "delay" => task.restart.delay = duration(value),
+            "window" => task.restart.window = duration(value),
+            "attempts" => task.restart.max_attempts = Some(value.parse().expect("a number")),
+            "condition" => {
+                task.restart.condition = match value {
+                    "any" => RestartCondition::Any,
+                    "on-failure" => RestartCondition::OnFailure,
+                    _ => RestartCondition::None,
+                }
+            }
+            "publish" | "host" => {
+                let (published, target) = value.split_once(':').expect("PUBLISHED:TARGET");
+                let mode = if key == "host" { PortMode::Host } else { PortMode::Ingress };
+                spec.endpoint.ports.push(PortSpec {
+                    published: published.parse().ok(),
+                    target: target.parse().expect("a port"),
+                    protocol: Protocol::Tcp,
+                    mode,
+                });
+            }
+            other => panic!("no such option: {other}"),
+        }
+    }
+    spec
+}
+
+fn duration(text: &str) -> Duration {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: f32 = digits.parse().expect("a duration");
+    match &text[digits.len()..] {
+        "ms" => Duration::from_secs_f32(number / 1000.0),
+        "s" => Duration::from_secs_f32(number),
+        "m" => Duration::from_secs_f32(number * 60.0),
+        "h" => Duration::from_secs_f32(number * 3600.0),
+        other => panic!("no such unit: {other}"),
+    }
+}
+
+fn tasks(world: &World, out: &mut String) {
+    let mut tasks: Vec<_> = world.state.tasks().collect();
+    tasks.sort_by_key(|task| (&task.service_name, task.slot, task.meta.number));
+    for task in &tasks {
+        write!(out, "  {} {}", task.name(), task.observed).expect("a string takes everything");
+        if let Some(node) = task.node {
+            let name = world.state.node(node).map_or("a removed node", |node| node.hostname.as_str());
+            write!(out, " on {name}").expect("a string takes everything");
+        }
+        if task.is_live() && task.desired != Desired::Running {
+            write!(out, ", wanted {}", task.desired).expect("a string takes everything");
+        }
+        let words = convergence::words(task);
+        if words != task.observed.to_string() {
+            write!(out, ": {words}").expect("a string takes everything");
+        }
+        out.push('\n');
+    }
+    if tasks.is_empty() {
+        out.push_str("  none\n");
+    }
+}
+
+fn nodes(world: &World, out: &mut String) {
+    let mut nodes: Vec<_> = world.state.nodes().collect();
+    nodes.sort_by_key(|node| &node.hostname);
+    for node in nodes {
+        let seat = node.raft.map_or(String::new(), |raft| format!(" seat {raft}"));
+        let colon = if node.message.is_empty() { "" } else { ": " };
+        let (name, role, message) = (&node.hostname, node.role, &node.message);
+        writeln!(out, "  {name} {role}{seat} {:?} {:?}{colon}{message}", node.availability, node.status)
+            .expect("a string takes everything");
+    }
+}
+
+fn progress(world: &World, name: &str, out: &mut String) {
+    let service = world.state.service_named(name).expect("a service");
+    let progress = convergence::progress(&world.state, service.id).expect("a service");
+    let convergence::Progress { replicas, running, current, leaving, verdict, .. } = progress;
+    writeln!(out, "  {verdict:?}: {running}/{replicas} running, {current} current, {leaving} leaving")
+        .expect("a string takes everything");
+    if let Some(trouble) = progress.trouble {
+        writeln!(out, "  {}: {}", trouble.name, trouble.words).expect("a string takes everything");
+    }
+    if let Some(status) = &service.update_status {
+        let message = status.message.split(" (").next().unwrap_or_default();
+        writeln!(out, "  {:?}: {message}", status.state).expect("a string takes everything");
+    }
+}

@@ -1,0 +1,375 @@
+//! A cluster without anything real: the leader's turn, every node's worker, and containers that obey at
+//! once. Time passes in steps; reports and assignments travel within one.
+
+use rswarm_control::admission::{self, Answer, Init, Join, Refused, Request, Session};
+use rswarm_control::model::*;
+use rswarm_control::worker::{Action, Seen, Worker};
+use rswarm_control::*;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How far time moves at once; nodes beat every fifth step.
+pub const STEP: Duration = Duration::from_millis(50);
+/// The leader's own machine: it takes no tasks and is always heard.
+pub const FOUNDER: &str = "m1";
+
+pub struct World {
+    pub state: State,
+    pub heard: Heard,
+    pub now: Timestamp,
+    pub machines: BTreeMap<NodeId, Machine>,
+    pub log: Vec<(u64, Proposal)>,
+    index: u64,
+    steps: u64,
+    /// The state that the leader and the nodes last looked at, and when the leader wants to look again.
+    looked_at: u64,
+    due: Timestamp,
+}
+
+pub struct Machine {
+    worker: Worker,
+    /// What runs, whatever the worker believes.
+    pub containers: BTreeMap<TaskId, Seen>,
+    pub heard: bool,
+    pub powered: bool,
+    reports: Vec<Report>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let now = Timestamp(1_000_000);
+        let mut world = Self {
+            state: State::default(),
+            heard: Heard::new(now),
+            now,
+            machines: BTreeMap::new(),
+            log: Vec::new(),
+            index: 0,
+            steps: 0,
+            looked_at: 0,
+            due: now,
+        };
+        let init = Init {
+            name: "test".into(),
+            id_seed: 42,
+            ca_cert_pem: "cert".into(),
+            ca_key_pem: Secret("key".into()),
+            tokens: JoinTokens { worker: Secret("w".repeat(16)), manager: Secret("m".repeat(16)) },
+            settings: Settings::default(),
+            hostname: FOUNDER.into(),
+            addr: "10.9.0.1:2377".into(),
+            availability: Availability::Drain,
+            description: Description::default(),
+        };
+        let (changes, answer) =
+            admission::init(&world.state, &init, now).expect("an empty state can be initialised");
+        world.commit(changes).expect("nothing else is going on");
+        let Answer::Node(founder) = answer else { panic!("init answers with the founder") };
+        world.boot(founder, FOUNDER, "10.9.0.1:2377", Description::default());
+        world
+    }
+
+    pub fn commit(&mut self, changes: Vec<Change>) -> Result<Applied, Stale> {
+        self.index += 1;
+        let proposal = Proposal { changes, at: self.now };
+        self.log.push((self.index, proposal.clone()));
+        let before = self.state.clone();
+        let applied = self.state.apply(self.index, &proposal)?;
+        self.check_announced(&before, &applied);
+        Ok(applied)
+    }
+
+    /// Who watches for what a proposal has announced misses nothing.
+    fn check_announced(&self, before: &State, applied: &Applied) {
+        for id in self.machines.keys() {
+            let same = assignment::of(before, *id) == assignment::of(&self.state, *id);
+            assert!(
+                same || applied.assignments.contains(id),
+                "an assignment changed in silence: {applied:?}"
+            );
+            let same = endpoints::of(before, *id) == endpoints::of(&self.state, *id);
+            assert!(same || applied.endpoints, "a table changed in silence: {applied:?}");
+        }
+    }
+
+    pub fn ask(&mut self, request: &Request) -> Result<Answer, Refused> {
+        let (changes, answer) = admission::admit(&self.state, request, self.now)?;
+        if !changes.is_empty() {
+            self.commit(changes).expect("what was just admitted can be applied");
+        }
+        Ok(answer)
+    }
+
+    pub fn join(&mut self, hostname: &str, role: Role, capacity: Resources) -> Result<NodeId, Refused> {
+        let cluster = self.state.cluster().expect("the world has a cluster");
+        let secret = match role {
+            Role::Worker => cluster.tokens.worker.clone(),
+            Role::Manager => cluster.tokens.manager.clone(),
+        };
+        let description =
+            Description { capacity, os: "linux".into(), arch: "x86_64".into(), ..Description::default() };
+        let addr = format!("10.9.0.{}:2377", self.machines.len() + 1);
+        let availability = Availability::Active;
+        let join = Join {
+            secret,
+            hostname: hostname.into(),
+            addr: addr.clone(),
+            availability,
+            description: description.clone(),
+        };
+        let Answer::Node(id) = self.ask(&Request::Join(join))? else { panic!("join answers with a node") };
+        self.boot(id, hostname, &addr, description);
+        Ok(id)
+    }
+
+    fn boot(&mut self, id: NodeId, hostname: &str, addr: &str, description: Description) {
+        let machine = Machine {
+            worker: Worker::new(id, BTreeMap::new()),
+            containers: BTreeMap::new(),
+            heard: true,
+            powered: true,
+            reports: Vec::new(),
+        };
+        self.machines.insert(id, machine);
+        let (hostname, addr) = (hostname.into(), addr.into());
+        self.ask(&Request::OpenSession(Session { node: id, hostname, addr, description })).expect("a member");
+        self.heard.beat(id, self.now);
+    }
+
+    pub fn node_named(&self, hostname: &str) -> NodeId {
+        let node = self.state.nodes().find(|node| node.hostname == hostname);
+        node.unwrap_or_else(|| panic!("no node {hostname}")).id
+    }
+
+    /// Cuts a node off, or lets it back.
+    pub fn hear(&mut self, id: NodeId, heard: bool) {
+        let node = self.state.node(id).cloned();
+        let machine = self.machines.get_mut(&id).expect("a machine");
+        if heard && !machine.heard && machine.powered {
+            machine.reports = machine.worker.reports();
+            if let Some(node) = node {
+                let (hostname, addr) = (node.hostname.clone(), node.addr.clone());
+                let description = node.description.clone();
+                let session = Session { node: id, hostname, addr, description };
+                self.ask(&Request::OpenSession(session)).expect("a member");
+                self.heard.beat(id, self.now);
+            }
+        }
+        self.machines.get_mut(&id).expect("a machine").heard = heard;
+    }
+
+    pub fn hear_if_powered(&mut self, id: NodeId) {
+        if self.machines[&id].powered {
+            self.hear(id, true);
+        }
+    }
+
+    /// Takes a machine's power, and its containers with it.
+    pub fn power_off(&mut self, id: NodeId) {
+        let machine = self.machines.get_mut(&id).expect("a machine");
+        for seen in machine.containers.values_mut() {
+            if matches!(seen, Seen::Running { .. } | Seen::Starting { .. }) {
+                *seen = Seen::Lost("its machine was restarted".into());
+            }
+        }
+        (machine.heard, machine.powered) = (false, false);
+    }
+
+    pub fn power_on(&mut self, id: NodeId) {
+        let machine = self.machines.get_mut(&id).expect("a machine");
+        machine.powered = true;
+        machine.worker = Worker::new(id, machine.containers.clone());
+        self.hear(id, true);
+    }
+
+    /// Kills the daemon and starts it again; the containers stay.
+    pub fn restart_daemon(&mut self, id: NodeId) {
+        self.machines.get_mut(&id).expect("a machine").heard = false;
+        self.power_on(id);
+    }
+
+    /// The leader is another one from now on, which has heard nobody yet.
+    pub fn new_leader(&mut self) {
+        self.heard = Heard::new(self.now);
+        self.due = self.now;
+    }
+
+    /// A container ends by itself.
+    pub fn exit(&mut self, task: TaskId, code: i32) {
+        let seen = Seen::Ended { exit_code: Some(code), error: String::new() };
+        for id in self.machines.keys().copied().collect::<Vec<_>>() {
+            if self.machines[&id].containers.contains_key(&task) {
+                self.see(id, task, seen.clone());
+            }
+        }
+    }
+
+    pub fn run(&mut self, time: Duration) {
+        let until = self.now.after(time);
+        while self.now < until {
+            self.step(STEP);
+        }
+    }
+
+    /// Lets time pass in larger steps, for when only the outcome matters.
+    pub fn run_coarsely(&mut self, time: Duration) {
+        let until = self.now.after(time);
+        while self.now < until {
+            self.step(STEP * 5);
+        }
+    }
+
+    fn step(&mut self, time: Duration) {
+        self.now = self.now.after(time);
+        let beats = self.steps / 5;
+        self.steps += u64::try_from(time.as_millis() / STEP.as_millis()).expect("a short step");
+        if self.steps / 5 > beats {
+            let heard = self.machines.iter().filter(|(_, machine)| machine.heard);
+            for id in heard.map(|(id, _)| *id).collect::<Vec<_>>() {
+                self.heard.beat(id, self.now);
+                if self.state.node(id).is_some_and(|node| node.status != NodeStatus::Ready) {
+                    self.due = self.now;
+                }
+            }
+        }
+        self.settle();
+    }
+
+    /// Lets everything happen that can happen without time passing.
+    pub fn settle(&mut self) {
+        for _ in 0..100 {
+            let before = self.index;
+            if self.looked_at != self.index || self.due <= self.now {
+                self.looked_at = self.index;
+                self.turn();
+                self.assign();
+            }
+            self.report();
+            if self.index == before {
+                return;
+            }
+        }
+        let last: Vec<_> = self.log.iter().rev().take(3).collect();
+        panic!("the world does not come to rest: {last:#?}");
+    }
+
+    fn turn(&mut self) {
+        let plan = tick(&self.state, &self.heard, self.now);
+        self.due = plan.wake_at.unwrap_or(Timestamp(u64::MAX));
+        assert!(self.due > self.now, "what is due now is done now");
+        if plan.changes.is_empty() {
+            return;
+        }
+        assert_eq!(plan, tick(&self.state, &self.heard, self.now), "the leader's turn is a function");
+        self.commit(plan.changes.clone()).expect("a plan can be applied to the state it was drawn from");
+        let again = tick(&self.state, &self.heard, self.now);
+        assert_eq!(again.changes, [], "a plan leaves nothing to plan; it was {:#?}", plan.changes);
+    }
+
+    fn assign(&mut self) {
+        for id in self.machines.keys().copied().collect::<Vec<_>>() {
+            let machine = &self.machines[&id];
+            if !machine.heard || self.state.node(id).is_none() {
+                continue;
+            }
+            let assignment = assignment::of(&self.state, id);
+            let effects = self.machines.get_mut(&id).expect("a machine").worker.assign(&assignment);
+            self.carry_out(id, effects);
+        }
+    }
+
+    fn report(&mut self) {
+        let mut changes = Vec::new();
+        for machine in self.machines.values_mut().filter(|machine| machine.heard) {
+            changes.extend(machine.reports.drain(..).map(Change::Report));
+        }
+        let known = |change: &Change| match change {
+            Change::Report(report) => {
+                self.state.task(report.task).is_some_and(|task| task.observed < report.observed)
+            }
+            _ => true,
+        };
+        changes.retain(known);
+        if !changes.is_empty() {
+            self.commit(changes).expect("reports are never stale");
+        }
+    }
+
+    fn see(&mut self, id: NodeId, task: TaskId, seen: Seen) {
+        let machine = self.machines.get_mut(&id).expect("a machine");
+        match seen {
+            Seen::Gone => drop(machine.containers.remove(&task)),
+            _ => drop(machine.containers.insert(task, seen.clone())),
+        }
+        let effects = machine.worker.observe(task, seen);
+        self.carry_out(id, effects);
+    }
+
+    fn carry_out(&mut self, id: NodeId, effects: Vec<worker::Effect>) {
+        for effect in effects {
+            let machine = self.machines.get_mut(&id).expect("a machine");
+            let (task, seen) = match effect.action {
+                Action::Report(report) => {
+                    machine.reports.push(report);
+                    continue;
+                }
+                Action::Prepare(task) => (task.id, prepare(&task.spec.containers[0].image)),
+                Action::Start(task) => {
+                    let was = machine.containers.get(&task);
+                    assert_eq!(was, Some(&Seen::Prepared), "what is started was prepared");
+                    let image = self.state.task(task).map(|task| task.spec.containers[0].image.clone());
+                    (task, start(&image.unwrap_or_default()))
+                }
+                Action::Stop { task, .. } => {
+                    (task, Seen::Ended { exit_code: Some(143), error: String::new() })
+                }
+                Action::Remove(task) => (task, Seen::Gone),
+            };
+            self.see(id, task, seen);
+        }
+    }
+
+    /// What is really running, and where.
+    pub fn running(&self) -> BTreeMap<TaskId, NodeId> {
+        let on = |(id, machine): (&NodeId, &Machine)| {
+            let runs = |(_, seen): &(&TaskId, &Seen)| matches!(seen, Seen::Running { .. });
+            machine.containers.iter().filter(runs).map(|(task, _)| (*task, *id)).collect::<Vec<_>>()
+        };
+        self.machines.iter().flat_map(on).collect()
+    }
+}
+
+fn prepare(image: &str) -> Seen {
+    match image {
+        "missing" => Seen::Unpreparable("no such image: missing".into()),
+        _ => Seen::Prepared,
+    }
+}
+
+fn start(image: &str) -> Seen {
+    match image {
+        "broken" => Seen::Ended { exit_code: Some(1), error: String::new() },
+        "done" => Seen::Ended { exit_code: Some(0), error: String::new() },
+        _ => Seen::Running { pid: 100 },
+    }
+}
+
+pub fn spec(name: &str, replicas: u32, image: &str) -> ServiceSpec {
+    ServiceSpec {
+        name: name.into(),
+        labels: Labels::new(),
+        mode: Mode::Replicated { replicas },
+        task: std::sync::Arc::new(TaskSpec {
+            containers: vec![ContainerSpec::new(image)],
+            ..TaskSpec::default()
+        }),
+        update: UpdateConfig::default(),
+        endpoint: EndpointSpec::default(),
+    }
+}
+
+pub const GIB: u64 = 1 << 30;
+
+pub fn capacity(gib: u64) -> Resources {
+    Resources { nano_cpus: 4_000_000_000, memory_bytes: gib * GIB }
+}
