@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! The command `rswarm`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rswarm::cli::main()
+}

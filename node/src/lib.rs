@@ -1,0 +1,3 @@
+//! The parts of the binary `rswarm`.
+
+pub mod cli;
