@@ -4,7 +4,8 @@
 const WIDTH_MIN: usize = 10;
 const PADDING: usize = 3;
 
-/// Replaces tabs with the spaces that make columns. Every line comes back ended by a line feed.
+/// Replaces tabs with the spaces that make columns. Every line comes back ended by a line feed, and without
+/// spaces before it.
 pub fn align(text: &str) -> String {
     let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split('\t').collect()).collect();
     let mut widths: Vec<Vec<usize>> = lines.iter().map(|cells| vec![0; cells.len() - 1]).collect();
@@ -29,6 +30,7 @@ pub fn align(text: &str) -> String {
                 out.extend(std::iter::repeat_n(' ', width - cell.chars().count()));
             }
         }
+        out.truncate(out.trim_end_matches(' ').len());
         out.push('\n');
     }
     out

@@ -196,11 +196,11 @@ mod tests {
     #[test]
     fn tasks_are_listed_with_their_history() {
         expect![[r#"
-            ID              NAME           IMAGE           NODE      DESIRED STATE   CURRENT STATE           ERROR                              PORTS
-            000000000000c   web.1          rswarm/demo:1   n2        Running         Running 3 minutes ago                                      
-            000000000000b    \_ web.1      rswarm/demo:1   n1        Shutdown        Failed 3 minutes ago    "cannot find /usr/local/bin/se…"   
-            000000000000a    \_ web.1      rswarm/demo:1   n2        Shutdown        Failed 3 minutes ago    "exited with 3"                    
-            000000000000d   web.2          rswarm/demo:1             Running         Pending 3 minutes ago   "no suitable node"                 
+            ID              NAME        IMAGE           NODE      DESIRED STATE   CURRENT STATE           ERROR                              PORTS
+            000000000000c   web.1       rswarm/demo:1   n2        Running         Running 3 minutes ago
+            000000000000b    \_ web.1   rswarm/demo:1   n1        Shutdown        Failed 3 minutes ago    "cannot find /usr/local/bin/se…"
+            000000000000a    \_ web.1   rswarm/demo:1   n2        Shutdown        Failed 3 minutes ago    "exited with 3"
+            000000000000d   web.2       rswarm/demo:1             Running         Pending 3 minutes ago   "no suitable node"
         "#]]
         .assert_eq(&printed(&PsOptions::default()));
     }
