@@ -86,6 +86,11 @@ impl Heard {
         self.last(node.id).unwrap_or_default().max(self.since).max(ready_since)
     }
 
+    /// Whether a node that is down is heard from again.
+    fn is_back(&self, node: &Node, now: Timestamp) -> bool {
+        self.last(node.id).is_some_and(|last| now.since(last) < self.patience(node.id).0)
+    }
+
     /// How long a node may be silent before it is suspect, and before it is down. A node that is often
     /// late, because its machine is slow or loaded, is given more.
     pub fn patience(&self, node: NodeId) -> (Duration, Duration) {
@@ -119,7 +124,8 @@ pub fn brake(state: &State, heard: &Heard, now: Timestamp) -> Option<Brake> {
             NodeStatus::Ready | NodeStatus::Suspect => {
                 now.since(heard.silent_since(node, now)) >= heard.patience(node.id).0
             }
-            NodeStatus::Down if recent => true,
+            // One that is back in this very turn is no longer missing.
+            NodeStatus::Down if recent => !heard.is_back(node, now),
             NodeStatus::Unknown | NodeStatus::Down | NodeStatus::Left => continue,
         };
         nodes += 1;
@@ -159,8 +165,7 @@ fn verdict(node: &Node, heard: &Heard, now: Timestamp, brake: bool) -> (NodeStat
     match node.status {
         NodeStatus::Unknown | NodeStatus::Left => (node.status, None),
         NodeStatus::Down => {
-            let back = heard.last(node.id).is_some_and(|last| now.since(last) < suspect_after);
-            (if back { NodeStatus::Ready } else { NodeStatus::Down }, None)
+            (if heard.is_back(node, now) { NodeStatus::Ready } else { NodeStatus::Down }, None)
         }
         NodeStatus::Ready | NodeStatus::Suspect => match now.since(since) {
             silence if silence >= down_after => (NodeStatus::Down, None),
