@@ -133,7 +133,7 @@ fn slice(value: &Value, bounds: &[Value]) -> Result {
     let bound = |at: usize, default: usize| match bounds.get(at) {
         None => Ok(default),
         Some(Value::Int(bound)) => {
-            usize::try_from(*bound).ok().filter(|bound| *bound <= default.max(0)).ok_or("index out of range")
+            usize::try_from(*bound).ok().filter(|bound| *bound <= default).ok_or("index out of range")
         }
         Some(_) => Err("cannot index slice with that"),
     };

@@ -67,7 +67,7 @@ pub(super) fn parse(source: &str) -> Result<Tree, SyntaxError> {
     let (main, end) = parser.block()?;
     match end {
         End::Source => Ok(Tree { main, defined: parser.defined }),
-        End::End => Err(parser.error("unexpected {{end}}")),
+        End::Block => Err(parser.error("unexpected {{end}}")),
         End::Else(_) => Err(parser.error("unexpected {{else}}")),
     }
 }
@@ -84,7 +84,8 @@ struct Parser<'a> {
 /// What ended a block.
 enum End {
     Source,
-    End,
+    /// `end`
+    Block,
     /// `else`, `else if`, `else with`
     Else(Option<Located>),
 }
@@ -152,7 +153,7 @@ impl Parser<'_> {
         match word.as_str() {
             "end" => {
                 self.close()?;
-                return Ok(Some(End::End));
+                return Ok(Some(End::Block));
             }
             "else" => {
                 let follows = match self.peek().cloned() {
@@ -209,7 +210,7 @@ impl Parser<'_> {
         let (then, end) = self.block()?;
         self.loops -= usize::from(word == "range");
         let other = match end {
-            End::End => Block::new(),
+            End::Block => Block::new(),
             End::Source => return Err(self.error(&format!("{{{{{word}}}}} has no {{{{end}}}}"))),
             End::Else(None) => self.body()?,
             End::Else(Some((_, Token::Word(next)))) => {
@@ -230,7 +231,7 @@ impl Parser<'_> {
     /// A block up to its `end`.
     fn body(&mut self) -> Result<Block, SyntaxError> {
         match self.block()? {
-            (block, End::End) => Ok(block),
+            (block, End::Block) => Ok(block),
             _ => Err(self.error("expected {{end}}")),
         }
     }
