@@ -1,7 +1,8 @@
-//! The node: everything that `rswarm` does on a machine.
+//! The node: everything that `rswarm` does on a machine, and the command line.
 
 pub mod agent;
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod demo;
