@@ -69,7 +69,7 @@ impl Config {
             state_dir: flags.state_dir.or(file.state_dir).unwrap_or_else(|| "/var/lib/rswarm".into()),
             socket: socket.unwrap_or_else(|| run_dir.join("rswarm.sock")),
             run_dir,
-            cgroup_parent: flags.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "rswarm".into()),
+            cgroup_parent: cgroup_parent(flags.cgroup_parent.or(file.cgroup_parent))?,
             listen_addr: flags
                 .listen_addr
                 .or(file.listen_addr)
@@ -77,6 +77,15 @@ impl Config {
             insecure_registries: file.insecure_registries,
         })
     }
+}
+
+/// As a path below the root of the hierarchies: `/rswarm` and `rswarm` are the same group.
+fn cgroup_parent(said: Option<String>) -> Result<String> {
+    let said = said.unwrap_or_else(|| "rswarm".into());
+    let path = said.trim_matches('/');
+    let sound = !path.is_empty() && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    anyhow::ensure!(sound, "`{said}` is not a control group below the root, for example rswarm or lab/n1");
+    Ok(path.to_owned())
 }
 
 fn read(path: &Path) -> Result<File> {
@@ -165,6 +174,15 @@ mod tests {
     fn addresses_that_nobody_can_reach_are_refused() {
         for bad in ["0.0.0.0", "0.0.0.0:2377", "10.1.2.3:0", "nonsense0", "lo:port"] {
             assert!(advertise_addr(bad, 2377).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_control_group_lies_below_the_root() {
+        assert_eq!(cgroup_parent(Some("/lab/n1".into())).unwrap(), "lab/n1");
+        assert_eq!(cgroup_parent(None).unwrap(), "rswarm");
+        for bad in ["", "/", "../x", "a//b"] {
+            assert!(cgroup_parent(Some(bad.into())).is_err(), "{bad}");
         }
     }
 
