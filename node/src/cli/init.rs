@@ -35,14 +35,18 @@ impl Init {
     /// # Errors
     /// If the daemon cannot be started, or refuses.
     pub async fn run(self, cx: &mut Context) -> Result<()> {
-        ensure_daemon(&cx.socket, self.state_dir.as_deref(), &mut cx.err)?;
+        let started = ensure_daemon(&cx.socket, self.state_dir.as_deref(), &mut cx.err)?;
         let request = pb::InitRequest {
             advertise_addr: self.advertise_addr.unwrap_or_default(),
             listen_addr: self.listen_addr,
             name: self.name,
             availability: pb::Availability::from(self.availability).into(),
         };
-        let answer = cx.client().await?.local.init(request).await;
+        let mut client = cx.client().await?;
+        let answer = client.local.init(request).await;
+        if answer.is_err() {
+            started.undo(&mut client).await;
+        }
         let answer = answer.map_err(|status| refused(&status)).context("cannot start a cluster")?;
         cx.out.write_all(render(&answer.into_inner()).as_bytes())?;
         Ok(())

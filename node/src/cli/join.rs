@@ -38,7 +38,7 @@ impl Join {
     /// If the token is malformed, the daemon cannot be started, or it is refused.
     pub async fn run(self, cx: &mut Context) -> Result<()> {
         check_token(&self.token)?;
-        ensure_daemon(&cx.socket, self.state_dir.as_deref(), &mut cx.err)?;
+        let started = ensure_daemon(&cx.socket, self.state_dir.as_deref(), &mut cx.err)?;
         let request = pb::JoinRequest {
             token: self.token,
             addrs: self.addrs.iter().map(|addr| with_port(addr)).collect(),
@@ -46,7 +46,11 @@ impl Join {
             listen_addr: self.listen_addr,
             availability: pb::Availability::from(self.availability).into(),
         };
-        let answer = cx.client().await?.local.join(request).await;
+        let mut client = cx.client().await?;
+        let answer = client.local.join(request).await;
+        if answer.is_err() {
+            started.undo(&mut client).await;
+        }
         let answer =
             answer.map_err(|status| refused(&status)).context("cannot join the cluster")?.into_inner();
         let role = if answer.role() == pb::Role::Manager { "manager" } else { "worker" };

@@ -33,7 +33,8 @@ use std::process::ExitCode;
 #[command(name = "rswarm", version, disable_help_subcommand = true, arg_required_else_help = true)]
 pub struct Cli {
     /// Socket of the daemon to talk to
-    #[arg(long, global = true, env = "RSWARM_SOCKET", value_name = "PATH", default_value = client::SOCKET)]
+    #[arg(long, global = true, env = "RSWARM_SOCKET", value_name = "PATH", default_value = client::SOCKET,
+        help_heading = "Global options")]
     pub socket: PathBuf,
     /// What to do
     #[command(subcommand)]

@@ -1,9 +1,11 @@
 //! Starts this machine's daemon where none runs: by systemd if the unit is installed, in the background
 //! otherwise.
 
-use super::client::SOCKET;
+use super::client::{Client, SOCKET};
 use super::failure::Failure;
 use anyhow::{Context, Result};
+use rswarm_proto::v1 as pb;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixStream;
@@ -18,19 +20,50 @@ pub const STATE_DIR: &str = "/var/lib/rswarm";
 /// How long a daemon may take until its socket answers.
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// How long a daemon that was asked to stop may take.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
 const UNIT_FILES: [&str; 3] = [
     "/etc/systemd/system/rswarm.service",
     "/usr/lib/systemd/system/rswarm.service",
     "/lib/systemd/system/rswarm.service",
 ];
 
-/// Makes sure that a daemon answers at `socket`, and says whether this started it.
+/// How the daemon came to run.
+#[derive(Debug)]
+pub enum Started {
+    /// It ran already.
+    Before,
+    /// Systemd was told to start it.
+    BySystemd,
+    /// It is this process's child, and outlives it.
+    Here(Child),
+}
+
+impl Started {
+    /// Stops a daemon that was started for a cluster it then did not become part of, so that a command that
+    /// failed leaves nothing behind. One that ran before, or found itself in a cluster, is left alone.
+    pub async fn undo(self, client: &mut Client) {
+        let status = client.status().await;
+        if !status.is_ok_and(|status| status.state() == pb::status_response::State::Inactive) {
+            return;
+        }
+        match self {
+            Self::Before => {}
+            // Whether stopping works is secondary to the error that is being reported.
+            Self::BySystemd => drop(Command::new("systemctl").args(["stop", "rswarm.service"]).status()),
+            Self::Here(child) => stop(child),
+        }
+    }
+}
+
+/// Makes sure that a daemon answers at `socket`, and says how it came to run.
 ///
 /// # Errors
 /// If it cannot be started, or does not answer in time; its last words are quoted.
-pub fn ensure_daemon(socket: &Path, state_dir: Option<&Path>, err: &mut dyn Write) -> Result<bool> {
+pub fn ensure_daemon(socket: &Path, state_dir: Option<&Path>, err: &mut dyn Write) -> Result<Started> {
     if UnixStream::connect(socket).is_ok() {
-        return Ok(false);
+        return Ok(Started::Before);
     }
     if state_dir.is_none() && socket == Path::new(SOCKET) && has_unit() {
         writeln!(err, "Starting the daemon (systemd unit rswarm)")?;
@@ -40,15 +73,16 @@ pub fn ensure_daemon(socket: &Path, state_dir: Option<&Path>, err: &mut dyn Writ
             let failure = Failure::failed("systemd could not start the daemon");
             return Err(failure.help("read why with `journalctl -u rswarm`").into());
         }
-        return wait(socket, None, "read its log with `journalctl -u rswarm`", &|| String::new())
-            .map(|()| true);
+        wait(socket, &mut None, "read its log with `journalctl -u rswarm`", &|| String::new())?;
+        return Ok(Started::BySystemd);
     }
     let state_dir = state_dir.unwrap_or(Path::new(STATE_DIR));
     let log = open_log(state_dir)?;
     writeln!(err, "Starting the daemon (log: {})", log.path.display())?;
-    let child = spawn(socket, state_dir, &log.file)?;
+    let mut child = Some(spawn(socket, state_dir, &log.file)?);
     let help = format!("its log is {}", log.path.display());
-    wait(socket, Some(child), &help, &|| log.last_words()).map(|()| true)
+    wait(socket, &mut child, &help, &|| log.last_words())?;
+    Ok(child.map_or(Started::Before, Started::Here))
 }
 
 /// Whether systemd runs this machine and knows our unit.
@@ -105,7 +139,7 @@ fn spawn(socket: &Path, state_dir: &Path, log: &File) -> Result<Child> {
 }
 
 /// Waits until the socket answers, the child ends, or the deadline has passed.
-fn wait(socket: &Path, mut child: Option<Child>, help: &str, last_words: &dyn Fn() -> String) -> Result<()> {
+fn wait(socket: &Path, child: &mut Option<Child>, help: &str, last_words: &dyn Fn() -> String) -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
     loop {
         if UnixStream::connect(socket).is_ok() {
@@ -123,10 +157,27 @@ fn wait(socket: &Path, mut child: Option<Child>, help: &str, last_words: &dyn Fn
                 continue;
             }
         };
+        if ended.is_none() {
+            child.take().into_iter().for_each(stop);
+        }
         let words = last_words();
         let what = if words.is_empty() { what } else { format!("{what}; its last words:\n  {words}\n") };
         return Err(Failure::failed(what.trim_end()).help(help).into());
     }
+}
+
+fn stop(mut child: Child) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let asked = pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok());
+    let deadline = Instant::now() + STOP_DEADLINE;
+    while asked && Instant::now() < deadline {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // It is past asking; that it is gone already is no error.
+    let _ = child.kill().and_then(|()| child.wait());
 }
 
 #[cfg(test)]
@@ -140,8 +191,18 @@ mod tests {
         let socket = dir.path().join("s");
         let _listener = UnixListener::bind(&socket).expect("a socket");
         let mut err = Vec::new();
-        assert!(!ensure_daemon(&socket, Some(dir.path()), &mut err).expect("it answers"));
+        let started = ensure_daemon(&socket, Some(dir.path()), &mut err).expect("it answers");
+        assert!(matches!(started, Started::Before));
         assert!(err.is_empty());
+    }
+
+    #[test]
+    fn a_daemon_is_asked_to_stop_before_it_is_made_to() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "exec sleep 60"]).stdin(Stdio::null());
+        let began = Instant::now();
+        stop(command.spawn().expect("a shell"));
+        assert!(began.elapsed() < STOP_DEADLINE, "it heeds SIGTERM");
     }
 
     #[test]
@@ -153,7 +214,8 @@ mod tests {
         command.stdout(log.file.try_clone().expect("a file")).stderr(log.file.try_clone().expect("a file"));
         let child = command.spawn().expect("a shell");
         let socket = dir.path().join("s");
-        let error = wait(&socket, Some(child), "its log is L", &|| log.last_words()).expect_err("it ended");
+        let error =
+            wait(&socket, &mut Some(child), "its log is L", &|| log.last_words()).expect_err("it ended");
         expect_test::expect![[r"
             Error: the daemon ended at once (exit status: 1); its last words:
               early

@@ -10,7 +10,7 @@ mod table;
 mod task;
 
 pub use task::report;
-pub(crate) use task::{slot, slot_out, task};
+pub(crate) use task::{slot, slot_out, task, task_without_spec};
 
 use crate::v1 as pb;
 use rswarm_control::model::{Meta, Resources};

@@ -17,42 +17,47 @@ choices! {
 
 impl From<&Task> for pb::Task {
     fn from(task: &Task) -> Self {
-        let Task {
-            id,
-            meta,
-            service,
-            service_name,
-            slot,
-            spec,
-            spec_version,
-            node,
-            desired,
-            observed,
-            status,
-            addresses,
-            note,
-            start_at,
-            restarts,
-            failures,
-        } = task;
-        Self {
-            id: id.to_string(),
-            meta: Some(meta.into()),
-            service: service.to_string(),
-            service_name: service_name.clone(),
-            slot: Some(slot_out(*slot)),
-            spec: Some(spec.as_ref().into()),
-            spec_version: *spec_version,
-            node: node.map(|node| node.to_string()).unwrap_or_default(),
-            desired: pb::Desired::from(*desired).into(),
-            observed: pb::Observed::from(*observed).into(),
-            status: Some(status.into()),
-            addresses: attachments_out(addresses),
-            note: note.clone(),
-            start_at_ms: start_at.0,
-            restarts: *restarts,
-            failures: *failures,
-        }
+        Self { spec: Some(task.spec.as_ref().into()), ..task_without_spec(task) }
+    }
+}
+
+/// A task whose spec is sent or written elsewhere.
+pub(crate) fn task_without_spec(task: &Task) -> pb::Task {
+    let Task {
+        id,
+        meta,
+        service,
+        service_name,
+        slot,
+        spec: _,
+        spec_version,
+        node,
+        desired,
+        observed,
+        status,
+        addresses,
+        note,
+        start_at,
+        restarts,
+        failures,
+    } = task;
+    pb::Task {
+        id: id.to_string(),
+        meta: Some(meta.into()),
+        service: service.to_string(),
+        service_name: service_name.clone(),
+        slot: Some(slot_out(*slot)),
+        spec: None,
+        spec_version: *spec_version,
+        node: node.map(|node| node.to_string()).unwrap_or_default(),
+        desired: pb::Desired::from(*desired).into(),
+        observed: pb::Observed::from(*observed).into(),
+        status: Some(status.into()),
+        addresses: attachments_out(addresses),
+        note: note.clone(),
+        start_at_ms: start_at.0,
+        restarts: *restarts,
+        failures: *failures,
     }
 }
 

@@ -4,8 +4,7 @@
 //! little-endian, and a message; the last record counts those before it. Nothing here protects against
 //! damage: the log does that for what it stores.
 
-use crate::convert::{Invalid, task};
-use crate::v1 as pb;
+use crate::convert::{Invalid, task, task_without_spec};
 use crate::v1::store as disk;
 use crate::v1::store::record::{End, Head, RemovedNode, SharedSpec, What};
 use prost::Message;
@@ -94,9 +93,7 @@ pub fn write_snapshot(state: &State, to: &mut dyn Write) -> io::Result<()> {
             }))?;
             specs.0.insert(key, task.spec.clone());
         }
-        let mut record = pb::Task::from(task.as_ref());
-        record.spec = None;
-        to.put(What::Task(record))?;
+        to.put(What::Task(task_without_spec(&task)))?;
     }
     let records = to.written;
     to.put(What::End(End { records }))

@@ -594,7 +594,14 @@ pub fn snapshot() -> BoxedStrategy<Snapshot> {
     );
     (head, objects)
         .prop_map(|((index, clock, next_number, next_raft), objects)| {
-            let (cluster, nodes, removed_nodes, services, networks, tasks) = objects;
+            let (cluster, nodes, removed_nodes, mut services, mut networks, tasks) = objects;
+            // No state holds two objects of one name.
+            for (number, service) in services.iter_mut().enumerate() {
+                Arc::make_mut(service).spec.name = format!("s{number}");
+            }
+            for (number, network) in networks.iter_mut().enumerate() {
+                Arc::make_mut(network).name = format!("n{number}");
+            }
             Snapshot {
                 index,
                 clock,

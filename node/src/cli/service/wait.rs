@@ -76,10 +76,11 @@ async fn watch(
         tokio::select! {
             message = stream.message() => match message {
                 Ok(Some(message)) => {
-                    if !options.quiet {
-                        progress.show(&mut cx.err, lines(name, &message))?;
-                    }
                     let verdict = verdict(name, &message, removal);
+                    // A good end has a line of its own; a bad one is shown with the tasks it is about.
+                    if !options.quiet && !matches!(verdict, Some(Ok(_))) {
+                        progress.show(&mut cx.err, lines(name, &message, removal))?;
+                    }
                     last = message;
                     if let Some(verdict) = verdict {
                         break verdict;
@@ -123,8 +124,11 @@ fn follow(name: &str, removal: bool) -> String {
 }
 
 /// How the service stands, one line; then its tasks.
-fn lines(name: &str, progress: &pb::ServiceProgress) -> Vec<String> {
-    let mut head = format!("{name}: {} of {} tasks running", progress.running, progress.desired);
+fn lines(name: &str, progress: &pb::ServiceProgress, removal: bool) -> Vec<String> {
+    let mut head = match removal {
+        true => format!("{name}: {} still to stop", counted(progress.tasks.len())),
+        false => format!("{name}: {} of {} running", progress.running, counted(progress.desired as usize)),
+    };
     let state = match progress.state() {
         State::Running => "; watching that they stay so",
         State::Paused => "; paused",
@@ -146,6 +150,10 @@ fn lines(name: &str, progress: &pb::ServiceProgress) -> Vec<String> {
         lines.push(format!("  and {more} more"));
     }
     lines
+}
+
+fn counted(tasks: usize) -> String {
+    if tasks == 1 { "1 task".into() } else { format!("{tasks} tasks") }
 }
 
 /// What is to be said at the end, if this is the end.
@@ -205,7 +213,13 @@ mod tests {
             web: 1 of 2 tasks running
               web.1  running on n1
               web.2  pending: no node has 8 GiB free"]]
-        .assert_eq(&lines("web", &progress(State::Converging, 1, 2)).join("\n"));
+        .assert_eq(&lines("web", &progress(State::Converging, 1, 2), false).join("\n"));
+    }
+
+    #[test]
+    fn a_removal_counts_what_is_left() {
+        let lines = lines("web", &progress(State::Converging, 0, 0), true);
+        assert_eq!(lines[0], "web: 2 tasks still to stop");
     }
 
     #[test]

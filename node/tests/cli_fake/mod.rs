@@ -1,0 +1,339 @@
+//! A daemon with made-up answers. What it says of a service depends on the service's name.
+
+use rswarm_proto::v1 as pb;
+use rswarm_proto::v1::control_server::{Control, ControlServer};
+use rswarm_proto::v1::local_server::{Local, LocalServer};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status, Streaming};
+
+const SERVICE: &str = "000000000000c";
+const NETWORK: &str = "000000000000n";
+
+pub struct Fake {
+    socket: PathBuf,
+    _dir: tempfile::TempDir,
+    seen: Arc<Seen>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    updated: Mutex<Option<pb::UpdateServiceRequest>>,
+}
+
+impl Fake {
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let seen = Arc::new(Seen::default());
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let socket = dir.path().join("s");
+        let (path, answers) = (socket.clone(), seen.clone());
+        let thread = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let listener = tokio::net::UnixListener::bind(path).expect("a socket");
+                ready.send(()).expect("the test waits");
+                let server = tonic::transport::Server::builder()
+                    .add_service(ControlServer::new(Answers(answers.clone())))
+                    .add_service(LocalServer::new(Answers(answers)))
+                    .serve_with_incoming(UnixListenerStream::new(listener));
+                tokio::select! {
+                    served = server => served.expect("it serves"),
+                    _ = stopped => {}
+                }
+            });
+        });
+        is_ready.recv().expect("the daemon starts");
+        Self { socket, _dir: dir, seen, stop: Some(stop), thread: Some(thread) }
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub fn updated(&self) -> Option<pb::UpdateServiceRequest> {
+        self.seen.updated.lock().expect("nobody panics").take()
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        let _ = self.stop.take().map(|stop| stop.send(()));
+        let _ = self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+struct Answers(Arc<Seen>);
+
+type Answer<T> = Result<Response<T>, Status>;
+type Stream<T> = tokio_stream::Iter<std::vec::IntoIter<Result<T, Status>>>;
+
+fn ok<T>(answer: T) -> Answer<T> {
+    Ok(Response::new(answer))
+}
+
+fn all<T>(messages: Vec<T>) -> Answer<Stream<T>> {
+    let messages: Vec<Result<T, Status>> = messages.into_iter().map(Ok).collect();
+    ok(tokio_stream::iter(messages))
+}
+
+fn unknown<T>() -> Answer<T> {
+    Err(Status::unimplemented("not in this test"))
+}
+
+fn service() -> pb::Service {
+    let port = pb::PublishedPort { published: 8080, target: 80, protocol: 1, mode: 1 };
+    let container =
+        pb::ContainerSpec { name: "main".into(), image: "rswarm/demo".into(), ..Default::default() };
+    let task =
+        pb::TaskSpec { containers: vec![container], networks: vec![NETWORK.into()], ..Default::default() };
+    pb::Service {
+        id: SERVICE.into(),
+        meta: Some(pb::Meta { version: 7, ..Default::default() }),
+        spec: Some(pb::ServiceSpec {
+            name: "web".into(),
+            mode: Some(pb::Mode {
+                kind: Some(pb::mode::Kind::Replicated(pb::mode::Replicated { replicas: 2 })),
+            }),
+            task: Some(task),
+            ..Default::default()
+        }),
+        endpoint: Some(pb::Endpoint { ports: vec![port], ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+fn network() -> pb::Network {
+    let subnet = Some(pb::Subnet { base: 0x0a00_0100, prefix: 24 });
+    pb::Network { id: NETWORK.into(), name: "backend".into(), subnet, ..Default::default() }
+}
+
+fn progress(name: &str) -> Vec<pb::ServiceProgress> {
+    use pb::service_progress::State;
+    let task = |slot: u32, node: &str, observed: &str, words: &str| pb::TaskProgress {
+        task_id: String::new(),
+        name: format!("{name}.{slot}"),
+        node_name: node.into(),
+        observed: observed.into(),
+        words: words.into(),
+    };
+    let one = |state: State, running, desired, tasks| pb::ServiceProgress {
+        state: state.into(),
+        running,
+        desired,
+        tasks,
+        ..Default::default()
+    };
+    let up = || vec![task(1, "n1", "running", ""), task(2, "n2", "running", "")];
+    match name {
+        "broken" => {
+            let mut end =
+                one(State::Failed, 0, 1, vec![task(1, "n1", "failed", "exited with 3: no such table")]);
+            end.words = "exited with 3: no such table".into();
+            end.failing_task = "broken.1".into();
+            vec![end]
+        }
+        "paused" => vec![one(State::Paused, 1, 2, up())],
+        _ => vec![
+            one(State::Converging, 1, 2, vec![task(1, "n1", "running", ""), task(2, "n2", "preparing", "")]),
+            one(State::Running, 2, 2, up()),
+            one(State::Settled, 2, 2, up()),
+        ],
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Answers {
+    type WatchServiceStream =
+        std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<pb::ServiceProgress, Status>> + Send>>;
+    type LogsStream = Stream<pb::LogLine>;
+
+    async fn get_cluster(&self, _: Request<pb::GetClusterRequest>) -> Answer<pb::GetClusterResponse> {
+        unknown()
+    }
+
+    async fn get_join_tokens(
+        &self,
+        _: Request<pb::GetJoinTokensRequest>,
+    ) -> Answer<pb::GetJoinTokensResponse> {
+        ok(pb::GetJoinTokensResponse { worker: "RSWTKN-1-d-w".into(), manager: "RSWTKN-1-d-m".into() })
+    }
+
+    async fn rotate_join_token(
+        &self,
+        _: Request<pb::RotateJoinTokenRequest>,
+    ) -> Answer<pb::GetJoinTokensResponse> {
+        unknown()
+    }
+
+    async fn list_nodes(&self, _: Request<pb::ListNodesRequest>) -> Answer<pb::ListNodesResponse> {
+        ok(pb::ListNodesResponse::default())
+    }
+
+    async fn update_node(&self, _: Request<pb::UpdateNodeRequest>) -> Answer<pb::UpdateNodeResponse> {
+        unknown()
+    }
+
+    async fn remove_node(&self, _: Request<pb::RemoveNodeRequest>) -> Answer<pb::RemoveNodeResponse> {
+        unknown()
+    }
+
+    async fn create_service(
+        &self,
+        request: Request<pb::CreateServiceRequest>,
+    ) -> Answer<pb::CreateServiceResponse> {
+        let spec = request.into_inner().spec.ok_or_else(|| Status::invalid_argument("no spec"))?;
+        if spec.name == "taken" {
+            return Err(Status::already_exists(
+                "a service named `taken` exists\nhelp: choose another --name",
+            ));
+        }
+        ok(pb::CreateServiceResponse { id: SERVICE.into(), ..Default::default() })
+    }
+
+    async fn update_service(
+        &self,
+        request: Request<pb::UpdateServiceRequest>,
+    ) -> Answer<pb::UpdateServiceResponse> {
+        *self.0.updated.lock().expect("nobody panics") = Some(request.into_inner());
+        ok(pb::UpdateServiceResponse { id: SERVICE.into(), changed: true, ..Default::default() })
+    }
+
+    async fn remove_service(
+        &self,
+        request: Request<pb::RemoveServiceRequest>,
+    ) -> Answer<pb::RemoveServiceResponse> {
+        ok(pb::RemoveServiceResponse { id: SERVICE.into(), name: request.into_inner().service })
+    }
+
+    async fn list_services(
+        &self,
+        request: Request<pb::ListServicesRequest>,
+    ) -> Answer<pb::ListServicesResponse> {
+        let asked = request.into_inner().services;
+        if let Some(name) = asked.iter().find(|name| *name != "web") {
+            let words = format!("there is no service `{name}`\nhelp: `rswarm service ls` shows the services");
+            return Err(Status::not_found(words));
+        }
+        let status = pb::ServiceStatus { running: 2, desired: 2, completed: 0 };
+        ok(pb::ListServicesResponse { services: vec![service()], statuses: vec![status] })
+    }
+
+    async fn list_tasks(&self, _: Request<pb::ListTasksRequest>) -> Answer<pb::ListTasksResponse> {
+        unknown()
+    }
+
+    async fn create_network(
+        &self,
+        _: Request<pb::CreateNetworkRequest>,
+    ) -> Answer<pb::CreateNetworkResponse> {
+        unknown()
+    }
+
+    async fn remove_network(
+        &self,
+        _: Request<pb::RemoveNetworkRequest>,
+    ) -> Answer<pb::RemoveNetworkResponse> {
+        unknown()
+    }
+
+    async fn list_networks(&self, _: Request<pb::ListNetworksRequest>) -> Answer<pb::ListNetworksResponse> {
+        ok(pb::ListNetworksResponse { networks: vec![network()] })
+    }
+
+    async fn watch_service(
+        &self,
+        request: Request<pb::WatchServiceRequest>,
+    ) -> Answer<Self::WatchServiceStream> {
+        use futures_util::StreamExt;
+        let pb::WatchServiceRequest { service: name, removal, .. } = request.into_inner();
+        if name == "stuck" {
+            let waits = pb::TaskProgress {
+                name: "stuck.1".into(),
+                observed: "pending".into(),
+                words: "no node has 8GiB free".into(),
+                ..Default::default()
+            };
+            let message =
+                pb::ServiceProgress { state: 1, desired: 1, tasks: vec![waits], ..Default::default() };
+            let first = futures_util::stream::iter([Ok(message)]);
+            return ok(first.chain(futures_util::stream::pending()).boxed());
+        }
+        let messages = match removal {
+            true => vec![pb::ServiceProgress { state: 6, ..Default::default() }],
+            false => progress(&name),
+        };
+        ok(futures_util::stream::iter(messages.into_iter().map(Ok)).boxed())
+    }
+
+    async fn logs(&self, _: Request<pb::LogsRequest>) -> Answer<Self::LogsStream> {
+        let line = |text: &'static str, stderr| pb::LogLine {
+            task_name: "web.1".into(),
+            node_name: "n1".into(),
+            stderr,
+            line: text.into(),
+            ..Default::default()
+        };
+        let note = pb::LogLine { note: "node n2 cannot be reached".into(), ..Default::default() };
+        all(vec![line("hello", false), line("oops", true), note])
+    }
+
+    async fn leave(&self, _: Request<pb::LeaveClusterRequest>) -> Answer<pb::LeaveClusterResponse> {
+        unknown()
+    }
+}
+
+#[tonic::async_trait]
+impl Local for Answers {
+    type PullImageStream = Stream<pb::ImageProgress>;
+
+    async fn init(&self, request: Request<pb::InitRequest>) -> Answer<pb::InitResponse> {
+        ok(pb::InitResponse {
+            node_id: "0000000000001".into(),
+            worker_token: "RSWTKN-1-d-w".into(),
+            manager_token: "RSWTKN-1-d-m".into(),
+            addr: format!("{}:2377", request.into_inner().advertise_addr),
+            ..Default::default()
+        })
+    }
+
+    async fn join(&self, _: Request<pb::JoinRequest>) -> Answer<pb::JoinResponse> {
+        unknown()
+    }
+
+    async fn leave(&self, _: Request<pb::LeaveRequest>) -> Answer<pb::LeaveResponse> {
+        unknown()
+    }
+
+    async fn status(&self, _: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
+        ok(pb::StatusResponse::default())
+    }
+
+    async fn list_images(&self, _: Request<pb::ListImagesRequest>) -> Answer<pb::ListImagesResponse> {
+        unknown()
+    }
+
+    async fn pull_image(&self, _: Request<pb::PullImageRequest>) -> Answer<Self::PullImageStream> {
+        unknown()
+    }
+
+    async fn load_image(
+        &self,
+        request: Request<Streaming<pb::LoadImageChunk>>,
+    ) -> Answer<pb::LoadImageResponse> {
+        let (mut chunks, mut bytes) = (request.into_inner(), 0);
+        while let Some(chunk) = chunks.message().await? {
+            bytes += chunk.data.len();
+        }
+        ok(pb::LoadImageResponse { references: vec![format!("loaded:{bytes}")] })
+    }
+
+    async fn remove_image(&self, _: Request<pb::RemoveImageRequest>) -> Answer<pb::RemoveImageResponse> {
+        unknown()
+    }
+}
