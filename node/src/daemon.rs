@@ -119,7 +119,7 @@ pub async fn run(config: Config) -> Result<()> {
     let config = Arc::new(config);
     let stop = CancellationToken::new();
     let arrivals = listen::unix(&config.socket, stop.clone()).await?;
-    let images = Store::open(&config.state_dir.join("images"))
+    let images = Store::open(config.state_dir.join("images"))
         .with_context(|| format!("cannot open the image store in {}", config.state_dir.display()))?;
     let executor = Executor::open(crate::executor::Config {
         root_dir: config.state_dir.join("containers"),

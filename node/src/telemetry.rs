@@ -9,7 +9,8 @@ const DEFAULT: &str = "info,openraft=warn";
 /// Starts logging. `RUST_LOG` takes directives such as `debug` or `info,rswarm::agent=trace`.
 pub fn init() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
+    let colour =
+        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|it| it.is_empty());
     // A second call, as tests make it, changes nothing.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

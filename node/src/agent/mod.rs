@@ -220,6 +220,9 @@ fn seen(state: &executor::State) -> Seen {
 }
 
 fn ended(exit: &Exit) -> Seen {
+    if exit.error.as_deref() == Some(executor::LOST) {
+        return Seen::Lost(executor::LOST.to_owned());
+    }
     let error = match &exit.error {
         Some(error) => error.clone(),
         None if exit.oom_killed => "killed by the kernel: out of memory".to_owned(),

@@ -15,8 +15,8 @@ use rswarm_control::model::{
     Availability, NodeStatus, Observed, Role, Secret, Service, ServiceSpec, Subnet, Task,
 };
 use rswarm_control::state::State;
-use rswarm_proto::v1 as pb;
 use rswarm_proto::Problem;
+use rswarm_proto::v1 as pb;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;

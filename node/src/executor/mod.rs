@@ -38,7 +38,8 @@ const EVENTS_MAX: usize = 4096;
 const DEATH_MAX: Duration = Duration::from_secs(10);
 /// The code of a container whose end nobody saw.
 const CODE_LOST: i32 = 255;
-const LOST: &str = "the container's shim is gone, and with it how the container ended";
+/// What is then said to have happened to it.
+pub const LOST: &str = "the container's shim is gone, and with it how the container ended";
 
 /// Where an executor keeps its things.
 #[derive(Clone, Debug)]

@@ -153,7 +153,7 @@ impl Cluster {
     /// Proposes changes as they are. `None` when they were stale; else the index, applied here.
     pub async fn commit(&self, changes: Vec<Change>, at: Timestamp) -> Result<Option<u64>, WriteError> {
         let bytes = store::encode_proposal(&Proposal { changes, at });
-        let proposed = self.log.propose(bytes.into()).await?;
+        let proposed = self.log.propose(bytes).await?;
         self.view.reached(proposed.index).await;
         match proposed.answer.first() {
             Some(&APPLIED) => Ok(Some(proposed.index)),

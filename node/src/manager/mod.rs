@@ -103,11 +103,12 @@ async fn hold_office(
         if leads && !holds {
             let office = take_office(&cluster, &stop, &tracker).await;
             sender.send_replace(office);
-        } else if !leads && holds {
-            if let Some(office) = sender.send_replace(None) {
-                tracing::info!("no longer leading");
-                office.stop.cancel();
-            }
+        } else if !leads
+            && holds
+            && let Some(office) = sender.send_replace(None)
+        {
+            tracing::info!("no longer leading");
+            office.stop.cancel();
         }
         tokio::select! {
             () = stop.cancelled() => return,

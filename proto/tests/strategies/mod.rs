@@ -426,23 +426,32 @@ fn backends() -> BoxedStrategy<Vec<Backend>> {
 }
 
 pub fn table() -> BoxedStrategy<Table> {
-    let service = (service_id(), text(), address(), backends(), vec(address(), 0..3))
-        .prop_map(|(service, name, vip, backends, draining)| ServiceEntry { service, name, vip, backends, draining });
+    let service = (service_id(), text(), address(), backends(), vec(address(), 0..3)).prop_map(
+        |(service, name, vip, backends, draining)| ServiceEntry { service, name, vip, backends, draining },
+    );
     let network = (network(), btree_map(address(), node_id(), 0..3), vec(service, 0..3)).prop_map(
         |(network, routes, services)| NetworkTable { network: Arc::new(network), routes, services },
     );
-    let port = (any::<u16>(), protocol(), any::<u16>(), port_mode(), (service_id(), text(), any::<u32>()), backends()).prop_map(
-        |(published, protocol, target, mode, (service, service_name, vni), backends)| endpoints::PublishedPort {
-            published,
-            protocol,
-            target,
-            mode,
-            service,
-            service_name,
-            vni,
-            backends,
-        },
-    );
+    let port = (
+        any::<u16>(),
+        protocol(),
+        any::<u16>(),
+        port_mode(),
+        (service_id(), text(), any::<u32>()),
+        backends(),
+    )
+        .prop_map(|(published, protocol, target, mode, (service, service_name, vni), backends)| {
+            endpoints::PublishedPort {
+                published,
+                protocol,
+                target,
+                mode,
+                service,
+                service_name,
+                vni,
+                backends,
+            }
+        });
     (btree_map(node_id(), text(), 0..3), vec(network, 0..3), vec(port, 0..3))
         .prop_map(|(peers, networks, ports)| Table {
             peers,
