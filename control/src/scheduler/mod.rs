@@ -118,9 +118,13 @@ impl Candidate {
         let reserved = task.spec.resources.reservations;
         self.free.nano_cpus = self.free.nano_cpus.saturating_sub(reserved.nano_cpus);
         self.free.memory_bytes = self.free.memory_bytes.saturating_sub(reserved.memory_bytes);
-        self.total += 1;
-        *self.by_service.entry(task.service).or_default() += 1;
         self.host_ports.extend(ports);
+        // What is on its way out still holds its resources, but the place it leaves is as good as free: else an
+        // update would drift away from the nodes it began on.
+        if task.is_wanted() {
+            self.total += 1;
+            *self.by_service.entry(task.service).or_default() += 1;
+        }
     }
 
     fn score(&self, task: &Task) -> Score {

@@ -93,6 +93,41 @@ fn placement() {
 }
 
 #[test]
+fn an_update_stays_spread() {
+    let mut bed = Bed::new();
+    let nodes = ["n1", "n2", "n3"].map(|host| bed.node(host, 1024));
+    let service = bed.service(spec("web", 3));
+    bed.tick();
+    bed.all_run();
+    let mut wanted = spec("web", 3);
+    std::sync::Arc::make_mut(&mut wanted.task).force += 1;
+    let request = crate::admission::Request::UpdateService {
+        service: "web".into(),
+        version: None,
+        spec: wanted,
+        networks: Vec::new(),
+    };
+    bed.ask(&request).expect("a good spec");
+    for _ in 0..6 {
+        bed.tick();
+        let stopping: Vec<_> =
+            bed.tasks(service).into_iter().filter(|task| task.is_live() && !task.is_wanted()).collect();
+        for task in stopping {
+            bed.report(task.id, Observed::Shutdown);
+        }
+        bed.tick();
+        bed.all_run();
+    }
+    let running: std::collections::BTreeSet<_> = bed
+        .tasks(service)
+        .iter()
+        .filter(|task| task.observed == Observed::Running)
+        .filter_map(|task| task.node)
+        .collect();
+    assert_eq!(running, nodes.into());
+}
+
+#[test]
 fn a_host_port_is_taken_once_a_node() {
     let mut bed = Bed::new();
     bed.node("n1", 1024);
