@@ -54,6 +54,7 @@ pub struct Member {
     pub node: NodeId,
     /// Of which cluster.
     pub cluster: ClusterId,
+    ground: Ground,
     state_dir: PathBuf,
     identity: Mutex<Identity>,
     credentials: Arc<Credentials>,
@@ -93,7 +94,7 @@ impl Member {
             (None, None) => None,
         };
         let agent = Agent::start(agent::Setting {
-            ground,
+            ground: ground.clone(),
             node,
             identity: identity.clone(),
             credentials: credentials.clone(),
@@ -105,6 +106,7 @@ impl Member {
         let member = Arc::new(Self {
             node,
             cluster,
+            ground,
             state_dir,
             identity: Mutex::new(identity),
             credentials,
@@ -121,6 +123,11 @@ impl Member {
         member.tracker.spawn(member.clone().watch_over());
         member.tracker.spawn(member.clone().renew());
         Ok(member)
+    }
+
+    /// What it stands on.
+    pub fn ground(&self) -> &Ground {
+        &self.ground
     }
 
     /// The manager that runs here, if one does.
@@ -405,7 +412,7 @@ impl Roles for Member {
 const FAITH: Duration = Duration::from_millis(1500);
 
 /// Whom a manager may take for the leader: nobody, if it has long heard nothing of it.
-fn believed(status: &rswarm_raft::Status) -> Option<rswarm_raft::Member> {
+pub fn believed(status: &rswarm_raft::Status) -> Option<rswarm_raft::Member> {
     let recent = status.quorum_heard_at.is_none_or(|at| at.elapsed() < FAITH);
     status.leader.clone().filter(|_| recent)
 }
