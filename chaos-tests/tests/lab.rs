@@ -3,8 +3,9 @@
 use std::{
     collections::BTreeSet,
     fs,
+    io::{BufRead, BufReader},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -216,6 +217,26 @@ fn an_interrupted_lab_is_removed() -> Result<()> {
         );
         ensure!(result.unwrap_err().to_string() == "interrupted");
         expect_no_trace(&base.path().join("torn"), None)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_lab_whose_maker_was_killed_is_removed() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    for steps in [1, 3, 7] {
+        let mut maker = Command::new(PROGRAM)
+            .arg("lab-up")
+            .arg(base.path())
+            .arg("killed")
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let said = BufReader::new(maker.stdout.take().context("its output is piped")?);
+        ensure!(said.lines().take(steps).count() == steps, "the maker ended early");
+        maker.kill()?;
+        maker.wait()?;
+        ensure!(Lab::down(base.path(), "killed")?);
+        expect_no_trace(&base.path().join("killed"), None)?;
     }
     Ok(())
 }

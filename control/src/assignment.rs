@@ -125,3 +125,53 @@ fn changed<K: Ord, V: Clone + PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K,
 fn gone<K: Ord + Copy, V>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
     old.keys().filter(|key| !new.contains_key(key)).copied().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Bed, spec};
+
+    #[test]
+    fn following_the_differences_leads_to_the_whole() {
+        let mut bed = Bed::new();
+        let node = bed.node("n1", 64);
+        let mut followed = Assignment::default();
+        let mut sent = 0;
+        for replicas in [3, 5, 0, 1] {
+            match bed.state.service_named("web") {
+                None => drop(bed.service(spec("web", replicas))),
+                Some(_) => {
+                    let service = "web".into();
+                    bed.ask(&crate::admission::Request::ScaleService { service, replicas })
+                        .expect("a number");
+                }
+            }
+            bed.tick();
+            bed.all_run();
+            let now = of(&bed.state, node);
+            let difference = now.since(&followed);
+            sent += usize::from(!difference.is_empty());
+            followed.follow(difference);
+            assert_eq!(followed, now);
+        }
+        assert_eq!(sent, 4);
+        assert!(followed.since(&followed).is_empty());
+    }
+
+    #[test]
+    fn a_node_sees_only_its_own_tasks_and_their_networks() {
+        let mut bed = Bed::new();
+        let (one, other) = (bed.node("n1", 64), bed.node("n2", 64));
+        let service = bed.service(spec("web", 2));
+        bed.tick();
+        for node in [one, other] {
+            let assignment = of(&bed.state, node);
+            assert!(
+                bed.tasks(service)
+                    .iter()
+                    .all(|task| { assignment.tasks.contains_key(&task.id) == (task.node == Some(node)) })
+            );
+            assert_eq!(assignment.networks.len(), 1);
+        }
+    }
+}

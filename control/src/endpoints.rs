@@ -43,6 +43,8 @@ pub struct ServiceEntry {
     pub vip: Ipv4Addr,
     /// Tasks that may be given new connections, by id.
     pub backends: Vec<Backend>,
+    /// Addresses of tasks that are being stopped as planned: no new connections, but those they have go on.
+    pub draining: Vec<Ipv4Addr>,
 }
 
 /// A task that may be given new connections.
@@ -137,6 +139,15 @@ fn backend(task: &Task, &(network, address): &(NetworkId, Ipv4Addr)) -> Option<B
     Some(Backend { task: task.id, slot: task.slot, node: task.node?, network, address })
 }
 
+/// Tasks that are being stopped as planned: they keep the connections they have until they end.
+fn draining(state: &State, service: &Service, network: NetworkId) -> Vec<Ipv4Addr> {
+    state
+        .tasks_of(service.id)
+        .filter(|task| task.observed == Observed::Running && !task.is_wanted() && !state.is_lost(task))
+        .filter_map(|task| task.addresses.iter().find(|(id, _)| *id == network).map(|(_, address)| *address))
+        .collect()
+}
+
 fn table(state: &State, network: &Arc<Network>, from: NodeId) -> NetworkTable {
     let entry = |service: &Arc<Service>| {
         let vip = *service.endpoint.vips.get(&network.id)?;
@@ -145,7 +156,8 @@ fn table(state: &State, network: &Arc<Network>, from: NodeId) -> NetworkTable {
             backend(task, address)
         };
         let backends = routable(state, service, from).iter().filter_map(on_it).collect();
-        Some(ServiceEntry { service: service.id, name: service.spec.name.clone(), vip, backends })
+        let draining = draining(state, service, network.id);
+        Some(ServiceEntry { service: service.id, name: service.spec.name.clone(), vip, backends, draining })
     };
     let services = state.services().filter_map(entry).collect();
     NetworkTable { network: network.clone(), routes: BTreeMap::new(), services }
@@ -183,4 +195,103 @@ fn ports(state: &State, node: NodeId) -> Vec<PublishedPort> {
     }
     ports.sort();
     ports
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Bed, port, spec};
+    use std::time::Duration;
+
+    /// A service of two tasks on two nodes that publishes a port.
+    fn published(mode: PortMode) -> (Bed, ServiceId, Vec<NodeId>) {
+        let mut bed = Bed::new();
+        let nodes = vec![bed.node("n1", 64), bed.node("n2", 64), bed.node("n3", 64)];
+        let mut wanted = spec("web", 2);
+        wanted.endpoint.ports.push(port(Some(80), 8080, mode));
+        let service = bed.service(wanted);
+        bed.tick();
+        bed.all_run();
+        (bed, service, nodes)
+    }
+
+    fn homes(bed: &Bed, service: ServiceId) -> Vec<NodeId> {
+        bed.tasks(service).iter().map(|task| task.node.expect("it has a node")).collect()
+    }
+
+    #[test]
+    fn a_port_answers_on_every_node_also_without_a_task() {
+        let (bed, service, nodes) = published(PortMode::Ingress);
+        let idle =
+            nodes.iter().find(|node| !homes(&bed, service).contains(node)).expect("two tasks, three nodes");
+        let table = of(&bed.state, *idle);
+        assert_eq!(table.ports[0].backends.len(), 2);
+        assert_eq!(table.networks.len(), 0, "it has no task, so it learns of no network");
+        assert_eq!(table.peers.len(), 2, "but it must reach the nodes that have");
+    }
+
+    #[test]
+    fn a_host_port_answers_where_a_task_runs() {
+        let (bed, service, nodes) = published(PortMode::Host);
+        for node in nodes {
+            let backends: Vec<NodeId> =
+                of(&bed.state, node).ports.iter().flat_map(|port| &port.backends).map(|b| b.node).collect();
+            let expected = if homes(&bed, service).contains(&node) { vec![node] } else { vec![] };
+            assert_eq!(backends, expected);
+        }
+    }
+
+    #[test]
+    fn members_of_a_network_learn_its_names_and_routes() {
+        let (bed, service, _) = published(PortMode::Ingress);
+        let table = of(&bed.state, homes(&bed, service)[0]);
+        let network = table.networks.values().next().expect("the default network");
+        assert_eq!(network.routes.len(), 2);
+        let entry = &network.services[0];
+        assert_eq!((entry.name.as_str(), entry.backends.len()), ("web", 2));
+        assert!(network.network.subnet.contains(entry.vip));
+    }
+
+    #[test]
+    fn a_suspect_nodes_tasks_get_no_new_connections_unless_there_are_no_others() {
+        let (mut bed, service, nodes) = published(PortMode::Ingress);
+        let homes = homes(&bed, service);
+        let idle = *nodes.iter().find(|node| !homes.contains(node)).expect("two tasks, three nodes");
+        let backends = |bed: &Bed, from| {
+            let table = of(&bed.state, from);
+            table.ports[0].backends.iter().map(|backend| backend.node).collect::<Vec<_>>()
+        };
+        bed.alter(homes[0], |node| node.status = NodeStatus::Suspect);
+        assert_eq!(backends(&bed, idle), [homes[1]]);
+        assert_eq!(backends(&bed, homes[0]).len(), 2, "its own task is nobody else's to judge");
+        bed.alter(homes[1], |node| node.status = NodeStatus::Suspect);
+        assert_eq!(backends(&bed, idle).len(), 2, "better an attempt than a certain refusal");
+        bed.alter(homes[1], |node| node.status = NodeStatus::Down);
+        assert_eq!(backends(&bed, idle), [homes[0]]);
+    }
+
+    #[test]
+    fn a_task_that_is_to_end_is_drained_but_still_routed_to() {
+        let (mut bed, service, _) = published(PortMode::Ingress);
+        let task = bed.tasks(service)[0].clone();
+        let change = crate::Change::SetDesired { task: task.id, desired: crate::model::Desired::Shutdown };
+        bed.commit(vec![change]).expect("in time");
+        let table = of(&bed.state, task.node.expect("it has a node"));
+        assert_eq!(table.ports[0].backends.len(), 1);
+        let network = table.networks.values().next().expect("the default network");
+        assert_eq!(network.routes.len(), 2, "open connections go on");
+    }
+
+    #[test]
+    fn nothing_new_means_an_equal_table() {
+        let (mut bed, service, nodes) = published(PortMode::Ingress);
+        let before: Vec<Table> = nodes.iter().map(|node| of(&bed.state, *node)).collect();
+        bed.pass(Duration::from_millis(250));
+        let task = bed.tasks(service)[0].id;
+        let mut report = bed.report_of(task, Observed::Running);
+        report.message = "still well".into();
+        bed.commit(vec![crate::Change::Report(report)]).expect("reports are never stale");
+        let after: Vec<Table> = nodes.iter().map(|node| of(&bed.state, *node)).collect();
+        assert_eq!(before, after);
+    }
 }

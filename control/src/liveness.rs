@@ -76,9 +76,19 @@ impl Heard {
         self.nodes.get(&node).map(|beat| beat.at)
     }
 
-    /// From when on a node's silence counts.
-    fn silent_since(&self, node: NodeId) -> Timestamp {
-        self.last(node).unwrap_or_default().max(self.since)
+    /// From when on a node's silence counts. One that has just opened a session is there, although the
+    /// first beat of that session may still be on its way.
+    fn silent_since(&self, node: &Node, now: Timestamp) -> Timestamp {
+        let ready_since = match node.status {
+            NodeStatus::Ready if node.status_since <= now => node.status_since,
+            _ => Timestamp::default(),
+        };
+        self.last(node.id).unwrap_or_default().max(self.since).max(ready_since)
+    }
+
+    /// Whether a node that is down is heard from again.
+    fn is_back(&self, node: &Node, now: Timestamp) -> bool {
+        self.last(node.id).is_some_and(|last| now.since(last) < self.patience(node.id).0)
     }
 
     /// How long a node may be silent before it is suspect, and before it is down. A node that is often
@@ -112,9 +122,10 @@ pub fn brake(state: &State, heard: &Heard, now: Timestamp) -> Option<Brake> {
         let recent = now.since(node.status_since) < BRAKE_HOLD;
         let is_silent = match node.status {
             NodeStatus::Ready | NodeStatus::Suspect => {
-                now.since(heard.silent_since(node.id)) >= heard.patience(node.id).0
+                now.since(heard.silent_since(node, now)) >= heard.patience(node.id).0
             }
-            NodeStatus::Down if recent => true,
+            // One that is back in this very turn is no longer missing.
+            NodeStatus::Down if recent => !heard.is_back(node, now),
             NodeStatus::Unknown | NodeStatus::Down | NodeStatus::Left => continue,
         };
         nodes += 1;
@@ -133,7 +144,7 @@ pub(crate) fn watch(draft: &mut Draft, heard: &Heard) {
             draft.wake_at(due);
         }
         if status != node.status {
-            let silence = draft.now.since(heard.silent_since(node.id)).as_secs_f32();
+            let silence = draft.now.since(heard.silent_since(&node, draft.now)).as_secs_f32();
             let message = match status {
                 NodeStatus::Suspect => format!("not heard from for {silence:.1} s"),
                 NodeStatus::Down => format!("not heard from for {silence:.1} s; its tasks are replaced"),
@@ -146,7 +157,7 @@ pub(crate) fn watch(draft: &mut Draft, heard: &Heard) {
 
 /// The status a node has now, and when it will have another if it stays silent.
 fn verdict(node: &Node, heard: &Heard, now: Timestamp, brake: bool) -> (NodeStatus, Option<Timestamp>) {
-    let since = heard.silent_since(node.id);
+    let since = heard.silent_since(node, now);
     let (suspect_after, mut down_after) = heard.patience(node.id);
     if brake {
         down_after = down_after.max(BRAKE_HOLD);
@@ -154,8 +165,7 @@ fn verdict(node: &Node, heard: &Heard, now: Timestamp, brake: bool) -> (NodeStat
     match node.status {
         NodeStatus::Unknown | NodeStatus::Left => (node.status, None),
         NodeStatus::Down => {
-            let back = heard.last(node.id).is_some_and(|last| now.since(last) < suspect_after);
-            (if back { NodeStatus::Ready } else { NodeStatus::Down }, None)
+            (if heard.is_back(node, now) { NodeStatus::Ready } else { NodeStatus::Down }, None)
         }
         NodeStatus::Ready | NodeStatus::Suspect => match now.since(since) {
             silence if silence >= down_after => (NodeStatus::Down, None),
@@ -195,7 +205,10 @@ mod tests {
         let mut heard = Heard::new(Timestamp(0));
         let at = beats(&mut heard, NodeId(1), 0, &[250, 800, 900, 250]);
         let (suspect, down) = heard.patience(NodeId(1));
-        assert!(suspect > Duration::from_millis(1_500) && down > Duration::from_secs(3), "{suspect:?} {down:?}");
+        assert!(
+            suspect > Duration::from_millis(1_500) && down > Duration::from_secs(3),
+            "{suspect:?} {down:?}"
+        );
         beats(&mut heard, NodeId(1), at, &[250; 20]);
         assert_eq!(heard.patience(NodeId(1)), (SUSPECT_AFTER, DOWN_AFTER));
     }
@@ -231,6 +244,24 @@ mod tests {
         assert_eq!(status(&mut bed, 1_900), NodeStatus::Ready);
         assert_eq!(status(&mut bed, 200), NodeStatus::Suspect);
         assert_eq!(status(&mut bed, 400), NodeStatus::Down);
+    }
+
+    #[test]
+    fn a_session_counts_as_being_heard() {
+        let mut bed = Bed::new();
+        let node = bed.node("n1", 64);
+        bed.tick();
+        bed.pass(Duration::from_secs(60));
+        bed.tick();
+        assert_eq!(bed.state.node(node).expect("a member").status, NodeStatus::Down);
+        let (hostname, addr) = ("n1".into(), "192.0.2.9:2377".into());
+        let session = crate::admission::Session { node, hostname, addr, description: Default::default() };
+        bed.ask(&crate::admission::Request::OpenSession(session)).expect("a member");
+        bed.tick();
+        assert_eq!(bed.state.node(node).expect("a member").status, NodeStatus::Ready);
+        bed.pass(DOWN_AFTER);
+        bed.tick();
+        assert_eq!(bed.state.node(node).expect("a member").status, NodeStatus::Down);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::ids::{ServiceId, TaskId};
 use crate::model::{Desired, Node, Slot, Task};
 use crate::state::{Change, NewTask, State, Turn};
 use crate::time::Timestamp;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What should change next, and when to ask again.
@@ -48,13 +49,14 @@ impl Draft {
         self.plan
     }
 
-    /// Gives a slot a task that starts as soon as it may.
-    pub(crate) fn create_task(&mut self, service: ServiceId, slot: Slot, start: Start) {
+    /// Gives a slot a task that starts as soon as it may: at once, if its time has come and the slot is
+    /// not one of the `occupied`.
+    pub(crate) fn create_task(&mut self, service: ServiceId, slot: Slot, start: Start, occupied: &Occupied) {
         let number = self.state().next_number();
         let id = TaskId::mint(self.state().id_seed(), number);
         let spec_version = self.state().service(service).map_or(0, |service| service.spec_version);
-        let vacant = start.at <= self.now && self.state().is_vacant(service, slot, id);
-        let desired = if vacant { Desired::Running } else { Desired::Ready };
+        let may_start = start.at <= self.now && !occupied.contains(&slot);
+        let desired = if may_start { Desired::Running } else { Desired::Ready };
         let Start { at: start_at, restarts, failures } = start;
         self.propose(Change::CreateTask(NewTask {
             id,
@@ -97,13 +99,17 @@ impl State {
         }
     }
 
-    /// Whether no task of a slot but `task` may be running, as far as anyone can tell.
-    pub(crate) fn is_vacant(&self, service: ServiceId, slot: Slot, task: TaskId) -> bool {
-        self.tasks_of(service).filter(|other| other.slot == slot && other.id != task).all(|other| {
-            !other.is_live() || other.node.is_none() || self.is_lost(other) || !other.has_begun()
-        })
+    /// The slots of a service in which a task may be running, as far as anyone can tell.
+    pub(crate) fn occupied(&self, service: ServiceId) -> Occupied {
+        self.tasks_of(service)
+            .filter(|task| task.is_live() && task.has_begun() && task.node.is_some() && !self.is_lost(task))
+            .map(|task| task.slot)
+            .collect()
     }
 }
+
+/// Slots in which a task may be running.
+pub(crate) type Occupied = BTreeSet<Slot>;
 
 impl Task {
     /// Whether it was told to run: one that is only prepared for is no hindrance.

@@ -344,7 +344,7 @@ impl Held {
     }
 }
 
-/// What a set of effects would be without its reports and numbers, for tests and logs.
+/// In a few words, for tests and logs.
 impl std::fmt::Display for Effect {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.action {
@@ -356,3 +356,6 @@ impl std::fmt::Display for Effect {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,9 @@
-//! Published TCP ports: this node listens on each of them, picks a task, and joins the client's connection to one that
-//! the task's node makes from the client's own address. A task that refuses or keeps silent is passed over.
-//!
-//! Published UDP ports are not served yet; the status says so for each.
+//! Published ports: this node listens on each of them and picks a task. A TCP client's connection is joined to one that
+//! the task's node makes from the client's own address; a task that refuses or keeps silent is passed over. Datagrams
+//! follow in `udp`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     future::Future,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
@@ -31,10 +30,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     decide::balance,
-    peer::{Accept, Mesh, Receiver, Sender, Stream},
+    peer::{Accept, Mesh, OpenError, Receiver, Reset, Sender, Stream},
     table::{Backend, NetworkId, NodeId, Protocol, PublishedPort},
     view::View,
 };
+
+mod udp;
 
 /// A task that has not answered by then gets company.
 pub const NEXT_AFTER: Duration = Duration::from_millis(200);
@@ -53,6 +54,9 @@ const CHUNK: usize = 64 << 10;
 pub trait Connect: Send + Sync + 'static {
     /// Connects to `target` in `network`, if possible from `client`.
     fn connect(&self, network: NetworkId, client: SocketAddr, target: SocketAddrV4) -> Connecting;
+
+    /// A non-blocking socket in `network`'s namespace that exchanges datagrams with `target`.
+    fn connect_udp(&self, network: NetworkId, target: SocketAddrV4) -> io::Result<std::net::UdpSocket>;
 }
 
 /// A connection being made.
@@ -95,6 +99,17 @@ pub(crate) struct Ingress {
     pub limit: Arc<Semaphore>,
 }
 
+/// Why a task on another node was not reached.
+#[derive(Debug, thiserror::Error)]
+enum Unreachable {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("refused")]
+    Reset(#[from] Reset),
+    #[error("refused")]
+    Refused,
+}
+
 /// The other end of a client's connection.
 enum Upstream {
     Here(TcpStream),
@@ -109,15 +124,13 @@ impl Ingress {
     /// Keeps a listener for each published port, until stopped. Open connections survive their listener.
     pub async fn listen(self: Arc<Self>, events: mpsc::UnboundedSender<PortEvent>) {
         let mut view = self.view.clone();
-        let mut listeners: BTreeMap<u16, CancellationToken> = BTreeMap::new();
+        let mut listeners: BTreeMap<(Protocol, u16), CancellationToken> = BTreeMap::new();
         loop {
             let table = view.borrow_and_update().table.clone();
             let mut states = BTreeMap::new();
-            let wanted = |port: u16| {
-                table.ports.iter().any(|wanted| wanted.protocol == Protocol::Tcp && wanted.port == port)
-            };
-            listeners.retain(|port, listener| {
-                let keep = wanted(*port);
+            listeners.retain(|(protocol, port), listener| {
+                let keep =
+                    table.ports.iter().any(|wanted| wanted.protocol == *protocol && wanted.port == *port);
                 if !keep {
                     listener.cancel();
                 }
@@ -125,24 +138,22 @@ impl Ingress {
             });
             for published in &table.ports {
                 let key = (published.protocol, published.port);
-                let state = match published.protocol {
-                    Protocol::Udp => PortState::Failed("published UDP ports are not supported yet".into()),
-                    Protocol::Tcp if listeners.contains_key(&published.port) => PortState::Open,
-                    Protocol::Tcp => match self.bind(published.port).await {
-                        Ok(listener) => {
-                            let stop = self.stop.child_token();
-                            listeners.insert(published.port, stop.clone());
-                            self.tracker.spawn(self.clone().accept_clients(listener, published.port, stop));
-                            PortState::Open
+                let state = match listeners.entry(key) {
+                    Entry::Occupied(_) => PortState::Open,
+                    Entry::Vacant(vacant) => {
+                        let stop = self.stop.child_token();
+                        match self.clone().open(published, stop.clone()).await {
+                            Ok(()) => {
+                                vacant.insert(stop);
+                                PortState::Open
+                            }
+                            Err(error) => PortState::Failed(explain(published, &error)),
                         }
-                        Err(error) => PortState::Failed(explain(published, &error)),
-                    },
+                    }
                 };
                 states.insert(key, state);
             }
-            let failed = states
-                .iter()
-                .any(|((protocol, _), state)| *protocol == Protocol::Tcp && matches!(state, PortState::Failed(_)));
+            let failed = states.values().any(|state| *state != PortState::Open);
             self.report(states, &events);
             tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -152,11 +163,28 @@ impl Ingress {
         }
     }
 
-    async fn bind(&self, port: u16) -> io::Result<TcpListener> {
-        TcpListener::bind((self.listen, port)).await
+    /// Listens on one port until `stop`.
+    async fn open(self: Arc<Self>, published: &PublishedPort, stop: CancellationToken) -> io::Result<()> {
+        let address = (self.listen, published.port);
+        let tracker = self.tracker.clone();
+        match published.protocol {
+            Protocol::Tcp => {
+                let listener = TcpListener::bind(address).await?;
+                tracker.spawn(self.accept_clients(listener, published.port, stop));
+            }
+            Protocol::Udp => {
+                let socket = tokio::net::UdpSocket::bind(address).await?;
+                tracker.spawn(self.accept_datagrams(socket, published.port, stop));
+            }
+        }
+        Ok(())
     }
 
-    fn report(&self, states: BTreeMap<(Protocol, u16), PortState>, events: &mpsc::UnboundedSender<PortEvent>) {
+    fn report(
+        &self,
+        states: BTreeMap<(Protocol, u16), PortState>,
+        events: &mpsc::UnboundedSender<PortEvent>,
+    ) {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         for (&(protocol, port), state) in &states {
             let before = ports.get(&(protocol, port));
@@ -205,7 +233,10 @@ impl Ingress {
             Ok(Upstream::Here(mut task)) => {
                 let mut client = client;
                 let _ = task.set_nodelay(true);
-                if tokio::io::copy_bidirectional_with_sizes(&mut client, &mut task, CHUNK, CHUNK).await.is_err() {
+                if tokio::io::copy_bidirectional_with_sizes(&mut client, &mut task, CHUNK, CHUNK)
+                    .await
+                    .is_err()
+                {
                     reset(&client);
                     reset(&task);
                 }
@@ -260,20 +291,34 @@ impl Ingress {
         }
     }
 
-    async fn reach(&self, port: &PublishedPort, backend: Backend, client: SocketAddr) -> Result<Upstream, String> {
+    async fn reach(
+        &self,
+        port: &PublishedPort,
+        backend: Backend,
+        client: SocketAddr,
+    ) -> Result<Upstream, String> {
         let target = SocketAddrV4::new(backend.address, port.target_port);
         let error = |why: &dyn std::fmt::Display| format!("{target} on {}: {why}", backend.node);
         if backend.node == self.node {
             let task = self.connector.connect(port.network, client, target).await;
             return task.map(Upstream::Here).map_err(|source| error(&source));
         }
-        let mut stream = self.mesh.open(backend.node.clone()).await.map_err(|source| error(&source))?;
-        let request = Request { network: port.network, target, client };
-        stream.sender.send(request.encode()).await.map_err(|source| error(&source))?;
-        match stream.receiver.receive().await {
-            Ok(Some(answer)) if answer.as_ref() == [CONNECTED] => Ok(Upstream::There(stream)),
-            Ok(_) => Err(error(&"refused")),
-            Err(source) => Err(error(&source)),
+        let request = Request { protocol: Protocol::Tcp, network: port.network, target, client };
+        self.ask(&backend.node, request).await.map(Upstream::There).map_err(|source| error(&source))
+    }
+
+    /// Opens a stream to a task on another node; done when that node has reached the task.
+    async fn ask(&self, node: &NodeId, request: Request) -> Result<Stream, Unreachable> {
+        let mut stream = self.mesh.open(node.clone()).await?;
+        stream.sender.send(request.encode()).await?;
+        match stream.receiver.receive().await? {
+            Some(mut answer) if answer.first() == Some(&CONNECTED) => {
+                // What the task says first may come along.
+                answer.advance(1);
+                stream.receiver.put_back(answer);
+                Ok(stream)
+            }
+            _ => Err(Unreachable::Refused),
         }
     }
 
@@ -307,6 +352,9 @@ impl Ingress {
             tracing::debug!(%peer, target = %request.target, "not a task of a published port here");
             return;
         }
+        if request.protocol == Protocol::Udp {
+            return self.serve_datagrams(request, stream).await;
+        }
         let connecting = self.connector.connect(request.network, request.client, request.target);
         let task = match timeout(GIVE_UP, connecting).await {
             Ok(Ok(task)) => task,
@@ -327,7 +375,7 @@ impl Ingress {
     /// A peer may reach what is published, and nothing else.
     fn is_published(&self, request: &Request) -> bool {
         self.view.borrow().table.ports.iter().any(|port| {
-            port.protocol == Protocol::Tcp
+            port.protocol == request.protocol
                 && port.network == request.network
                 && port.target_port == request.target.port()
                 && port
@@ -389,10 +437,12 @@ fn reset(stream: &TcpStream) {
 const CONNECTED: u8 = 1;
 const VERSION: u8 = 1;
 const TCP: u8 = 6;
+const UDP: u8 = 17;
 
 /// What a node asks of the node of a task: first thing on a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Request {
+    protocol: Protocol,
     network: NetworkId,
     target: SocketAddrV4,
     client: SocketAddr,
@@ -405,7 +455,10 @@ impl Request {
     fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(Self::LENGTH);
         bytes.put_u8(VERSION);
-        bytes.put_u8(TCP);
+        bytes.put_u8(match self.protocol {
+            Protocol::Tcp => TCP,
+            Protocol::Udp => UDP,
+        });
         bytes.put_u32(self.network.number());
         bytes.put_slice(&self.target.ip().octets());
         bytes.put_u16(self.target.port());
@@ -419,13 +472,18 @@ impl Request {
     }
 
     fn decode(mut bytes: &[u8]) -> Option<Self> {
-        if bytes.len() != Self::LENGTH || bytes.get_u8() != VERSION || bytes.get_u8() != TCP {
+        if bytes.len() != Self::LENGTH || bytes.get_u8() != VERSION {
             return None;
         }
+        let protocol = match bytes.get_u8() {
+            TCP => Protocol::Tcp,
+            UDP => Protocol::Udp,
+            _ => return None,
+        };
         let network = NetworkId::new(bytes.get_u32())?;
         let target = SocketAddrV4::new(Ipv4Addr::from(bytes.get_u32()), bytes.get_u16());
         let client = Ipv6Addr::from(bytes.get_u128()).to_canonical();
-        Some(Self { network, target, client: SocketAddr::new(client, bytes.get_u16()) })
+        Some(Self { protocol, network, target, client: SocketAddr::new(client, bytes.get_u16()) })
     }
 
     /// Reads one; the asking side sends nothing more before the answer.
@@ -446,6 +504,7 @@ mod tests {
     fn requests_survive_the_way() {
         for client in ["203.0.113.9:40000", "[2001:db8::1]:9"] {
             let request = Request {
+                protocol: Protocol::Udp,
                 network: NetworkId::new(0xabcdef).unwrap(),
                 target: "10.50.0.2:80".parse().unwrap(),
                 client: client.parse().unwrap(),
@@ -457,6 +516,7 @@ mod tests {
     #[test]
     fn a_request_of_another_version_or_length_is_none() {
         let request = Request {
+            protocol: Protocol::Tcp,
             network: NetworkId::new(1).unwrap(),
             target: "10.50.0.2:80".parse().unwrap(),
             client: "10.0.0.1:1".parse().unwrap(),

@@ -2,7 +2,7 @@
 //!
 //! The pure half ([`table`], [`decide`]) says what is routable and what happens to a packet, a name or a connection;
 //! the other half carries it out: [`peer`] between the nodes, [`device`] and [`network`] in the kernel, [`ingress`]
-//! and [`resolver`] for published ports and names. [`Overlay`] is all of it.
+//! and `resolver` for published ports and names. [`Overlay`] is all of it.
 
 pub mod decide;
 pub mod device;

@@ -313,6 +313,18 @@ impl Connect for Networks {
             network.connect_from(client, target).await
         })
     }
+
+    fn connect_udp(&self, network: NetworkId, target: SocketAddrV4) -> io::Result<std::net::UdpSocket> {
+        let network = self.get(network).ok_or_else(|| io::Error::from(io::ErrorKind::NetworkUnreachable))?;
+        let gateway = network.spec().gateway;
+        let socket = network.netns().run(|| {
+            let socket = std::net::UdpSocket::bind((gateway, 0))?;
+            socket.set_nonblocking(true)?;
+            socket.connect(target)?;
+            io::Result::Ok(socket)
+        });
+        socket.map_err(io::Error::other)?
+    }
 }
 
 struct Attached {
@@ -355,7 +367,13 @@ impl Keeper {
                     Some(call) => self.serve(call).await,
                     None => break,
                 },
-                Some(event) = peers.recv() => self.heed(event).await,
+                event = peers.recv() => match event {
+                    Some(event) => self.heed(event).await,
+                    None => {
+                        tracing::error!("the overlay's data thread has ended; the overlay stops");
+                        break;
+                    }
+                },
                 Some(event) = ports.recv() => self.tell(Event::Port(event)),
                 () = sleep_until(self.look_at) => self.reconcile().await,
             }
@@ -424,7 +442,8 @@ impl Keeper {
             .filter(|endpoint| endpoint.node == self.node)
             .map(|endpoint| endpoint.network)
             .collect();
-        needed.extend(self.sandboxes.values().flat_map(|attached| attached.networks.iter().map(|(id, _)| *id)));
+        needed
+            .extend(self.sandboxes.values().flat_map(|attached| attached.networks.iter().map(|(id, _)| *id)));
         self.problems.retain(|id, _| needed.contains(id));
         for id in &needed {
             if let Err(error) = self.ensure_network(*id).await
@@ -548,13 +567,12 @@ impl Keeper {
         // Rendered before the container can send, so that no packet meets a network without its services.
         self.render().await;
         let dns = self.stop.child_token();
-        let sockets = tokio::task::spawn_blocking(move || sandbox.open_dns())
-            .await
-            .map_err(|source| Error::Io { what: "open the name server's sockets".into(), source: source.into() })??;
-        self.resolver.serve(ids, sockets.udp, sockets.tcp, dns.clone()).map_err(|source| Error::Io {
-            what: format!("serve names to container {name}"),
-            source,
-        })?;
+        let sockets = tokio::task::spawn_blocking(move || sandbox.open_dns()).await.map_err(|source| {
+            Error::Io { what: "open the name server's sockets".into(), source: source.into() }
+        })??;
+        self.resolver
+            .serve(ids, sockets.udp, sockets.tcp, dns.clone())
+            .map_err(|source| Error::Io { what: format!("serve names to container {name}"), source })?;
         if let Some(before) = self.sandboxes.insert(name, Attached { networks, dns }) {
             before.dns.cancel();
         }

@@ -52,6 +52,7 @@ struct Serving {
     forwarded: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     turn: AtomicUsize,
+    stop: CancellationToken,
 }
 
 impl Resolver {
@@ -73,12 +74,13 @@ impl Resolver {
             forwarded: Arc::new(Semaphore::new(FORWARDED)),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             turn: AtomicUsize::new(0),
+            stop,
         });
         self.tracker.spawn(async move {
             tokio::select! {
-                () = stop.cancelled() => {}
+                () = serving.stop.cancelled() => {}
                 () = serving.clone().serve_datagrams(udp) => {}
-                () = serving.clone().serve_connections(tcp, &stop) => {}
+                () = serving.clone().serve_connections(tcp) => {}
             }
         });
         Ok(())
@@ -111,8 +113,13 @@ impl Serving {
                     Ok(permit) => {
                         let (serving, socket, question) = (self.clone(), socket.clone(), question.to_vec());
                         self.resolver.tracker.spawn(async move {
-                            if let Some(reply) = serving.forward(&question, Transport::Udp).await {
-                                send(&socket, &reply, from).await;
+                            tokio::select! {
+                                () = serving.stop.cancelled() => {}
+                                reply = serving.forward(&question, Transport::Udp) => {
+                                    if let Some(reply) = reply {
+                                        send(&socket, &reply, from).await;
+                                    }
+                                }
                             }
                             drop(permit);
                         });
@@ -126,15 +133,15 @@ impl Serving {
         }
     }
 
-    async fn serve_connections(self: Arc<Self>, listener: TcpListener, stop: &CancellationToken) {
+    async fn serve_connections(self: Arc<Self>, listener: TcpListener) {
         loop {
             let Ok(permit) = self.connections.clone().acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((connection, _)) => {
-                    let (serving, stop) = (self.clone(), stop.clone());
+                    let serving = self.clone();
                     self.resolver.tracker.spawn(async move {
                         tokio::select! {
-                            () = stop.cancelled() => {}
+                            () = serving.stop.cancelled() => {}
                             _ = serving.serve_connection(connection) => {}
                         }
                         drop(permit);

@@ -267,7 +267,9 @@ impl Table {
         }
         let mut ports = BTreeSet::new();
         for port in &self.ports {
-            twice(ports.insert((port.protocol, port.port)), &|| format!("port {}/{}", port.port, port.protocol))?;
+            twice(ports.insert((port.protocol, port.port)), &|| {
+                format!("port {}/{}", port.port, port.protocol)
+            })?;
         }
         Ok(())
     }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -72,11 +71,6 @@ impl Authority {
         let known = self.known.clone();
         move |chain| known.lock().unwrap().get(&chain.first()?.to_vec()).cloned()
     }
-}
-
-/// A free UDP port of the loopback.
-pub fn loopback() -> SocketAddr {
-    "127.0.0.1:0".parse().unwrap()
 }
 
 /// Polls `done` until it says yes, at most ten seconds.

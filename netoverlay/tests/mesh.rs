@@ -23,7 +23,7 @@ use rswarm_netoverlay::{
     table::{Endpoint, Network, NetworkId, Node, NodeId, Table},
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use testing::{Authority, SERVER_NAME, eventually, loopback};
+use testing::{Authority, SERVER_NAME, eventually};
 use tokio::sync::mpsc;
 
 struct Member {
@@ -35,6 +35,10 @@ struct Member {
 
 fn net() -> NetworkId {
     NetworkId::new(0x00c0_ffee & NetworkId::MAX).unwrap()
+}
+
+fn loopback() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
 }
 
 fn start(authority: &Authority, name: &str) -> Member {
@@ -52,7 +56,9 @@ fn start_as(authority: &Authority, name: &str, holder: &str, listen: SocketAddr)
         server: keys.server,
         client: keys.client,
         server_name: SERVER_NAME.into(),
-        identity: Arc::new(move |chain: &[rustls::pki_types::CertificateDer<'_>]| who(chain).map(NodeId::new)),
+        identity: Arc::new(move |chain: &[rustls::pki_types::CertificateDer<'_>]| {
+            who(chain).map(NodeId::new)
+        }),
         reset_key: Some([7; 32]),
     })
     .unwrap();
@@ -95,7 +101,8 @@ fn introduce(members: &[&Member]) {
 /// Gives the mesh one end of a socket pair as its device; returns the other.
 fn device(mesh: &Mesh) -> OwnedFd {
     let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap();
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None)
+            .unwrap();
     mesh.add_device(net(), theirs);
     ours
 }
@@ -136,7 +143,9 @@ async fn wait_for(member: &mut Member, wanted: Event) -> Instant {
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), found).await.unwrap_or_else(|_| panic!("never came: {wanted:?}"))
+    tokio::time::timeout(Duration::from_secs(10), found)
+        .await
+        .unwrap_or_else(|_| panic!("never came: {wanted:?}"))
 }
 
 #[tokio::test]
@@ -165,7 +174,9 @@ async fn what_does_not_belong_is_dropped_and_counted() {
     rustix::io::write(&at_a, b"junk").unwrap();
     eventually("they are counted", async || {
         let dropped = |reason| a.mesh.counters().dropped(reason);
-        dropped(Reason::ForeignSource) == 1 && dropped(Reason::NoRoute) == 1 && dropped(Reason::Malformed) == 1
+        dropped(Reason::ForeignSource) == 1
+            && dropped(Reason::NoRoute) == 1
+            && dropped(Reason::Malformed) == 1
     })
     .await;
     // A node that was taken over does; its peers do not believe it.
@@ -173,7 +184,8 @@ async fn what_does_not_belong_is_dropped_and_counted() {
     lie.endpoints[2].node = NodeId::new("a");
     a.mesh.route(Routes::new(&lie, &a.id));
     rustix::io::write(&at_a, &packet([10, 50, 0, 12], [10, 50, 0, 11], b"spoofed")).unwrap();
-    eventually("the spoofed packet is dropped", async || b.mesh.counters().dropped(Reason::Spoofed) == 1).await;
+    eventually("the spoofed packet is dropped", async || b.mesh.counters().dropped(Reason::Spoofed) == 1)
+        .await;
     assert_eq!(b.mesh.counters().received(), 0);
     assert!(rustix::io::read(&at_b, &mut [0; 100][..]).is_err(), "nothing has come through");
 }
@@ -379,7 +391,8 @@ async fn a_restarted_node_is_found_again() {
         introduce(&[&goes, &stays]);
         let at_second = device(&goes.mesh);
         wait_for(&mut stays, Event::Connected(goes.id.clone())).await;
-        let nodes = table(&[(goes.id.as_str(), goes.mesh.listen()), (stays.id.as_str(), stays.mesh.listen())]);
+        let nodes =
+            table(&[(goes.id.as_str(), goes.mesh.listen()), (stays.id.as_str(), stays.mesh.listen())]);
         let address = |id: &NodeId| -> Ipv4Addr {
             nodes.endpoints.iter().find(|endpoint| endpoint.node == *id).unwrap().address
         };

@@ -62,10 +62,12 @@ impl Config {
     /// Puts flags, file and defaults together. A missing file is an empty one.
     pub fn new(flags: Flags, socket: Option<PathBuf>) -> Result<Self> {
         let file = read(&flags.config)?;
-        let run_dir = flags.run_dir.or(file.run_dir).unwrap_or_else(|| "/run/rswarm".into());
+        let socket = socket.or(file.socket);
+        let beside = socket.as_deref().and_then(Path::parent).map(Path::to_path_buf);
+        let run_dir = flags.run_dir.or(file.run_dir).or(beside).unwrap_or_else(|| "/run/rswarm".into());
         Ok(Self {
             state_dir: flags.state_dir.or(file.state_dir).unwrap_or_else(|| "/var/lib/rswarm".into()),
-            socket: socket.or(file.socket).unwrap_or_else(|| run_dir.join("rswarm.sock")),
+            socket: socket.unwrap_or_else(|| run_dir.join("rswarm.sock")),
             run_dir,
             cgroup_parent: flags.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "rswarm".into()),
             listen_addr: flags

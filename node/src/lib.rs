@@ -1,7 +1,8 @@
-//! The node: everything that `rswarm` does on a machine.
+//! The node: everything that `rswarm` does on a machine, and the command line.
 
 pub mod agent;
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod demo;
@@ -14,3 +15,4 @@ pub mod member;
 mod overlay;
 mod rfc3339;
 pub mod rpc;
+pub mod telemetry;

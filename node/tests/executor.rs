@@ -56,6 +56,7 @@ const CLAIMS: &[Claim] = &[
     ("the_user_is_looked_up_in_the_image", the_user_is_looked_up_in_the_image),
     ("mounts_are_what_was_asked_for", mounts_are_what_was_asked_for),
     ("links_in_the_image_do_not_lead_out", links_in_the_image_do_not_lead_out),
+    ("a_network_namespace_is_joined", a_network_namespace_is_joined),
     ("names_are_generated", names_are_generated),
     ("privileges_are_given_only_when_asked_for", privileges_are_given_only_when_asked_for),
     ("another_program_runs_inside", another_program_runs_inside),
@@ -669,6 +670,13 @@ fn the_default_profile_holds_inside(bench: &mut Bench) {
     }
     has("port 80 can be bound");
     has("cannot make a device node");
+    let mut request = bench.request(&["profile"]);
+    request.user = "web".into();
+    let (_, output) = bench.run(request);
+    assert!(
+        output.contains("port 80 can be bound") && output.contains("CapEff: 0000000000000000"),
+        "{output}"
+    );
 }
 
 fn dangerous_system_calls_are_refused(bench: &mut Bench) {
@@ -758,6 +766,27 @@ fn links_in_the_image_do_not_lead_out(bench: &mut Bench) {
     request.mounts = vec![mount("/data/absolute/z")];
     assert!(matches!(bench.start(request), Err(Error::Start { code: 125, .. })));
     assert_eq!(fs::read_dir(outside).unwrap().count(), 0);
+}
+
+fn a_network_namespace_is_joined(bench: &mut Bench) {
+    let (made, namespace) = std::sync::mpsc::channel();
+    let (done, wait) = std::sync::mpsc::channel::<()>();
+    let owner = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        let path = format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid());
+        made.send(PathBuf::from(path)).unwrap();
+        // Ends when the other side is dropped.
+        let _ = wait.recv();
+    });
+    let path = namespace.recv().unwrap();
+    let mut request = bench.request(&["network"]);
+    request.netns = Some(path.clone());
+    let inside = bench.run(request).1;
+    assert_eq!(inside.trim(), fs::read_link(path).unwrap().to_str().unwrap());
+    let request = bench.request(&["network"]);
+    assert_ne!(bench.run(request).1, inside);
+    drop(done);
+    owner.join().unwrap();
 }
 
 fn names_are_generated(bench: &mut Bench) {
@@ -950,6 +979,7 @@ mod inside {
                 File::create_new(path).unwrap();
             }
             ["names"] => names(),
+            ["network"] => println!("{}", fs::read_link("/proc/self/ns/net").unwrap().display()),
             _ => panic!("{words:?} is nothing to do"),
         }
         ExitCode::SUCCESS

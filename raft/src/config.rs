@@ -81,6 +81,11 @@ impl Config {
         self
     }
 
+    /// After this a quorum that could answer would have, even if it had to elect a leader first.
+    pub(crate) fn quorum_patience(&self) -> Duration {
+        self.patience.min(4 * self.election_max)
+    }
+
     pub(crate) fn to_openraft(&self) -> Result<openraft::Config, OpenError> {
         let wrong = |what: String| Err(OpenError::Config(what));
         if self.heartbeat < Duration::from_millis(10) || self.heartbeat * 2 > self.election_min {

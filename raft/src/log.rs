@@ -48,6 +48,8 @@ pub struct Log(Arc<Handle>);
 
 struct Handle {
     core: Arc<Core>,
+    /// The last clone may be dropped anywhere.
+    runtime: tokio::runtime::Handle,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -55,10 +57,8 @@ impl Drop for Handle {
     fn drop(&mut self) {
         drop(self.stop_tasks());
         // Nobody waits for this; whoever cares calls `shutdown`.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let core = self.core.clone();
-            runtime.spawn(async move { core.stop().await });
-        }
+        let core = self.core.clone();
+        self.runtime.spawn(async move { core.stop().await });
     }
 }
 
@@ -145,7 +145,8 @@ impl Log {
         tasks.push(tokio::spawn(reads::serve(core.clone(), asked)));
         tasks.push(tokio::spawn(membership::finish_changes(core.clone())));
         tasks.push(tokio::spawn(limit_memory(core.clone())));
-        Ok(Self(Arc::new(Handle { core, tasks: Mutex::new(tasks) })))
+        let runtime = tokio::runtime::Handle::current();
+        Ok(Self(Arc::new(Handle { core, runtime, tasks: Mutex::new(tasks) })))
     }
 
     /// Makes this manager the first and only member of a new cluster, and waits until it leads. Does nothing if the
@@ -283,8 +284,12 @@ async fn limit_memory(core: Arc<Core>) {
 impl Core {
     pub(crate) fn status(&self) -> Status {
         let mut status = self.status.borrow().clone();
-        if status.role != Role::Leader {
-            status.quorum_heard_at = self.ties.heard.at();
+        match status.role {
+            Role::Leader if status.voters.len() == 1 => {
+                status.quorum_heard_at = Some(std::time::Instant::now())
+            }
+            Role::Leader => {}
+            _ => status.quorum_heard_at = self.ties.heard.at(),
         }
         status
     }
@@ -310,10 +315,22 @@ impl Core {
             Ok(Err(_)) => return Err(ProposeError::Stopped("it was shut down".into())),
             Err(_) => return Err(ProposeError::Unavailable),
         };
-        let write = self.raft.client_write(Command(command));
-        let Ok(written) = tokio::time::timeout_at(deadline, write).await else {
-            let patience = self.config.patience;
-            return Err(ProposeError::Unknown(format!("no majority confirmed it within {patience:?}")));
+        let mut write = std::pin::pin!(self.raft.client_write(Command(command)));
+        let written = loop {
+            let pause = deadline.min(Instant::now() + self.config.election_max);
+            match tokio::time::timeout_at(pause, &mut write).await {
+                Ok(written) => break written,
+                Err(_) if Instant::now() >= deadline => {
+                    let patience = self.config.patience;
+                    let reason = format!("no majority confirmed it within {patience:?}");
+                    return Err(ProposeError::Unknown(reason));
+                }
+                Err(_) if self.quorum_is_lost() => {
+                    let reason = "a majority of the managers went out of reach".into();
+                    return Err(ProposeError::Unknown(reason));
+                }
+                Err(_) => {}
+            }
         };
         match written {
             Ok(written) => Ok(Proposed { index: written.log_id.index, answer: written.data }),
@@ -326,6 +343,15 @@ impl Core {
             Err(RaftError::APIError(error)) => Err(ProposeError::Unknown(error.to_string())),
             Err(RaftError::Fatal(error)) => Err(self.stopped(error)),
         }
+    }
+
+    /// Whether this leader has not heard from a quorum for so long that it will hardly do so in time.
+    fn quorum_is_lost(&self) -> bool {
+        let metrics = self.raft.metrics().current();
+        let patience = self.config.quorum_patience();
+        let silent = metrics.last_quorum_acked.is_some_and(|at| at.elapsed() > patience);
+        // Alone, it is its own quorum, and may take its time.
+        silent && metrics.state.is_leader() && metrics.membership_config.voter_ids().count() > 1
     }
 
     /// Had it stopped before, nothing was proposed; else nobody knows.
@@ -365,7 +391,7 @@ impl Core {
         };
         let asked = self.raft.trigger().transfer_leader(to.0).await;
         asked.map_err(|error| TransferError::Stopped(error.to_string()))?;
-        let patience = 4 * self.config.election_max;
+        let patience = self.config.quorum_patience();
         let me = self.config.id;
         let others = |status: &Status| status.leader.as_ref().is_some_and(|leader| leader.id != me);
         let status = self.wait(patience, others).await;

@@ -399,5 +399,9 @@ mod tests {
             let finished = |status: &Status| status.voters.len() == 2 && !status.joint;
             log.wait(patience, finished).await.expect("the change is finished");
         }
+        for log in logs {
+            network.unplug(log.status().id);
+            log.shutdown().await;
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::log::Core;
 use crate::wire::{Body, Empty};
@@ -98,12 +98,14 @@ impl Core {
 
     /// The leader's part: confirms with a quorum that it still leads.
     pub(crate) async fn leader_index(&self) -> Result<u64, ReadError> {
-        match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
+        let confirmed = self.raft.get_read_linearizer(ReadPolicy::ReadIndex);
+        let lost = || ReadError::Unavailable("the leader hears from no majority".into());
+        match timeout(self.config.quorum_patience(), confirmed).await.map_err(|_| lost())? {
             Ok(linearizer) => Ok(linearizer.read_log_id().index()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
                 Err(match self.elsewhere(&forward) {
                     Some(_) => ReadError::NoLeader,
-                    None => ReadError::Unavailable("the leader hears from no majority".into()),
+                    None => lost(),
                 })
             }
             Err(RaftError::APIError(error)) => Err(ReadError::Unavailable(error.to_string())),
@@ -112,7 +114,7 @@ impl Core {
     }
 
     async fn ask_index(&self, leader: &Member) -> Result<u64, ReadError> {
-        let asked = self.ties.ask(leader, Body::ReadIndex(Empty {}), self.config.patience).await;
+        let asked = self.ties.ask(leader, Body::ReadIndex(Empty {}), self.config.quorum_patience()).await;
         match asked.map_err(|error| ReadError::Unavailable(error.to_string()))? {
             Body::ReadIndexDone(done) => Ok(done.index),
             Body::NotLeader(_) => Err(ReadError::NoLeader),

@@ -7,9 +7,12 @@ use std::{
     net::{SocketAddr, TcpListener, TcpStream},
     os::unix::net::{UnixListener, UnixStream},
     process::ExitCode,
+    sync::atomic::AtomicBool,
     thread,
     time::Duration,
 };
+
+use rswarm_chaos::lab::{Lab, Options};
 
 fn main() -> ExitCode {
     if let Some(code) = rswarm_chaos::lab::dispatch() {
@@ -21,6 +24,7 @@ fn main() -> ExitCode {
         ["answer", port] => answer(port),
         ["ask", address] => ask(address),
         ["daemon", ..] => daemon(&words),
+        ["lab-up", base, name] => lab_up(base, name),
         ["init" | "join" | "join-token" | "node" | "service", ..] => client(&words),
         _ => Err("usage: lab-stand-in answer PORT | ask ADDRESS:PORT | daemon … | init … | join …".into()),
     };
@@ -55,6 +59,20 @@ fn ask(address: &str) -> Result<()> {
     let mut said = String::new();
     stream.read_to_string(&mut said)?;
     print!("{said}");
+    Ok(())
+}
+
+/// Makes a lab of twenty nodes, and a line of each step.
+fn lab_up(base: &str, name: &str) -> Result<()> {
+    let options = Options {
+        name: name.into(),
+        base: base.into(),
+        nodes: 20,
+        daemon_command: Some(vec!["sleep".into(), "1000".into()]),
+        ..Options::new(std::env::current_exe()?)
+    };
+    let mut lab = Lab::up_with(&options, &mut |_, words| println!("{words}"), &AtomicBool::new(false))?;
+    lab.keep();
     Ok(())
 }
 

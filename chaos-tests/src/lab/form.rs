@@ -70,7 +70,8 @@ impl Lab {
             &publish,
             "rswarm/demo",
         ];
-        self.run(&first.name, &words)?;
+        let created = self.node(&first.name).rswarm_within(&words, DEMO_PATIENCE).and_then(super::Ran::ok);
+        created.with_context(|| self.last_words(&first.name))?;
         let address = self.node(&first.name).address()?;
         let url = format!("http://{address}:{DEMO_PORT}");
         let mut reason = String::new();

@@ -249,6 +249,7 @@ impl Lab {
     /// The lab of this name. It is not removed when the value is dropped.
     pub fn open(base: &Path, name: &str) -> Result<Self> {
         record::check_name(name)?;
+        require_root()?;
         let mut lab = Self::at(base, name);
         if !lab.directory.join("lab.json").exists() {
             bail!("there is no lab \"{name}\"; make one by `rswarm lab up --name {name}`");
@@ -728,11 +729,16 @@ impl Node<'_> {
         Ok(Ran { command: spoken, code, stdout: collect(&stdout), stderr: collect(&stderr) })
     }
 
-    /// Runs `rswarm` with these arguments inside the node.
+    /// Runs `rswarm` with these arguments inside the node for at most a minute.
     pub fn rswarm<W: AsRef<OsStr>>(&self, arguments: &[W]) -> Result<Ran> {
+        self.rswarm_within(arguments, Duration::from_secs(60))
+    }
+
+    /// Runs `rswarm` with these arguments inside the node; it is killed when `bound` has passed.
+    pub fn rswarm_within<W: AsRef<OsStr>>(&self, arguments: &[W], bound: Duration) -> Result<Ran> {
         let words: Vec<OsString> =
             [OsString::from("rswarm")].into_iter().chain(arguments.iter().map(Into::into)).collect();
-        self.exec(&words)
+        self.exec_within(&words, bound)
     }
 
     /// See [`Lab::kill`].

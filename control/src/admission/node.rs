@@ -169,7 +169,7 @@ pub(super) fn remove(state: &State, text: &str, force: bool) -> Admitted {
             )));
         }
     }
-    if !force && !node.status.is_lost() {
+    if !force && matches!(node.status, NodeStatus::Ready | NodeStatus::Suspect) {
         return Err(Refused::FailedPrecondition(format!(
             "node {name} is not down; run `rswarm leave` on it first, or use --force"
         )));

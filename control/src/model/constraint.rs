@@ -1,6 +1,5 @@
 //! Placement constraints: `node.labels.disk==ssd`.
 
-use super::Role;
 use std::fmt;
 use std::str::FromStr;
 
@@ -114,15 +113,6 @@ impl fmt::Display for ConstraintKey {
             Self::PlatformOs => f.write_str("node.platform.os"),
             Self::PlatformArch => f.write_str("node.platform.arch"),
         }
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Worker => "worker",
-            Self::Manager => "manager",
-        })
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{Labels, Meta, Resources};
 use crate::ids::{NodeId, RaftId};
 use crate::time::Timestamp;
+use std::fmt;
 
 /// A machine that is a member of the cluster.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +43,15 @@ pub enum Role {
     Worker,
     /// Runs tasks and keeps the cluster's state.
     Manager,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Worker => "worker",
+            Self::Manager => "manager",
+        })
+    }
 }
 
 /// Whether a node may be given work.

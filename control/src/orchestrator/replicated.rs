@@ -1,23 +1,29 @@
 //! Replicated services: as many slots as there shall be replicas.
 
 use super::slots::{Slots, slots};
+use crate::ids::NodeId;
 use crate::model::{Desired, Observed, Service, Slot, Task};
 use crate::plan::{Draft, Start};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Slots of a service that are opened, or closed, in one turn. A plan is one entry of the log, which should
+/// not grow without bound; the next turn goes on.
+const TURN_MAX: usize = 1_000;
+
 /// Opens slots, lowest free number first, or closes those that are missed least.
 pub(super) fn scale(draft: &mut Draft, service: &Service, replicas: u32) {
     let slots = slots(draft.state(), service.id);
     let open = u32::try_from(slots.len()).unwrap_or(u32::MAX);
-    let missing = replicas.saturating_sub(open) as usize;
+    let missing = (replicas.saturating_sub(open) as usize).min(TURN_MAX);
     let free: Vec<Slot> =
         (1..).map(Slot::Replica).filter(|slot| !slots.contains_key(slot)).take(missing).collect();
+    let occupied = draft.state().occupied(service.id);
     for slot in free {
-        draft.create_task(service.id, slot, Start { at: draft.now, ..Start::default() });
+        draft.create_task(service.id, slot, Start { at: draft.now, ..Start::default() }, &occupied);
     }
-    for slot in surplus(draft, &slots, open.saturating_sub(replicas)) {
+    for slot in surplus(draft, &slots, (open.saturating_sub(replicas) as usize).min(TURN_MAX)) {
         for task in &slots[&slot] {
             draft.want(task.id, Desired::Remove);
         }
@@ -32,24 +38,27 @@ struct Missed {
     slot: Reverse<Slot>,
 }
 
-fn surplus(draft: &Draft, slots: &Slots, count: u32) -> Vec<Slot> {
-    let mut left: BTreeMap<Slot, Option<&Arc<Task>>> =
-        slots.iter().map(|(slot, tasks)| (*slot, filler(draft, tasks))).collect();
+fn surplus(draft: &Draft, slots: &Slots, count: usize) -> Vec<Slot> {
+    // Slots of a kind are missed in the order of their numbers, so only the highest of each is compared.
+    let mut kinds: BTreeMap<(bool, Option<NodeId>), Vec<Slot>> = BTreeMap::new();
+    let mut on_node: BTreeMap<Option<NodeId>, usize> = BTreeMap::new();
+    for (slot, tasks) in slots {
+        let task = filler(draft, tasks);
+        let runs = task.is_some_and(|task| task.observed == Observed::Running);
+        let node = task.and_then(|task| task.node);
+        kinds.entry((runs, node)).or_default().push(*slot);
+        *on_node.entry(node).or_default() += 1;
+    }
     let mut chosen = Vec::new();
     for _ in 0..count {
-        let mut on_node = BTreeMap::new();
-        for task in left.values().flatten() {
-            *on_node.entry(task.node).or_insert(0) += 1;
-        }
-        let missed = |slot: Slot, task: Option<&Arc<Task>>| Missed {
-            runs: task.is_some_and(|task| task.observed == Observed::Running),
-            others_on_node: Reverse(task.map_or(0, |task| on_node[&task.node])),
-            slot: Reverse(slot),
+        let missed = |((runs, node), slots): (&(bool, Option<NodeId>), &Vec<Slot>)| {
+            let others_on_node = Reverse(node.map_or(0, |_| on_node[node]));
+            slots.last().map(|slot| (Missed { runs: *runs, others_on_node, slot: Reverse(*slot) }, *node))
         };
-        let least = left.iter().map(|(slot, task)| (missed(*slot, *task), *slot)).min();
-        let Some((_, slot)) = least else { break };
-        left.remove(&slot);
-        chosen.push(slot);
+        let Some((least, node)) = kinds.iter().filter_map(missed).min() else { break };
+        kinds.entry((least.runs, node)).or_default().pop();
+        *on_node.entry(node).or_default() -= 1;
+        chosen.push(least.slot.0);
     }
     chosen
 }

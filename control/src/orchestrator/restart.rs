@@ -41,7 +41,8 @@ pub(super) fn decide(service: &Service, tasks: &[Arc<Task>], now: Timestamp) -> 
         RestartCondition::OnFailure | RestartCondition::None => return Restart::Never,
     }
     let failures = if was_healthy(last) { 1 } else { last.failures.saturating_add(1) };
-    let due = last.status.at.after(delay(policy, failures));
+    // An ending that lies ahead was noted by a leader whose clock was wrong; do not wait for it.
+    let due = if last.status.at > now { now } else { last.status.at.after(delay(policy, failures)) };
     let Some(free) = attempt_free_at(policy, tasks, service.spec_version, last.restarts) else {
         return Restart::Never;
     };
@@ -89,4 +90,77 @@ fn attempt_free_at(
         tasks.iter().filter(|t| t.spec_version == spec_version && t.restarts > 0).collect();
     let nth_last = attempts.len().checked_sub(max as usize).map(|nth| attempts[nth]);
     Some(nth_last.map_or(Timestamp::default(), |task| task.meta.created_at.after(policy.window)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Bed, spec, with_task};
+
+    /// A service whose one task ran for `ran` and then failed, for the `times`th time in a row.
+    fn failed(
+        change: impl FnOnce(&mut crate::model::TaskSpec),
+        times: u32,
+        ran: Duration,
+    ) -> (Bed, crate::ServiceId) {
+        let mut bed = Bed::new();
+        let node = bed.node("n1", 64);
+        let service = bed.service(with_task(spec("web", 1), change));
+        for _ in 0..times {
+            bed.pass(DELAY_MAX);
+            bed.heard.beat(node, bed.now);
+            bed.tick();
+            let task = bed.tasks(service).pop().expect("one is wanted");
+            bed.report(task.id, Observed::Running);
+            bed.pass(ran);
+            bed.report(task.id, Observed::Failed);
+        }
+        (bed, service)
+    }
+
+    fn decided(bed: &Bed, service: crate::ServiceId) -> Restart {
+        decide(bed.state.service(service).expect("it exists"), &bed.tasks(service), bed.now)
+    }
+
+    fn waits(bed: &Bed, service: crate::ServiceId) -> Option<Duration> {
+        match decided(bed, service) {
+            Restart::At(start) => Some(start.at.since(bed.now)),
+            Restart::Wait(_) | Restart::Never => None,
+        }
+    }
+
+    #[test]
+    fn the_delay_doubles_up_to_five_minutes() {
+        let delays: Vec<u64> = (1..=9)
+            .map(|times| failed(|_| (), times, Duration::from_secs(1)))
+            .map(|(bed, service)| waits(&bed, service).expect("it is restarted").as_secs())
+            .collect();
+        assert_eq!(delays, [5, 10, 20, 40, 80, 160, 300, 300, 300]);
+    }
+
+    #[test]
+    fn health_resets_the_delay() {
+        let (bed, service) = failed(|_| (), 4, HEALTHY_AFTER);
+        assert_eq!(waits(&bed, service), Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn a_delay_longer_than_the_limit_is_kept() {
+        let hour = Duration::from_secs(3600);
+        let (bed, service) = failed(|task| task.restart.delay = hour, 1, Duration::from_secs(1));
+        assert_eq!(waits(&bed, service), Some(hour));
+    }
+
+    #[test]
+    fn no_attempts_means_none() {
+        let (bed, service) = failed(|task| task.restart.max_attempts = Some(0), 1, Duration::from_secs(1));
+        assert_eq!(decided(&bed, service), Restart::Never);
+    }
+
+    #[test]
+    fn a_leader_with_a_wrong_clock_does_not_delay_its_successors_restarts() {
+        let (mut bed, service) = failed(|_| (), 1, Duration::from_secs(3600));
+        bed.now = Timestamp(bed.now.0 - 1_800_000);
+        assert_eq!(waits(&bed, service), Some(Duration::ZERO));
+    }
 }

@@ -61,6 +61,7 @@ pub(super) fn keep_one(draft: &mut Draft, service: &Service) {
 /// Sends away tasks whose node may no longer run them, and gives every slot a task that has none and is
 /// due for one.
 pub(super) fn refill(draft: &mut Draft, service: &Service) {
+    let mut occupied = draft.state().occupied(service.id);
     for (slot, tasks) in slots(draft.state(), service.id) {
         let mut filled = false;
         for task in tasks.iter().filter(|task| task.is_live() && task.is_wanted()) {
@@ -71,6 +72,7 @@ pub(super) fn refill(draft: &mut Draft, service: &Service) {
                 filled = true;
             } else {
                 draft.want(task.id, Desired::Shutdown);
+                occupied.extend(task.node.map(|_| slot));
             }
         }
         if filled {
@@ -80,7 +82,7 @@ pub(super) fn refill(draft: &mut Draft, service: &Service) {
             Restart::Never => {}
             Restart::Wait(until) => draft.wake_at(until),
             Restart::At(start) => {
-                draft.create_task(service.id, slot, start);
+                draft.create_task(service.id, slot, start, &occupied);
                 for ended in tasks.iter().filter(|task| !task.is_live() && task.is_wanted()) {
                     draft.want(ended.id, Desired::Shutdown);
                 }
@@ -103,10 +105,11 @@ pub(super) fn release(draft: &mut Draft, service: ServiceId) {
         .filter(|t| t.desired == Desired::Ready && t.is_live())
         .cloned()
         .collect();
+    let mut occupied = draft.state().occupied(service);
     for task in held {
         if task.start_at > draft.now {
             draft.wake_at(task.start_at);
-        } else if draft.state().is_vacant(service, task.slot, task.id) {
+        } else if occupied.insert(task.slot) {
             draft.want(task.id, Desired::Running);
         }
     }

@@ -33,10 +33,14 @@ pub(super) fn roll(draft: &mut Draft, id: ServiceId) {
         0 => usize::MAX,
         width => width as usize,
     };
-    for (slot, task) in next(&dirty).take(width.saturating_sub(busy)) {
+    let chosen: Vec<_> = next(&dirty).take(width.saturating_sub(busy)).collect();
+    for (_, task) in &chosen {
         let never_ran = task.status.running_at.is_none();
         draft.want(task.id, if never_ran { Desired::Remove } else { Desired::Shutdown });
-        draft.create_task(id, slot, Start { at: draft.now, ..Start::default() });
+    }
+    let occupied = draft.state().occupied(id);
+    for (slot, _) in chosen {
+        draft.create_task(id, slot, Start { at: draft.now, ..Start::default() }, &occupied);
     }
 }
 

@@ -12,7 +12,7 @@ pub use change::{Change, NewTask, Proposal, Report};
 pub use snapshot::Snapshot;
 
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
-use crate::model::{Cluster, Network, Node, Protocol, Service, Task};
+use crate::model::{Cluster, Network, Node, Role, Service, Task};
 use crate::time::Timestamp;
 use imbl::{OrdMap, OrdSet};
 use std::collections::BTreeSet;
@@ -106,7 +106,6 @@ pub enum EventKind {
 #[error("the proposal is stale: {0}")]
 pub struct Stale(pub String);
 
-/// What nothing called `what` stands for in a [`Stale`].
 pub(crate) fn stale<T>(why: impl Into<String>) -> Result<T, Stale> {
     Err(Stale(why.into()))
 }
@@ -212,17 +211,8 @@ impl State {
         self.addresses.get(&(network, address)).copied()
     }
 
-    /// The service that publishes a port on every node or, if `ours` is not it, on some.
-    pub fn publisher_of(&self, published: u16, protocol: Protocol) -> Option<&Arc<Service>> {
-        self.services.values().find(|service| {
-            service.endpoint.ports.iter().any(|p| p.published == published && p.protocol == protocol)
-        })
-    }
-}
-
-impl State {
     /// How many nodes shall be managers.
     pub fn managers(&self) -> usize {
-        self.nodes().filter(|node| node.role == crate::model::Role::Manager).count()
+        self.nodes().filter(|node| node.role == Role::Manager).count()
     }
 }

@@ -173,6 +173,7 @@ fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
             "replicas" => spec.mode = Mode::Replicated { replicas: value.parse().expect("a number") },
             "image" => task.containers[0].image = value.into(),
             "memory" => task.resources.reservations.memory_bytes = value.parse::<u64>().expect("GiB") * GIB,
+            "unconstrained" => task.placement.constraints.clear(),
             "force" => task.force += 1,
             "delay" => task.restart.delay = duration(value),
             "window" => task.restart.window = duration(value),

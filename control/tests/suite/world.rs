@@ -73,7 +73,23 @@ impl World {
         self.index += 1;
         let proposal = Proposal { changes, at: self.now };
         self.log.push((self.index, proposal.clone()));
-        self.state.apply(self.index, &proposal)
+        let before = self.state.clone();
+        let applied = self.state.apply(self.index, &proposal)?;
+        self.check_announced(&before, &applied);
+        Ok(applied)
+    }
+
+    /// Who watches for what a proposal has announced misses nothing.
+    fn check_announced(&self, before: &State, applied: &Applied) {
+        for id in self.machines.keys() {
+            let same = assignment::of(before, *id) == assignment::of(&self.state, *id);
+            assert!(
+                same || applied.assignments.contains(id),
+                "an assignment changed in silence: {applied:?}"
+            );
+            let same = endpoints::of(before, *id) == endpoints::of(&self.state, *id);
+            assert!(same || applied.endpoints, "a table changed in silence: {applied:?}");
+        }
     }
 
     pub fn ask(&mut self, request: &Request) -> Result<Answer, Refused> {

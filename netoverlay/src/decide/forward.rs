@@ -108,7 +108,11 @@ impl Routes {
             .map(|network| (network.id, Net { gateway: network.gateway, owners: HashMap::new() }))
             .collect();
         for endpoint in &table.endpoints {
-            let owner = if endpoint.node == *own { Some(Owner::Local) } else { slot(&endpoint.node).map(Owner::Peer) };
+            let owner = if endpoint.node == *own {
+                Some(Owner::Local)
+            } else {
+                slot(&endpoint.node).map(Owner::Peer)
+            };
             if let (Some(owner), Some(net)) = (owner, nets.get_mut(&endpoint.network)) {
                 net.owners.insert(endpoint.address, owner);
             }
@@ -137,8 +141,8 @@ impl Routes {
     pub fn incoming(&self, network: NetworkId, peer: Slot, packet: &[u8]) -> Result<(), Reason> {
         let (source, destination) = addresses(packet)?;
         let net = self.nets.get(&network).ok_or(Reason::UnknownNetwork)?;
-        let genuine =
-            net.owners.get(&source) == Some(&Owner::Peer(peer)) || source == net.gateway && is_icmp_error(packet);
+        let genuine = net.owners.get(&source) == Some(&Owner::Peer(peer))
+            || source == net.gateway && is_icmp_error(packet);
         if !genuine {
             return Err(Reason::Spoofed);
         }

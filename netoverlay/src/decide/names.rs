@@ -64,7 +64,10 @@ impl Names {
             .networks
             .iter()
             .map(|network| {
-                (network.id, Net { network: network.clone(), addresses: HashMap::new(), names: HashMap::new() })
+                (
+                    network.id,
+                    Net { network: network.clone(), addresses: HashMap::new(), names: HashMap::new() },
+                )
             })
             .collect();
         for service in &table.services {
@@ -91,7 +94,13 @@ impl Names {
     }
 
     /// Answers `question` for a container in `networks`. Several addresses are turned round by `turn`.
-    pub fn answer(&self, networks: &[NetworkId], question: &[u8], transport: Transport, turn: usize) -> Answer {
+    pub fn answer(
+        &self,
+        networks: &[NetworkId],
+        question: &[u8],
+        transport: Transport,
+        turn: usize,
+    ) -> Answer {
         let Ok(request) = Message::from_vec(question) else {
             return malformed(question);
         };
@@ -214,7 +223,9 @@ fn malformed(question: &[u8]) -> Answer {
         return Answer::Ignore;
     }
     let id = u16::from_be_bytes([high, low]);
-    Message::error_msg(id, OpCode::Query, ResponseCode::FormErr).to_vec().map_or(Answer::Ignore, Answer::Reply)
+    Message::error_msg(id, OpCode::Query, ResponseCode::FormErr)
+        .to_vec()
+        .map_or(Answer::Ignore, Answer::Reply)
 }
 
 #[cfg(test)]
@@ -257,7 +268,11 @@ mod tests {
         Names::new(&Table {
             nodes: vec![Node { id: NodeId::new("a"), underlay: "10.0.0.1:1".parse().unwrap() }],
             networks: vec![network(BLUE), network(GREEN)],
-            endpoints: vec![endpoint(BLUE, 3, "Web.1"), endpoint(BLUE, 4, "Web.2"), endpoint(GREEN, 9, "db.1")],
+            endpoints: vec![
+                endpoint(BLUE, 3, "Web.1"),
+                endpoint(BLUE, 4, "Web.2"),
+                endpoint(GREEN, 9, "db.1"),
+            ],
             services: vec![
                 service(BLUE, "Web", Some(100), &[3, 4]),
                 service(GREEN, "db", None, &[9]),
@@ -287,7 +302,9 @@ mod tests {
     #[test]
     fn names_mean_what_the_table_says() {
         use RecordType::{A, AAAA, MX, PTR};
-        let table: &[(&str, RecordType, &[u32], ResponseCode, &[&str])] = &[
+        type Case<'a> = (&'a str, RecordType, &'a [u32], ResponseCode, &'a [&'a str]);
+
+        let table: &[Case<'_>] = &[
             ("web.", A, &[BLUE], ResponseCode::NoError, &["10.50.1.100"]),
             ("WEB.", A, &[BLUE], ResponseCode::NoError, &["10.50.1.100"]),
             ("web-alias.", A, &[BLUE], ResponseCode::NoError, &["10.50.1.100"]),

@@ -127,7 +127,14 @@ pub struct Coalescer<'p> {
 
 impl Default for Coalescer<'_> {
     fn default() -> Self {
-        Self { header: [0; VIRTIO + HEADER_MAX], headers: 0, parts: Vec::new(), size: 0, total: 0, sequence: 0 }
+        Self {
+            header: [0; VIRTIO + HEADER_MAX],
+            headers: 0,
+            parts: Vec::new(),
+            size: 0,
+            total: 0,
+            sequence: 0,
+        }
     }
 }
 
@@ -206,7 +213,8 @@ impl<'p> Coalescer<'p> {
             && first[6] == head[6]
             && first[8] == head[8]
             && first[12..24] == head[12..24];
-        let fits = payload.len() <= self.size && self.headers + self.total + payload.len() <= usize::from(u16::MAX);
+        let fits =
+            payload.len() <= self.size && self.headers + self.total + payload.len() <= usize::from(u16::MAX);
         let in_sequence = !tcp
             || head[24..28] == self.sequence.to_be_bytes()
                 && first[28..32] == head[28..32]

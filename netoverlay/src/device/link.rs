@@ -5,7 +5,9 @@ use std::{fmt, future::Future, io, net::IpAddr, time::Duration};
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::{
     Handle, IpVersion, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_core::NetlinkMessage,
     packet_route::{
+        RouteNetlinkMessage,
         address::AddressAttribute,
         link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope, RouteType},
@@ -362,6 +364,17 @@ impl Links {
             (&format!("net/ipv4/neigh/{name}/proxy_delay"), "0"),
             (&format!("net/ipv4/conf/{name}/send_redirects"), "0"),
         ])
+    }
+
+    /// Sends any other request of the routing family and waits for its acknowledgement.
+    pub async fn request(&self, message: NetlinkMessage<RouteNetlinkMessage>, action: &str) -> Result<()> {
+        let mut answers = self.handle.clone().request(message).map_err(self.failed(action))?;
+        while let Some(answer) = answers.next().await {
+            if let rtnetlink::packet_core::NetlinkPayload::Error(error) = answer.payload {
+                return Err(Error::new(action, &self.netns, error.to_io()));
+            }
+        }
+        Ok(())
     }
 
     async fn change(

@@ -57,7 +57,10 @@ pub struct Config {
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config").field("node", &self.node).field("listen", &self.listen).finish_non_exhaustive()
+        f.debug_struct("Config")
+            .field("node", &self.node)
+            .field("listen", &self.listen)
+            .finish_non_exhaustive()
     }
 }
 

@@ -210,7 +210,10 @@ fn address(from: &libc::sockaddr_storage) -> Option<SocketAddr> {
             // SAFETY: as above.
             let from: &libc::sockaddr_in6 = unsafe { &*(&raw const *from).cast() };
             let ip = Ipv6Addr::from(from.sin6_addr.s6_addr);
-            Some(SocketAddrV6::new(ip, u16::from_be(from.sin6_port), from.sin6_flowinfo, from.sin6_scope_id).into())
+            Some(
+                SocketAddrV6::new(ip, u16::from_be(from.sin6_port), from.sin6_flowinfo, from.sin6_scope_id)
+                    .into(),
+            )
         }
         _ => None,
     }

@@ -98,11 +98,15 @@ pub struct Receiver {
     channel: Option<mpsc::Receiver<Result<Option<Bytes>, Reset>>>,
     shared: Arc<Shared>,
     ended: bool,
+    put_back: Option<Bytes>,
 }
 
 impl Receiver {
     /// The next piece; `None` at the end. Cancel-safe.
     pub async fn receive(&mut self) -> Result<Option<Bytes>, Reset> {
+        if let Some(data) = self.put_back.take() {
+            return Ok(Some(data));
+        }
         if self.ended {
             return Ok(None);
         }
@@ -112,6 +116,11 @@ impl Receiver {
         }
         self.ended = matches!(item, Ok(None));
         item
+    }
+
+    /// Makes `data`, the unused rest of what was received last, come again.
+    pub fn put_back(&mut self, data: Bytes) {
+        self.put_back = Some(data).filter(|data| !data.is_empty());
     }
 }
 
@@ -148,7 +157,7 @@ pub(super) fn pair(key: Key, wake: Arc<Wake<Command>>) -> (Stream, End) {
         Arc::new(Shared { key, wake, told: AtomicBool::new(false), held_back: AtomicBool::new(false) });
     let stream = Stream {
         sender: Sender { channel: Some(out), shared: shared.clone() },
-        receiver: Receiver { channel: Some(incoming), shared: shared.clone(), ended: false },
+        receiver: Receiver { channel: Some(incoming), shared: shared.clone(), ended: false, put_back: None },
     };
     (stream, End { to_app: Some(to_app), from_app: Some(from_app), pending: None, shared })
 }

@@ -12,8 +12,9 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn_proto::{
-    ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig, Event as QuicEvent,
-    SendDatagramError, StreamEvent, StreamId, Transmit, VarInt, crypto::rustls::NoInitialCipherSuite,
+    ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig,
+    Event as QuicEvent, SendDatagramError, StreamEvent, StreamId, Transmit, VarInt,
+    crypto::rustls::NoInitialCipherSuite,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::sync::mpsc;
@@ -236,7 +237,9 @@ impl Driver {
                     let _ = reply.send(self.open(&node));
                 }
                 Command::Stream(key) => {
-                    if let Some(link) = self.links.get_mut(&key.handle).filter(|link| link.serial == key.serial) {
+                    if let Some(link) =
+                        self.links.get_mut(&key.handle).filter(|link| link.serial == key.serial)
+                    {
                         link.turn(key.id);
                     }
                 }
@@ -267,7 +270,9 @@ impl Driver {
             if peer.underlay != *underlay {
                 peer.underlay = *underlay;
                 peer.dial_at = now;
-                for handle in peer.dial.take().into_iter().map(|(handle, _)| handle).chain(peer.links.drain(..)) {
+                for handle in
+                    peer.dial.take().into_iter().map(|(handle, _)| handle).chain(peer.links.drain(..))
+                {
                     close(&mut self.links, handle, now, CODE_REPLACED, b"moved");
                 }
             }
@@ -287,7 +292,8 @@ impl Driver {
     }
 
     fn open(&mut self, node: &NodeId) -> Result<Stream, OpenError> {
-        let peer = self.peers.binary_search_by(|peer| peer.id.cmp(node)).map_err(|_| OpenError::NotConnected)?;
+        let peer =
+            self.peers.binary_search_by(|peer| peer.id.cmp(node)).map_err(|_| OpenError::NotConnected)?;
         let handle = self.peers[peer].link().ok_or(OpenError::NotConnected)?;
         let link = self.links.get_mut(&handle).ok_or(OpenError::NotConnected)?;
         let id = link.connection.streams().open(Dir::Bi).ok_or(OpenError::Exhausted)?;
@@ -325,7 +331,9 @@ impl Driver {
                         }
                     }
                     Some(DatagramEvent::NewConnection(incoming)) => self.accept(incoming, now),
-                    Some(DatagramEvent::Response(transmit)) => transmit_out(&self.socket, &transmit, &self.out),
+                    Some(DatagramEvent::Response(transmit)) => {
+                        transmit_out(&self.socket, &transmit, &self.out)
+                    }
                     None => {}
                 }
             }
@@ -358,8 +366,10 @@ impl Driver {
     fn add_link(&mut self, handle: ConnectionHandle, connection: Connection, dialled: Option<NodeId>) {
         self.serial += 1;
         let serial = self.serial;
-        self.links
-            .insert(handle, Link { connection, serial, dialled, peer: None, frames: 0, streams: HashMap::new() });
+        self.links.insert(
+            handle,
+            Link { connection, serial, dialled, peer: None, frames: 0, streams: HashMap::new() },
+        );
     }
 
     fn refuse(&mut self, from: SocketAddr, why: String, now: Instant) {
@@ -520,7 +530,9 @@ impl Driver {
         let slot = node.as_ref().and_then(|node| self.peers.binary_search_by(|peer| peer.id.cmp(node)).ok());
         let why = match (&node, slot, &link.dialled) {
             (None, ..) => Some("its certificate names no node".to_string()),
-            (Some(node), None, _) => Some(format!("its certificate names {node}, which is no node of this cluster")),
+            (Some(node), None, _) => {
+                Some(format!("its certificate names {node}, which is no node of this cluster"))
+            }
             (Some(node), Some(_), Some(dialled)) if node != dialled => {
                 Some(format!("its certificate names {node}, but {dialled} was expected there"))
             }
@@ -632,7 +644,11 @@ impl Driver {
                 self.busy = true;
             }
             let peer = &self.peers[at];
-            if peer.dial.is_none() && peer.usable().is_none() && self.config.node < peer.id && now >= peer.dial_at {
+            if peer.dial.is_none()
+                && peer.usable().is_none()
+                && self.config.node < peer.id
+                && now >= peer.dial_at
+            {
                 self.dial(at, now);
             }
         }
@@ -679,7 +695,9 @@ impl Outgoing<'_> {
             Ok(slot) => slot,
             Err(reason) => return self.counters.count(reason),
         };
-        let Some(peer) = self.peers.get_mut(slot as usize) else { return self.counters.count(Reason::NoRoute) };
+        let Some(peer) = self.peers.get_mut(slot as usize) else {
+            return self.counters.count(Reason::NoRoute);
+        };
         if let Some(link) = peer.usable().and_then(|handle| self.links.get_mut(&handle)) {
             link.send(datagram, self.counters);
         } else if peer.waiting.len() < WAITING {
@@ -698,7 +716,9 @@ impl Link {
             }
             Err(SendDatagramError::TooLarge) => counters.count(Reason::TooBig),
             Err(
-                SendDatagramError::UnsupportedByPeer | SendDatagramError::Disabled | SendDatagramError::Blocked(_),
+                SendDatagramError::UnsupportedByPeer
+                | SendDatagramError::Disabled
+                | SendDatagramError::Blocked(_),
             ) => counters.count(Reason::PeerDown),
         }
     }
@@ -730,7 +750,11 @@ impl Link {
 }
 
 fn transmit_out(socket: &Udp, transmit: &Transmit, bytes: &[u8]) {
-    socket.send(transmit.destination, &bytes[..transmit.size], transmit.segment_size.unwrap_or(transmit.size));
+    socket.send(
+        transmit.destination,
+        &bytes[..transmit.size],
+        transmit.segment_size.unwrap_or(transmit.size),
+    );
 }
 
 fn close(
@@ -768,4 +792,3 @@ fn frames(connection: &Connection) -> u64 {
     let got = connection.stats().frame_rx;
     got.acks + got.ping + got.datagram + got.stream + got.crypto + got.max_stream_data + got.max_data
 }
-

@@ -48,6 +48,7 @@ pub fn translate(table: &told::Table, generation: u64, me: NodeId, my_addr: Sock
                 aliases: Vec::new(),
                 vip: Some(service.vip),
                 backends: service.backends.iter().map(|backend| backend.address).collect(),
+                draining: service.draining.clone(),
             });
         }
         for (address, home) in entry.routes.iter().filter(|(_, home)| known(home)) {

@@ -16,7 +16,7 @@ use rswarm_control::model::{
 };
 use rswarm_control::state::State;
 use rswarm_proto::v1 as pb;
-use rswarm_proto::{Invalid, Problem};
+use rswarm_proto::Problem;
 use std::pin::Pin;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -65,10 +65,6 @@ impl Control {
 
 fn refused(error: Refused) -> Status {
     refused_status(&error)
-}
-
-fn invalid(error: Invalid) -> Status {
-    Status::invalid_argument(error.to_string())
 }
 
 fn version(said: u64) -> Option<u64> {
@@ -205,9 +201,10 @@ impl pb::control_server::Control for Control {
     ) -> Result<Response<pb::CreateServiceResponse>, Status> {
         let request = request.into_inner();
         let spec = spec(request.spec)?;
-        let (answer, _) = self.admit(Ask::CreateService { spec, networks: request.networks }).await?;
+        let (answer, state) = self.admit(Ask::CreateService { spec, networks: request.networks }).await?;
         let Answer::Service(id) = answer else { return Err(Status::internal("no service was made")) };
-        Ok(Response::new(pb::CreateServiceResponse { id: id.to_string(), warnings: Vec::new() }))
+        let version = state.service(id).map_or(0, |service| service.meta.version);
+        Ok(Response::new(pb::CreateServiceResponse { id: id.to_string(), warnings: Vec::new(), version }))
     }
 
     async fn update_service(
@@ -223,10 +220,10 @@ impl pb::control_server::Control for Control {
             networks: request.networks,
         };
         let (_, state) = self.admit(ask).await?;
-        let changed =
-            state.service(before.id).is_some_and(|service| service.meta.version != before.meta.version);
+        let version = state.service(before.id).map_or(0, |service| service.meta.version);
+        let changed = version != before.meta.version;
         let id = before.id.to_string();
-        Ok(Response::new(pb::UpdateServiceResponse { id, changed, warnings: Vec::new() }))
+        Ok(Response::new(pb::UpdateServiceResponse { id, changed, warnings: Vec::new(), version }))
     }
 
     async fn remove_service(

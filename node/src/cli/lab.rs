@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use rswarm_chaos::lab::{self, Lab, Options, Power, Status};
@@ -192,8 +192,11 @@ impl Up {
                 eprintln!("{elapsed}  {subject:<6} {words}");
             }
         };
-        let mut lab = Lab::up_with(&options, &mut progress, &INTERRUPTED)?;
-        let url = if self.demo { Some(lab.demo(&mut progress, &INTERRUPTED)?) } else { None };
+        let mut lab = Lab::up_with(&options, &mut progress, &INTERRUPTED).map_err(interrupted)?;
+        let url = match self.demo {
+            true => Some(lab.demo(&mut progress, &INTERRUPTED).map_err(interrupted)?),
+            false => None,
+        };
 
         let first = lab.node("n1");
         write!(out, "{}", first.rswarm(&["node", "ls"])?.ok()?)?;
@@ -272,8 +275,12 @@ fn show(lab: &Status, format: Kind, out: &mut impl Write) -> Result<()> {
             node.name, node.power, node.daemon, node.processes, node.boots
         )?;
     }
-    for cut in &lab.cuts {
-        writeln!(out, "cut: {} is not heard by {}", cut.from, cut.to)?;
+    for node in &lab.nodes {
+        let unheard: Vec<&str> =
+            lab.cuts.iter().filter(|cut| cut.to == node.name).map(|cut| cut.from.as_str()).collect();
+        if !unheard.is_empty() {
+            writeln!(out, "cut: {} does not hear {}", node.name, unheard.join(", "))?;
+        }
     }
     Ok(())
 }
@@ -290,6 +297,11 @@ fn own_program() -> Result<PathBuf> {
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// A command that was interrupted along with this program has nothing else to say.
+fn interrupted(error: anyhow::Error) -> anyhow::Error {
+    if INTERRUPTED.load(Ordering::Relaxed) { anyhow!("interrupted; the lab is removed") } else { error }
+}
+
 /// Makes Ctrl-C and its kin set a flag, so that a lab half made can be removed.
 fn watch_for_interrupts() -> Result<()> {
     extern "C" fn note(_: i32) {
@@ -301,4 +313,46 @@ fn watch_for_interrupts() -> Result<()> {
         unsafe { sigaction(signal, &action) }.context("cannot catch a signal")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        lab: Command,
+    }
+
+    fn parse(line: &str) -> Result<Verb, clap::Error> {
+        Line::try_parse_from(std::iter::once("lab").chain(line.split(' '))).map(|line| line.lab.verb)
+    }
+
+    #[test]
+    fn a_command_after_the_dashes_is_left_alone() {
+        let Ok(Verb::Exec { lab, node, command }) = parse("exec --name two n1 -- sh -c --name") else {
+            panic!("not an exec")
+        };
+        assert_eq!((lab.name.as_str(), node.as_str()), ("two", "n1"));
+        assert_eq!(command, ["sh", "-c", "--name"]);
+    }
+
+    #[test]
+    fn a_lab_has_three_nodes_unless_told_otherwise() {
+        let Ok(Verb::Up(up)) = parse("up --demo") else { panic!("not an up") };
+        assert_eq!((up.nodes, up.managers, up.demo, up.lab.name.as_str()), (3, None, true, "lab"));
+        assert!(parse("up --nodes 0").is_err());
+    }
+
+    #[test]
+    fn every_verb_takes_a_name() {
+        for line in
+            ["status", "kill n1", "pause n1", "resume n1", "start n1", "partition n1 n2", "heal", "down"]
+        {
+            assert!(parse(&format!("{line} --name two")).is_ok(), "{line}");
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //! All operations may be repeated: asking for what is already so succeeds.
 
 pub mod bundle;
+mod entry;
 mod logs;
 mod request;
 mod seccomp;
@@ -14,33 +15,30 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use entry::{Entry, Meta, PARTIAL, clear_away, containers, partial, remove_directory, unix_ns};
 pub use logs::{LogEntry, LogQuery, LogStream, Logs};
 pub use request::{ContainerRequest, Dns, Limits, LogOptions, Mount, Privileges};
 pub use rswarm_shim::cgroup::Usage;
 use rswarm_shim::cgroup::{Cgroup, Lack, Layout};
-use rswarm_shim::protocol::{EXIT_FILE, Ready, Reply, Request, STATE_FILE};
 pub use rswarm_shim::protocol::{Exec, Exit, Running};
-use serde::{Deserialize, Serialize};
+use rswarm_shim::protocol::{Ready, Reply, Request};
 use shim::{Client, Program};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast;
 use tokio::time::timeout;
 
 /// The file the executor keeps for itself in each container's directory.
 const META_FILE: &str = "container.json";
-/// Appended to the name of a directory that is not complete yet, or not any more.
-const PARTIAL: &str = ".partial";
 /// Events kept for a subscriber that is behind.
 const EVENTS_MAX: usize = 4096;
 /// How long a killed container may take to be gone. A process in uninterruptible sleep takes longer.
 const DEATH_MAX: Duration = Duration::from_secs(10);
-/// How long a live shim may take to answer.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// The code of a container whose end nobody saw.
 const CODE_LOST: i32 = 255;
+const LOST: &str = "the container's shim is gone, and with it how the container ended";
 
 /// Where an executor keeps its things.
 #[derive(Clone, Debug)]
@@ -194,24 +192,6 @@ struct Inner {
     creation: tokio::sync::Mutex<()>,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     events: broadcast::Sender<Event>,
-}
-
-struct Entry {
-    id: String,
-    directory: PathBuf,
-    run_directory: PathBuf,
-    meta: Meta,
-    state: watch::Sender<State>,
-    /// Held by what must not happen twice at once: the start and the removal.
-    operation: tokio::sync::Mutex<()>,
-}
-
-/// What the executor must remember of a request.
-#[derive(Clone, Serialize, Deserialize)]
-struct Meta {
-    labels: BTreeMap<String, String>,
-    stop_signal: i32,
-    cgroup: Option<Cgroup>,
 }
 
 impl Executor {
@@ -576,166 +556,6 @@ impl Executor {
     }
 }
 
-const LOST: &str = "the container's shim is gone, and with it how the container ended";
-
-impl Entry {
-    fn new(config: &Config, id: &str, meta: Meta, state: State) -> Self {
-        Self {
-            id: id.into(),
-            directory: containers(&config.root_dir).join(id),
-            run_directory: config.run_dir.join(id),
-            meta,
-            state: watch::Sender::new(state),
-            operation: tokio::sync::Mutex::default(),
-        }
-    }
-
-    fn state(&self) -> State {
-        self.state.borrow().clone()
-    }
-
-    fn describe(&self) -> Container {
-        Container { id: self.id.clone(), labels: self.meta.labels.clone(), state: self.state() }
-    }
-
-    async fn exited(&self) -> Exit {
-        let mut state = self.state.subscribe();
-        loop {
-            if let State::Exited(exit) = &*state.borrow_and_update() {
-                return exit.clone();
-            }
-            state.changed().await.expect("the entry holds the sender");
-        }
-    }
-
-    async fn ask(&self, request: &Request) -> Result<Reply> {
-        let failed = |message: String| Error::Shim { id: self.id.clone(), message };
-        let answer = async { Client::connect(&self.run_directory).await?.ask(request).await };
-        match timeout(ANSWER_MAX, answer).await {
-            Ok(Ok(Reply::Failed { message, .. })) => Err(failed(message)),
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(error)) => Err(failed(format!("cannot reach its shim: {error}"))),
-            Err(_) => Err(failed("its shim does not answer".into())),
-        }
-    }
-
-    fn unexpected(&self, reply: &Reply) -> Error {
-        Error::Shim { id: self.id.clone(), message: format!("unexpected answer {reply:?}") }
-    }
-
-    fn exit_record(&self) -> Option<Exit> {
-        serde_json::from_slice(&fs::read(self.directory.join(EXIT_FILE)).ok()?).ok()
-    }
-
-    fn running_record(&self) -> Option<Running> {
-        serde_json::from_slice(&fs::read(self.run_directory.join(STATE_FILE)).ok()?).ok()
-    }
-
-    /// A shim has been started on it once, even if the machine has been restarted since.
-    fn was_started(&self) -> bool {
-        self.directory.join(rswarm_shim::protocol::SHIM_LOG_FILE).exists()
-    }
-
-    /// Speaks to the shim if it lives, waiting for one that has only just begun.
-    async fn reach(&self) -> Option<(Client, Running)> {
-        let attempt = async {
-            loop {
-                let state = async {
-                    let mut client = Client::connect(&self.run_directory).await?;
-                    let reply = client.ask(&Request::State).await?;
-                    Ok::<_, io::Error>((client, reply))
-                };
-                if let Ok((client, Reply::State { running })) = state.await {
-                    return Some((client, running));
-                }
-                if !matches!(shim::try_lock(&self.run_directory), Ok(None)) {
-                    return None;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(ANSWER_MAX, attempt).await.ok().flatten()
-    }
-
-    async fn await_exit(&self, client: Option<Client>) -> io::Result<Exit> {
-        let mut client = match client {
-            Some(client) => client,
-            None => Client::connect(&self.run_directory).await?,
-        };
-        match client.ask(&Request::Wait).await? {
-            Reply::Exited(exit) => Ok(exit),
-            other => Err(io::Error::other(format!("unexpected answer {other:?}"))),
-        }
-    }
-
-    /// Waits until no shim holds the lock.
-    async fn without_shim(&self) -> Result<()> {
-        let free = async {
-            while self.run_directory.exists() && matches!(shim::try_lock(&self.run_directory), Ok(None)) {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        timeout(DEATH_MAX, free).await.map_err(|_| Error::Undead(self.id.clone()))
-    }
-
-    /// Kills what there is without the shim's help.
-    fn kill_by_force(&self) {
-        if let Some(cgroup) = &self.meta.cgroup {
-            cgroup.kill();
-        }
-        if let Some(running) = self.running_record()
-            && running.start_ticks != 0
-            && start_ticks(running.pid) == Some(running.start_ticks)
-            && let Some(pid) = rustix::process::Pid::from_raw(running.pid)
-        {
-            // It may have ended in this very moment.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-    }
-
-    fn erase(&self) -> io::Result<()> {
-        if let Some(cgroup) = &self.meta.cgroup {
-            cgroup.kill();
-            cgroup.remove(DEATH_MAX)?;
-        }
-        remove_directory(&self.run_directory)?;
-        let partial = partial(&self.directory);
-        match fs::rename(&self.directory, &partial) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        remove_directory(&partial)
-    }
-}
-
-/// Ends what is left of a container without a shim, and writes the exit record in the shim's place.
-fn clear_away(entry: &Entry, code: i32, reason: &str) -> Exit {
-    entry.kill_by_force();
-    if let Some(cgroup) = &entry.meta.cgroup
-        && let Err(error) = cgroup.remove(DEATH_MAX)
-    {
-        tracing::warn!(container = %entry.id, %error, "a cgroup stays behind");
-    }
-    let exit = Exit {
-        code,
-        signal: None,
-        oom_killed: false,
-        error: Some(reason.into()),
-        started_unix_ns: entry.running_record().map(|running| running.started_unix_ns),
-        finished_unix_ns: unix_ns(),
-        log_dropped_bytes: 0,
-    };
-    let write = || -> io::Result<()> {
-        let temporary = entry.directory.join(".exit.json.tmp");
-        fs::write(&temporary, serde_json::to_vec(&exit)?)?;
-        fs::rename(temporary, entry.directory.join(EXIT_FILE))
-    };
-    if let Err(error) = write() {
-        tracing::warn!(container = %entry.id, %error, "cannot record the exit");
-    }
-    exit
-}
-
 /// The cgroups, if this process may make some; else why not.
 fn usable_cgroups(config: &Config) -> std::result::Result<(Layout, Vec<Lack>), String> {
     let mount = &config.cgroup_mount;
@@ -748,34 +568,6 @@ fn usable_cgroups(config: &Config) -> std::result::Result<(Layout, Vec<Lack>), S
 
 fn shims_path(config: &Config) -> String {
     format!("{}/shims", config.cgroup_parent)
-}
-
-fn containers(root_dir: &Path) -> PathBuf {
-    root_dir.join("containers")
-}
-
-fn partial(directory: &Path) -> PathBuf {
-    let mut name = directory.as_os_str().to_owned();
-    name.push(PARTIAL);
-    name.into()
-}
-
-fn remove_directory(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// When a process began, in clock ticks since boot.
-fn start_ticks(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name, in parentheses, may hold anything; what follows it is fields 3, 4, ...
-    stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()
-}
-
-fn unix_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_nanos() as u64)
 }
 
 /// Runs to its end even if the caller stops waiting: half a start would be a container nobody watches.

@@ -122,11 +122,11 @@ impl Cluster {
 
     /// The state, at least as new as anything that was acknowledged before this call.
     pub async fn fresh(&self) -> Result<Arc<State>, Status> {
-        let index = tokio::time::timeout(WRITE, self.log.read_index())
+        // It returns once everything up to there has been applied here.
+        tokio::time::timeout(WRITE, self.log.read_index())
             .await
             .map_err(|_| Status::unavailable(WriteError::Timeout.to_string()))?
             .map_err(|error| Status::unavailable(error.to_string()))?;
-        self.view.reached(index).await;
         Ok(self.state())
     }
 

@@ -66,12 +66,13 @@ impl TryFrom<pb::NetworkTable> for NetworkTable {
 
 impl From<&ServiceEntry> for pb::ServiceEntry {
     fn from(entry: &ServiceEntry) -> Self {
-        let ServiceEntry { service, name, vip, backends } = entry;
+        let ServiceEntry { service, name, vip, backends, draining } = entry;
         Self {
             service: service.to_string(),
             name: name.clone(),
             vip: u32::from(*vip),
             backends: backends.iter().map(Into::into).collect(),
+            draining: draining.iter().map(|address| u32::from(*address)).collect(),
         }
     }
 }
@@ -85,6 +86,7 @@ impl TryFrom<pb::ServiceEntry> for ServiceEntry {
             name: wire.name,
             vip: Ipv4Addr::from(wire.vip),
             backends: each("backends", wire.backends)?,
+            draining: wire.draining.into_iter().map(Ipv4Addr::from).collect(),
         })
     }
 }

@@ -426,8 +426,8 @@ fn backends() -> BoxedStrategy<Vec<Backend>> {
 }
 
 pub fn table() -> BoxedStrategy<Table> {
-    let service = (service_id(), text(), address(), backends())
-        .prop_map(|(service, name, vip, backends)| ServiceEntry { service, name, vip, backends });
+    let service = (service_id(), text(), address(), backends(), vec(address(), 0..3))
+        .prop_map(|(service, name, vip, backends, draining)| ServiceEntry { service, name, vip, backends, draining });
     let network = (network(), btree_map(address(), node_id(), 0..3), vec(service, 0..3)).prop_map(
         |(network, routes, services)| NetworkTable { network: Arc::new(network), routes, services },
     );

@@ -85,6 +85,7 @@ impl Turn {
         })?;
         self.state.tasks_by_node.entry(node).or_default().insert(id);
         self.applied.assignments.insert(node);
+        self.applied.endpoints = true;
         Ok(())
     }
 

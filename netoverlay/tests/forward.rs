@@ -1,0 +1,160 @@
+//! Where packets go, as tables and properties.
+
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
+use rswarm_netoverlay::{
+    decide::forward::{Reason, Routes, Slot},
+    table::{Endpoint, Network, NetworkId, Node, NodeId, Table},
+};
+
+const TCP: u8 = 6;
+const ICMP: u8 = 1;
+
+fn net(number: u32) -> NetworkId {
+    NetworkId::new(number).unwrap()
+}
+
+/// Nodes a, b and c. Network 1: .10 on a, .11 on b, .12 on c. Network 2, with the same subnet: .10 on b, .20 on a.
+fn table() -> Table {
+    let network = |number| Network {
+        id: net(number),
+        subnet: [10, 50, 0, 0].into(),
+        prefix: 24,
+        gateway: [10, 50, 0, 1].into(),
+        mtu: 1400,
+    };
+    let endpoint = |number, last, node: &str| Endpoint {
+        network: net(number),
+        address: [10, 50, 0, last].into(),
+        node: NodeId::new(node),
+        names: vec![],
+    };
+    Table {
+        generation: 1,
+        nodes: ["c", "a", "b"]
+            .iter()
+            .zip(1..)
+            .map(|(id, port)| Node { id: NodeId::new(id), underlay: ([192, 0, 2, 1], port).into() })
+            .collect(),
+        networks: vec![network(1), network(2)],
+        endpoints: vec![
+            endpoint(1, 10, "a"),
+            endpoint(1, 11, "b"),
+            endpoint(1, 12, "c"),
+            endpoint(2, 10, "b"),
+            endpoint(2, 20, "a"),
+        ],
+        ..Table::default()
+    }
+}
+
+fn packet(protocol: u8, source: u8, destination: u8, payload: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0; 20];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&((20 + payload.len()) as u16).to_be_bytes());
+    packet[9] = protocol;
+    packet[12..16].copy_from_slice(&[10, 50, 0, source]);
+    packet[16..20].copy_from_slice(&[10, 50, 0, destination]);
+    packet.extend_from_slice(payload);
+    packet
+}
+
+/// The routes of node a; its peers are b and c, in that order.
+fn routes() -> Routes {
+    Routes::new(&table(), &NodeId::new("a"))
+}
+
+const B: Slot = 0;
+const C: Slot = 1;
+
+#[test]
+fn an_outgoing_packet_goes_to_the_owner_of_its_destination() {
+    let routes = routes();
+    let names: Vec<_> = routes.peers.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(names, ["b", "c"]);
+    let table = [
+        (1, TCP, 10, 11, Ok(B)),
+        (1, TCP, 10, 12, Ok(C)),
+        (2, TCP, 20, 10, Ok(B)),
+        // Not ours in that network, though another has the same address.
+        (2, TCP, 10, 10, Err(Reason::ForeignSource)),
+        (1, TCP, 99, 11, Err(Reason::ForeignSource)),
+        (1, TCP, 10, 99, Err(Reason::NoRoute)),
+        // Local ones never leave the namespace, so a route back here would be a loop.
+        (1, TCP, 10, 10, Err(Reason::NoRoute)),
+        (3, TCP, 10, 11, Err(Reason::UnknownNetwork)),
+        // The gateway reports errors and says nothing else.
+        (1, TCP, 1, 11, Err(Reason::ForeignSource)),
+    ];
+    for (network, protocol, source, destination, expected) in table {
+        let verdict = routes.outgoing(net(network), &packet(protocol, source, destination, &[8; 8]));
+        assert_eq!(verdict, expected, "{source} to {destination} in network {network}");
+    }
+}
+
+#[test]
+fn an_incoming_packet_must_come_from_the_owner_of_its_source() {
+    let routes = routes();
+    let table = [
+        (1, B, 11, 10, Ok(())),
+        (1, C, 12, 10, Ok(())),
+        (2, B, 10, 20, Ok(())),
+        (1, C, 11, 10, Err(Reason::Spoofed)),
+        (1, B, 10, 10, Err(Reason::Spoofed)),
+        (1, B, 99, 10, Err(Reason::Spoofed)),
+        (2, C, 10, 20, Err(Reason::Spoofed)),
+        (1, B, 11, 12, Err(Reason::NotHere)),
+        (1, B, 11, 1, Err(Reason::NotHere)),
+        (3, B, 11, 10, Err(Reason::UnknownNetwork)),
+    ];
+    for (network, peer, source, destination, expected) in table {
+        let verdict = routes.incoming(net(network), peer, &packet(TCP, source, destination, &[0; 20]));
+        assert_eq!(verdict, expected, "{source} to {destination} in network {network} from peer {peer}");
+    }
+}
+
+#[test]
+fn a_gateway_may_report_errors_to_other_nodes() {
+    let routes = routes();
+    for (kind, allowed) in [(3, true), (11, true), (12, true), (0, false), (5, false), (8, false)] {
+        let report = packet(ICMP, 1, 10, &[kind, 4, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(routes.incoming(net(1), B, &report).is_ok(), allowed, "ICMP type {kind}");
+        let report = packet(ICMP, 1, 11, &[kind, 4, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(routes.outgoing(net(1), &report).is_ok(), allowed, "ICMP type {kind}");
+    }
+}
+
+#[test]
+fn what_is_no_packet_is_dropped() {
+    let routes = routes();
+    let good = packet(TCP, 10, 11, &[0; 20]);
+    let mut longer = good.clone();
+    longer.push(0);
+    let mut six = good.clone();
+    six[0] = 0x65;
+    let mut headerless = good.clone();
+    headerless[0] = 0x44;
+    for bad in [&good[..19], &good[..30], &longer, &six, &headerless, &[]] {
+        assert_eq!(routes.outgoing(net(1), bad), Err(Reason::Malformed));
+        assert_eq!(routes.incoming(net(1), B, bad), Err(Reason::Malformed));
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_are_believed_beyond_the_table(mut bytes in proptest::collection::vec(any::<u8>(), 0..80), peer in 0u32..3) {
+        let length = bytes.len() as u16;
+        if bytes.len() >= 20 {
+            bytes[0] = 0x45;
+            bytes[2..4].copy_from_slice(&length.to_be_bytes());
+        }
+        let routes = routes();
+        let _ = routes.outgoing(net(1), &bytes);
+        if routes.incoming(net(1), peer, &bytes).is_ok() {
+            let source = Ipv4Addr::new(bytes[12], bytes[13], bytes[14], bytes[15]);
+            let own = [Ipv4Addr::new(10, 50, 0, 11), Ipv4Addr::new(10, 50, 0, 12)];
+            prop_assert!(own.get(peer as usize) == Some(&source) || source == Ipv4Addr::new(10, 50, 0, 1));
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The command line: one file a command, which holds its words, its type and its `run`. Results go to a
+//! writer, so that a test reads a string.
+
+pub mod client;
+pub mod completion;
+pub mod context;
+pub mod failure;
+pub mod image;
+pub mod init;
+pub mod join;
+pub mod join_token;
+pub mod lab;
+pub mod leave;
+pub mod network;
+pub mod node;
+pub mod output;
+pub mod service;
+pub mod start;
+pub mod status;
+pub mod version;
+pub mod view;
+
+use crate::config::{Config, Flags};
+use crate::demo::Demo;
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use context::Context;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Turns a few Linux machines into one that runs your containers
+#[derive(Debug, Parser)]
+#[command(name = "rswarm", version, disable_help_subcommand = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Socket of the daemon to talk to
+    #[arg(long, global = true, env = "RSWARM_SOCKET", value_name = "PATH", default_value = client::SOCKET)]
+    pub socket: PathBuf,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Words,
+}
+
+/// All commands.
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs, reason = "each variant is described by its type")]
+pub enum Words {
+    #[command(flatten)]
+    Talk(Command),
+    Lab(lab::Command),
+    Daemon(Flags),
+    /// Be the demo service (what the image rswarm/demo runs)
+    #[command(hide = true)]
+    Demo(Demo),
+}
+
+/// The commands that talk to a daemon.
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs, clippy::large_enum_variant, reason = "each is described by its type, and there is one")]
+pub enum Command {
+    Init(init::Init),
+    Join(join::Join),
+    Leave(leave::Leave),
+    JoinToken(join_token::JoinToken),
+    Status(status::StatusArgs),
+    Version(version::Version),
+    #[command(subcommand)]
+    Node(node::NodeCommand),
+    #[command(subcommand)]
+    Service(service::ServiceCommand),
+    #[command(subcommand)]
+    Network(network::NetworkCommand),
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    Completion(completion::Completion),
+}
+
+impl Command {
+    /// Carries the command out.
+    ///
+    /// # Errors
+    /// With the words for the user; [`failure::exit_code`] knows how the process ends.
+    pub async fn run(self, cx: &mut Context) -> Result<()> {
+        match self {
+            Self::Init(command) => command.run(cx).await,
+            Self::Join(command) => command.run(cx).await,
+            Self::Leave(command) => command.run(cx).await,
+            Self::JoinToken(command) => command.run(cx).await,
+            Self::Status(command) => command.run(cx).await,
+            Self::Version(command) => command.run(cx).await,
+            Self::Node(command) => command.run(cx).await,
+            Self::Service(command) => command.run(cx).await,
+            Self::Network(command) => command.run(cx).await,
+            Self::Image(command) => command.run(cx).await,
+            Self::Completion(command) => command.run(cx),
+        }
+    }
+}
+
+/// Reads the process's arguments, carries the command out, and says how the process ends.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let command = match cli.command {
+        Words::Talk(command) => command,
+        Words::Lab(lab) => {
+            return lab.run(&mut std::io::stdout().lock()).unwrap_or_else(|error| {
+                eprintln!("Error: {error:#}");
+                ExitCode::FAILURE
+            });
+        }
+        Words::Daemon(flags) => return daemon(flags, cli.socket),
+        Words::Demo(demo) => return demo.run(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let mut cx = Context::of_process(cli.socket);
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(command.run(&mut cx)),
+        Err(error) => Err(anyhow::Error::new(error).context("cannot start")),
+    };
+    ExitCode::from(conclude(done, &mut cx))
+}
+
+/// Runs a node until it is told to stop.
+fn daemon(flags: Flags, socket: PathBuf) -> ExitCode {
+    crate::telemetry::init();
+    let run = || -> Result<()> {
+        let config = Config::new(flags, Some(socket))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        runtime.context("cannot start")?.block_on(crate::daemon::run(config))
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints the error, if there is one, and returns the exit code.
+pub fn conclude(done: Result<()>, cx: &mut Context) -> u8 {
+    let Err(error) = done.and_then(|()| Ok(cx.out.flush()?)) else { return 0 };
+    let broken = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(broken) {
+        return 0; // Whoever read our output has seen enough.
+    }
+    let text = failure::report(&error);
+    // Nothing is left to tell it to if standard error is gone.
+    let _ = cx.err.write_all(cx.paint(context::Colour::Red, "Error:", &text).as_bytes());
+    failure::exit_code(&error)
+}

@@ -1,0 +1,50 @@
+//! `rswarm node update --availability drain n2`
+
+use super::{AvailabilityArg, RoleArg};
+use crate::cli::context::Context;
+use crate::cli::failure::refused;
+use crate::cli::service::flags::Label;
+use anyhow::{Context as _, Result};
+use rswarm_proto::v1 as pb;
+
+/// Change a node
+#[derive(Debug, clap::Args)]
+pub struct Update {
+    /// Id, beginning of an id, host name, or `self`
+    node: String,
+    /// Whether the node may be given tasks
+    #[arg(long, value_enum)]
+    availability: Option<AvailabilityArg>,
+    /// What the node is for
+    #[arg(long, value_enum)]
+    role: Option<RoleArg>,
+    /// Add or replace a label
+    #[arg(long, value_name = "KEY[=VALUE]")]
+    label_add: Vec<Label>,
+    /// Remove a label
+    #[arg(long, value_name = "KEY")]
+    label_rm: Vec<String>,
+}
+
+impl Update {
+    /// Carries the command out.
+    ///
+    /// # Errors
+    /// If there is no such node, or the manager refuses.
+    pub async fn run(self, cx: &mut Context) -> Result<()> {
+        let request = pb::UpdateNodeRequest {
+            node: self.node.clone(),
+            version: 0,
+            availability: self.availability.map(|availability| pb::Availability::from(availability).into()),
+            role: self.role.map(|role| pb::Role::from(role).into()),
+            labels_add: self.label_add.into_iter().map(|label| (label.key, label.value)).collect(),
+            labels_rm: self.label_rm,
+        };
+        let updated = cx.client().await?.control.update_node(request).await;
+        updated
+            .map_err(|status| refused(&status))
+            .with_context(|| format!("cannot update `{}`", self.node))?;
+        writeln!(cx.out, "{}", self.node)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! `rswarm service inspect --pretty web`
+
+use crate::cli::client::checked;
+use crate::cli::context::Context;
+use crate::cli::output::{inspect, units};
+use crate::cli::view;
+use crate::cli::view::service::{image, protocol_name, update_state};
+use anyhow::Result;
+use rswarm_control::model::{Mount, PortMode, Resources, RestartCondition, Service};
+use std::fmt::Write as _;
+
+/// Show all there is to know of services
+#[derive(Debug, clap::Args)]
+pub struct Inspect {
+    /// Ids, beginnings of ids, or names
+    #[arg(required = true, value_name = "SERVICE")]
+    services: Vec<String>,
+    /// `json`, or a template such as '{{.Spec.TaskTemplate.ContainerSpec.Image}}'
+    #[arg(short, long, value_name = "FORMAT", conflicts_with = "pretty")]
+    format: Option<String>,
+    /// Print for people
+    #[arg(long)]
+    pretty: bool,
+}
+
+impl Inspect {
+    /// Carries the command out.
+    ///
+    /// # Errors
+    /// If there is no such service, or the manager refuses.
+    pub async fn run(self, cx: &mut Context) -> Result<()> {
+        let mut client = cx.client().await?;
+        let services: Vec<Service> = checked(client.services(&self.services).await?.services)?;
+        let text = if self.pretty {
+            services.iter().map(pretty).collect::<Result<Vec<_>, _>>()?.join("\n")
+        } else {
+            let views: Vec<_> = services.iter().map(view::service::service).collect();
+            inspect::print(&views, self.format.as_deref())?
+        };
+        cx.out.write_all(text.as_bytes())?;
+        Ok(())
+    }
+}
+
+fn pretty(service: &Service) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    let out = &mut text;
+    let (spec, task) = (&service.spec, &service.spec.task);
+    writeln!(out, "\nID:\t\t{}", service.id)?;
+    writeln!(out, "Name:\t\t{}", spec.name)?;
+    pairs(out, "Labels", &spec.labels)?;
+    writeln!(out, "Service Mode:\tReplicated\n Replicas:\t{}", spec.mode.replicas())?;
+    if let Some(status) = &service.update_status {
+        writeln!(out, "UpdateStatus:\n State:\t\t{}", update_state(status.state))?;
+        if !status.message.is_empty() {
+            writeln!(out, " Message:\t{}", status.message)?;
+        }
+    }
+    let constraints: Vec<String> = task.placement.constraints.iter().map(ToString::to_string).collect();
+    if !constraints.is_empty() {
+        writeln!(out, "Placement:\n Constraints:\t[{}]", constraints.join(" "))?;
+    }
+    restart(out, service)?;
+    for container in &task.containers {
+        writeln!(out, "ContainerSpec:\n Image:\t\t{}", image(container))?;
+        list(out, "Command", &container.command)?;
+        list(out, "Args", &container.args)?;
+        let env: Vec<String> =
+            container.env.iter().map(|env| format!("{}={}", env.name, env.value)).collect();
+        list(out, "Env", &env)?;
+        one(out, "Dir", container.workdir.as_deref())?;
+        one(out, "User", container.user.as_deref())?;
+        one(out, "Hostname", container.hostname.as_deref())?;
+        one(out, "StopSignal", container.stop_signal.as_deref())?;
+        writeln!(out, " StopGrace:\t{}", units::duration(container.stop_grace))?;
+        for mount in &container.mounts {
+            writeln!(out, " Mount:\t\t{}", self::mount(mount))?;
+        }
+    }
+    amounts(out, "Reservations", &task.resources.reservations)?;
+    amounts(out, "Limits", &task.resources.limits)?;
+    let networks: Vec<String> = task.networks.iter().map(ToString::to_string).collect();
+    writeln!(out, "Networks:\t{}", networks.join(" "))?;
+    for (network, vip) in &service.endpoint.vips {
+        writeln!(out, "Virtual IP:\t{vip} on {network}")?;
+    }
+    writeln!(out, "Endpoint Mode:\tvip")?;
+    if !service.endpoint.ports.is_empty() {
+        writeln!(out, "Ports:")?;
+    }
+    for port in &service.endpoint.ports {
+        let mode = if port.mode == PortMode::Ingress { "ingress" } else { "host" };
+        let protocol = protocol_name(port.protocol);
+        writeln!(out, " PublishedPort = {}\n  Protocol = {protocol}", port.published)?;
+        writeln!(out, "  TargetPort = {}\n  PublishMode = {mode}", port.target)?;
+    }
+    Ok(text)
+}
+
+fn restart(out: &mut String, service: &Service) -> std::fmt::Result {
+    let policy = &service.spec.task.restart;
+    let condition = match policy.condition {
+        RestartCondition::Any => "any",
+        RestartCondition::OnFailure => "on-failure",
+        RestartCondition::None => "none",
+    };
+    writeln!(out, "RestartPolicy:\n Condition:\t{condition}\n Delay:\t\t{}", units::duration(policy.delay))?;
+    match policy.max_attempts {
+        Some(max) => writeln!(out, " Max attempts:\t{max}"),
+        None => writeln!(out, " Max attempts:\tunlimited"),
+    }
+}
+
+fn mount(mount: &Mount) -> String {
+    match mount {
+        Mount::Bind { source, target, read_only } => {
+            format!("{source} at {target}{}", if *read_only { " (read-only)" } else { "" })
+        }
+        Mount::Tmpfs { target, size_bytes, mode: _ } => {
+            let size = size_bytes.map(|size| format!(" of {}", units::memory(size))).unwrap_or_default();
+            format!("memory{size} at {target}")
+        }
+    }
+}
+
+fn pairs(out: &mut String, name: &str, pairs: &rswarm_control::model::Labels) -> std::fmt::Result {
+    if pairs.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "{name}:")?;
+    pairs.iter().try_for_each(|(key, value)| writeln!(out, " {key}={value}"))
+}
+
+fn list(out: &mut String, name: &str, words: &[String]) -> std::fmt::Result {
+    if words.is_empty() { Ok(()) } else { writeln!(out, " {name}:\t\t{}", words.join(" ")) }
+}
+
+fn one(out: &mut String, name: &str, value: Option<&str>) -> std::fmt::Result {
+    value.map_or(Ok(()), |value| writeln!(out, " {name}:\t{value}"))
+}
+
+fn amounts(out: &mut String, name: &str, amount: &Resources) -> std::fmt::Result {
+    if *amount == Resources::default() {
+        return Ok(());
+    }
+    writeln!(out, "{name}:")?;
+    if amount.nano_cpus > 0 {
+        writeln!(out, " CPU:\t\t{}", units::cpus(amount.nano_cpus))?;
+    }
+    if amount.memory_bytes > 0 {
+        writeln!(out, " Memory:\t{}", units::memory(amount.memory_bytes))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::view::samples;
+    use expect_test::expect;
+
+    #[test]
+    fn a_service_is_told_to_people() {
+        expect![[r"
+
+            ID:		000000000000c
+            Name:		web
+            Labels:
+             tier=front
+            Service Mode:	Replicated
+             Replicas:	3
+            Placement:
+             Constraints:	[node.labels.disk==ssd]
+            RestartPolicy:
+             Condition:	any
+             Delay:		5s
+             Max attempts:	unlimited
+            ContainerSpec:
+             Image:		rswarm/demo:1@sha256:28402db69fec7c17e179ea87882667f1e054391138f77ffaf0c3eb388efc3ffb
+             Args:		serve
+             Env:		A=1
+             StopGrace:	10s
+             Mount:		/srv at /data (read-only)
+             Mount:		memory of 64MiB at /tmp
+            Limits:
+             CPU:		0.5
+             Memory:	64MiB
+            Networks:	000000000000n
+            Virtual IP:	10.0.1.2 on 000000000000n
+            Endpoint Mode:	vip
+            Ports:
+             PublishedPort = 8080
+              Protocol = tcp
+              TargetPort = 80
+              PublishMode = ingress
+        "]]
+        .assert_eq(&pretty(&samples::service("web")).expect("it renders"));
+    }
+}

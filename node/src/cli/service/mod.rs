@@ -1,0 +1,52 @@
+//! `rswarm service`
+
+pub mod create;
+pub mod flags;
+pub mod inspect;
+pub mod logs;
+pub mod ls;
+pub mod ps;
+pub mod rm;
+pub mod scale;
+pub mod update;
+pub mod wait;
+pub mod words;
+
+use super::context::Context;
+use anyhow::Result;
+use clap::Subcommand;
+
+/// Manage what the cluster runs
+#[derive(Debug, Subcommand)]
+#[allow(missing_docs, clippy::large_enum_variant, reason = "each is described by its type, and there is one")]
+pub enum ServiceCommand {
+    Create(create::Create),
+    #[command(visible_alias = "list")]
+    Ls(ls::Ls),
+    Ps(ps::Ps),
+    Inspect(inspect::Inspect),
+    Update(update::Update),
+    Scale(scale::Scale),
+    #[command(visible_alias = "remove")]
+    Rm(rm::Rm),
+    Logs(logs::Logs),
+}
+
+impl ServiceCommand {
+    /// Carries the command out.
+    ///
+    /// # Errors
+    /// With the words for the user.
+    pub async fn run(self, cx: &mut Context) -> Result<()> {
+        match self {
+            Self::Create(command) => command.run(cx).await,
+            Self::Ls(command) => command.run(cx).await,
+            Self::Ps(command) => command.run(cx).await,
+            Self::Inspect(command) => command.run(cx).await,
+            Self::Update(command) => command.run(cx).await,
+            Self::Scale(command) => command.run(cx).await,
+            Self::Rm(command) => command.run(cx).await,
+            Self::Logs(command) => command.run(cx).await,
+        }
+    }
+}

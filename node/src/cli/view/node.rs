@@ -1,0 +1,76 @@
+//! Nodes.
+
+use crate::cli::output::value::{Struct, Value};
+use rswarm_control::model::{Availability, Node, NodeStatus, Resources};
+
+/// What the answering manager knows of a manager.
+#[derive(Clone, Copy, Debug)]
+pub struct Manager {
+    /// Whether it leads.
+    pub leader: bool,
+    /// Whether it can be reached.
+    pub reachable: bool,
+}
+
+/// A node, as `node inspect` shows it.
+pub fn node(node: &Node, manager: Option<Manager>) -> Value {
+    let spec = Struct::new("NodeSpec")
+        .with("Labels", &node.labels)
+        .with("Role", node.role.to_string())
+        .with("Availability", availability(node.availability));
+    let description = &node.description;
+    let platform =
+        Struct::new("Platform").with("Architecture", &description.arch).with("OS", &description.os);
+    let description = Struct::new("NodeDescription")
+        .with("Hostname", &node.hostname)
+        .with("Platform", platform)
+        .with("Resources", resources(&description.capacity))
+        .with("Engine", Struct::new("EngineDescription").with("EngineVersion", &description.engine_version))
+        .with("Kernel", &description.kernel)
+        .maybe("Warnings", description.warnings.as_slice());
+    let (address, _) = node.addr.rsplit_once(':').unwrap_or((&node.addr, ""));
+    let status = Struct::new("NodeStatus")
+        .with("State", status(node.status))
+        .maybe("Message", &node.message)
+        .with("Addr", address)
+        .with("Since", Value::time_ms(node.status_since.0));
+    let manager = manager.map(|manager| {
+        Struct::new("ManagerStatus")
+            .maybe("Leader", manager.leader)
+            .with("Reachability", if manager.reachable { "reachable" } else { "unreachable" })
+            .with("Addr", &node.addr)
+    });
+    super::object("Node", node.id, &node.meta)
+        .with("Spec", spec)
+        .with("Description", description)
+        .with("Status", status)
+        .maybe("ManagerStatus", manager)
+        .into()
+}
+
+/// An amount, as nodes and services show it.
+pub fn resources(resources: &Resources) -> Struct {
+    Struct::new("Resources")
+        .maybe("NanoCPUs", resources.nano_cpus)
+        .maybe("MemoryBytes", resources.memory_bytes)
+}
+
+/// In small letters, as in JSON.
+pub fn availability(availability: Availability) -> &'static str {
+    match availability {
+        Availability::Active => "active",
+        Availability::Pause => "pause",
+        Availability::Drain => "drain",
+    }
+}
+
+/// In small letters, as in JSON.
+pub fn status(status: NodeStatus) -> &'static str {
+    match status {
+        NodeStatus::Unknown => "unknown",
+        NodeStatus::Ready => "ready",
+        NodeStatus::Suspect => "suspect",
+        NodeStatus::Down => "down",
+        NodeStatus::Left => "left",
+    }
+}

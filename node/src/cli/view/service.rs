@@ -1,0 +1,321 @@
+//! Services.
+
+use super::node::resources;
+use crate::cli::output::value::{Struct, Value};
+use rswarm_control::model::{
+    ContainerSpec, EndpointMode, EndpointSpec, FailureAction, Mode, Mount, PortMode,
+};
+use rswarm_control::model::{
+    PortSpec, Protocol, PublishedPort, RestartCondition, Service, ServiceSpec, TaskSpec,
+};
+use rswarm_control::model::{UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
+
+/// A service, as `service inspect` shows it.
+pub fn service(service: &Service) -> Value {
+    let vip = |(network, address): (&rswarm_control::NetworkId, &std::net::Ipv4Addr)| {
+        Struct::new("VirtualIP").with("NetworkID", network.to_string()).with("Addr", address.to_string())
+    };
+    let endpoint = Struct::new("Endpoint")
+        .with("Spec", endpoint_spec(&service.spec.endpoint))
+        .maybe("Ports", service.endpoint.ports.iter().map(published).collect::<Vec<_>>())
+        .maybe("VirtualIPs", service.endpoint.vips.iter().map(vip).collect::<Vec<_>>());
+    super::object("Service", service.id, &service.meta)
+        .with("Spec", spec(&service.spec))
+        .maybe("PreviousSpec", service.previous.last().map(|previous| spec(&previous.spec)))
+        .with("Endpoint", endpoint)
+        .maybe("UpdateStatus", service.update_status.as_ref().map(update_status))
+        .into()
+}
+
+fn spec(spec: &ServiceSpec) -> Struct {
+    let mode = match spec.mode {
+        Mode::Replicated { replicas } => Struct::new("ServiceMode")
+            .with("Replicated", Struct::new("ReplicatedService").with("Replicas", replicas)),
+    };
+    Struct::new("ServiceSpec")
+        .with("Name", &spec.name)
+        .with("Labels", &spec.labels)
+        .with("TaskTemplate", task(&spec.task))
+        .with("Mode", mode)
+        .with("UpdateConfig", update_config(&spec.update))
+        .with("EndpointSpec", endpoint_spec(&spec.endpoint))
+}
+
+fn task(task: &TaskSpec) -> Struct {
+    let limits = Struct::new("ResourceRequirements")
+        .maybe("Limits", resources(&task.resources.limits))
+        .maybe("Reservations", resources(&task.resources.reservations));
+    let condition = match task.restart.condition {
+        RestartCondition::Any => "any",
+        RestartCondition::OnFailure => "on-failure",
+        RestartCondition::None => "none",
+    };
+    let restart = Struct::new("RestartPolicy")
+        .with("Condition", condition)
+        .with("Delay", task.restart.delay)
+        .with("MaxAttempts", task.restart.max_attempts.unwrap_or(0))
+        .maybe("Window", task.restart.window);
+    let constraints: Vec<String> = task.placement.constraints.iter().map(ToString::to_string).collect();
+    let network = |id: &rswarm_control::NetworkId| {
+        Struct::new("NetworkAttachmentConfig").with("Target", id.to_string())
+    };
+    let mut containers = task.containers.iter().map(container);
+    let main = containers.next();
+    Struct::new("TaskSpec")
+        .with("ContainerSpec", main)
+        .maybe("Sidecars", containers.collect::<Vec<_>>())
+        .maybe("Resources", limits)
+        .with("RestartPolicy", restart)
+        .maybe("Placement", Struct::new("Placement").maybe("Constraints", constraints))
+        .maybe("Networks", task.networks.iter().map(network).collect::<Vec<_>>())
+        .with("ForceUpdate", task.force)
+        .with("Runtime", "container")
+}
+
+/// The image with its digest, if that is known.
+pub fn image(container: &ContainerSpec) -> String {
+    match &container.image_digest {
+        Some(digest) if !container.image.contains('@') => format!("{}@{digest}", container.image),
+        _ => container.image.clone(),
+    }
+}
+
+fn container(container: &ContainerSpec) -> Struct {
+    let env: Vec<String> = container.env.iter().map(|env| format!("{}={}", env.name, env.value)).collect();
+    Struct::new("ContainerSpec")
+        .with("Image", image(container))
+        .maybe("Labels", &container.labels)
+        .maybe("Command", container.command.as_slice())
+        .maybe("Args", container.args.as_slice())
+        .maybe("Hostname", container.hostname.clone())
+        .maybe("Env", env)
+        .maybe("Dir", container.workdir.clone())
+        .maybe("User", container.user.clone())
+        .maybe("Init", container.init)
+        .maybe("StopSignal", container.stop_signal.clone())
+        .maybe("TTY", container.tty)
+        .maybe("ReadOnly", container.read_only)
+        .maybe("Mounts", container.mounts.iter().map(mount).collect::<Vec<_>>())
+        .with("StopGracePeriod", container.stop_grace)
+}
+
+fn mount(mount: &Mount) -> Struct {
+    match mount {
+        Mount::Bind { source, target, read_only } => Struct::new("Mount")
+            .with("Type", "bind")
+            .with("Source", source)
+            .with("Target", target)
+            .maybe("ReadOnly", *read_only),
+        Mount::Tmpfs { target, size_bytes, mode } => {
+            let options = Struct::new("TmpfsOptions").maybe("SizeBytes", *size_bytes).maybe("Mode", *mode);
+            Struct::new("Mount").with("Type", "tmpfs").with("Target", target).maybe("TmpfsOptions", options)
+        }
+    }
+}
+
+fn update_config(config: &UpdateConfig) -> Struct {
+    Struct::new("UpdateConfig")
+        .with("Parallelism", config.parallelism)
+        .maybe("Delay", config.delay)
+        .with(
+            "FailureAction",
+            match config.failure_action {
+                FailureAction::Pause => "pause",
+                FailureAction::Continue => "continue",
+                FailureAction::Rollback => "rollback",
+            },
+        )
+        .with("Monitor", config.monitor)
+        .with("MaxFailureRatio", Value::Float(f64::from(config.max_failure_permille) / 1000.0))
+        .with(
+            "Order",
+            match config.order {
+                UpdateOrder::StopFirst => "stop-first",
+                UpdateOrder::StartFirst => "start-first",
+            },
+        )
+}
+
+fn update_status(status: &UpdateStatus) -> Struct {
+    Struct::new("UpdateStatus")
+        .with("State", update_state(status.state))
+        .with("StartedAt", Value::time_ms(status.started_at.0))
+        .maybe("CompletedAt", status.completed_at.map(|at| Value::time_ms(at.0)))
+        .with("Message", &status.message)
+        .maybe("FailedTask", status.failed_task.map(|task| task.to_string()))
+}
+
+/// In small letters, as in JSON.
+pub fn update_state(state: UpdateState) -> &'static str {
+    match state {
+        UpdateState::Updating => "updating",
+        UpdateState::Paused => "paused",
+        UpdateState::Completed => "completed",
+    }
+}
+
+fn endpoint_spec(spec: &EndpointSpec) -> Struct {
+    let mode = match spec.mode {
+        EndpointMode::Vip => "vip",
+    };
+    let port = |spec: &PortSpec| {
+        let PortSpec { published, target, protocol, mode } = *spec;
+        port(protocol, target, published.unwrap_or(0), mode)
+    };
+    Struct::new("EndpointSpec")
+        .with("Mode", mode)
+        .maybe("Ports", spec.ports.iter().map(port).collect::<Vec<_>>())
+}
+
+fn published(published: &PublishedPort) -> Struct {
+    let PublishedPort { published, target, protocol, mode } = *published;
+    port(protocol, target, published, mode)
+}
+
+fn port(protocol: Protocol, target: u16, published: u16, mode: PortMode) -> Struct {
+    Struct::new("PortConfig")
+        .with("Protocol", protocol_name(protocol))
+        .with("TargetPort", target)
+        .maybe("PublishedPort", published)
+        .with(
+            "PublishMode",
+            match mode {
+                PortMode::Ingress => "ingress",
+                PortMode::Host => "host",
+            },
+        )
+}
+
+/// `tcp` or `udp`.
+pub fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cli::view::samples;
+    use expect_test::expect;
+
+    #[test]
+    fn a_service_is_shown_with_the_usual_names() {
+        expect![[r#"
+            {
+                "ID": "000000000000c",
+                "Version": {
+                    "Index": 7
+                },
+                "CreatedAt": "2026-11-20T23:04:07Z",
+                "UpdatedAt": "2026-11-20T23:04:07Z",
+                "Spec": {
+                    "Name": "web",
+                    "Labels": {
+                        "tier": "front"
+                    },
+                    "TaskTemplate": {
+                        "ContainerSpec": {
+                            "Image": "rswarm/demo:1@sha256:28402db69fec7c17e179ea87882667f1e054391138f77ffaf0c3eb388efc3ffb",
+                            "Args": [
+                                "serve"
+                            ],
+                            "Env": [
+                                "A=1"
+                            ],
+                            "Mounts": [
+                                {
+                                    "Type": "bind",
+                                    "Source": "/srv",
+                                    "Target": "/data",
+                                    "ReadOnly": true
+                                },
+                                {
+                                    "Type": "tmpfs",
+                                    "Target": "/tmp",
+                                    "TmpfsOptions": {
+                                        "SizeBytes": 67108864
+                                    }
+                                }
+                            ],
+                            "StopGracePeriod": 10000000000
+                        },
+                        "Resources": {
+                            "Limits": {
+                                "NanoCPUs": 500000000,
+                                "MemoryBytes": 67108864
+                            }
+                        },
+                        "RestartPolicy": {
+                            "Condition": "any",
+                            "Delay": 5000000000,
+                            "MaxAttempts": 0
+                        },
+                        "Placement": {
+                            "Constraints": [
+                                "node.labels.disk==ssd"
+                            ]
+                        },
+                        "Networks": [
+                            {
+                                "Target": "000000000000n"
+                            }
+                        ],
+                        "ForceUpdate": 0,
+                        "Runtime": "container"
+                    },
+                    "Mode": {
+                        "Replicated": {
+                            "Replicas": 3
+                        }
+                    },
+                    "UpdateConfig": {
+                        "Parallelism": 1,
+                        "FailureAction": "pause",
+                        "Monitor": 5000000000,
+                        "MaxFailureRatio": 0.0,
+                        "Order": "stop-first"
+                    },
+                    "EndpointSpec": {
+                        "Mode": "vip",
+                        "Ports": [
+                            {
+                                "Protocol": "tcp",
+                                "TargetPort": 80,
+                                "PublishedPort": 8080,
+                                "PublishMode": "ingress"
+                            }
+                        ]
+                    }
+                },
+                "Endpoint": {
+                    "Spec": {
+                        "Mode": "vip",
+                        "Ports": [
+                            {
+                                "Protocol": "tcp",
+                                "TargetPort": 80,
+                                "PublishedPort": 8080,
+                                "PublishMode": "ingress"
+                            }
+                        ]
+                    },
+                    "Ports": [
+                        {
+                            "Protocol": "tcp",
+                            "TargetPort": 80,
+                            "PublishedPort": 8080,
+                            "PublishMode": "ingress"
+                        }
+                    ],
+                    "VirtualIPs": [
+                        {
+                            "NetworkID": "000000000000n",
+                            "Addr": "10.0.1.2"
+                        }
+                    ]
+                }
+            }"#]]
+        .assert_eq(&super::service(&samples::service("web")).to_json_pretty());
+    }
+}
