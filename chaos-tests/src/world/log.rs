@@ -54,7 +54,6 @@ struct Pending {
 
 /// A manager's copy.
 pub(super) struct Replica {
-    pub seat: RaftId,
     pub state: State,
     pub applied: usize,
     /// Entries on its disk.
@@ -68,7 +67,7 @@ impl World {
     pub(super) fn found_log(&mut self, m: M, proposal: Proposal) {
         self.log.voters.insert(RaftId::FIRST, m);
         self.machines[m].replica =
-            Some(Replica { seat: RaftId::FIRST, state: State::default(), applied: 0, held: 0, leader: None });
+            Some(Replica { state: State::default(), applied: 0, held: 0, leader: None });
         self.commit(Arc::new(proposal));
         self.apply(m, 1);
         self.after(0, Event::Raft);
@@ -380,7 +379,7 @@ impl World {
             let state = State::restore(replica.state.snapshot());
             let (applied, same) = (replica.applied, state == replica.state);
             self.note(|| format!("m{m} takes seat {seat}"));
-            self.machines[m].replica = Some(Replica { seat, state, applied, held: applied, leader: Some(leader) });
+            self.machines[m].replica = Some(Replica { state, applied, held: applied, leader: Some(leader) });
             self.log.voters.insert(seat, m);
             if !same {
                 self.fail(invariants::SNAPSHOT_WHOLE, format!("at entry {applied}"));

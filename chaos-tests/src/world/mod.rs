@@ -13,7 +13,7 @@ mod user;
 
 pub use drill::{Drill, Drilled, drill};
 
-use crate::invariants::{self, Check, Fact, Finding, Invariant, Scene};
+use crate::invariants::{self, Check, Fact, Invariant, Scene};
 use log::Log;
 use machine::{Done, Machine, Power};
 use rng::Rng;
@@ -341,12 +341,6 @@ impl World {
     fn fail(&mut self, invariant: &'static Invariant, detail: impl Into<String>) {
         if self.broken.is_none() {
             self.broken = Some((invariant, detail.into()));
-        }
-    }
-
-    fn require(&mut self, invariant: &'static Invariant, finding: Finding) {
-        if let Err(detail) = finding {
-            self.fail(invariant, detail);
         }
     }
 
