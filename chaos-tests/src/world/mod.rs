@@ -276,8 +276,10 @@ impl World {
         }
         self.after(10, Event::User);
         self.run_for(u64::try_from(self.options.storm.as_millis()).unwrap_or(u64::MAX / 4));
-        self.heal();
-        self.come_to_rest();
+        if self.broken.is_none() {
+            self.heal();
+            self.come_to_rest();
+        }
     }
 
     fn outcome(self) -> Outcome {
@@ -313,7 +315,9 @@ impl World {
                 self.check_facts();
             }
         }
-        self.now = self.now.max(until);
+        if self.broken.is_none() {
+            self.now = until;
+        }
     }
 
     fn after(&mut self, delay: u64, event: Event) {
