@@ -97,12 +97,13 @@ pub(crate) fn is_given_up(service: &Service, tasks: &[Arc<Task>]) -> bool {
     ended && restart::decide(service, tasks, Timestamp::default()) == Restart::Never
 }
 
-/// Lets tasks that were held back start, once their time has come and their slot is vacant.
+/// Lets tasks that were held back start, once their time has come and their slot is vacant. One whose node
+/// is lost waits until it is back, or the slot has another.
 pub(super) fn release(draft: &mut Draft, service: ServiceId) {
     let held: Vec<_> = draft
         .state()
         .tasks_of(service)
-        .filter(|t| t.desired == Desired::Ready && t.is_live())
+        .filter(|t| t.desired == Desired::Ready && t.is_live() && !draft.state().is_lost(t))
         .cloned()
         .collect();
     let mut occupied = draft.state().occupied(service);
