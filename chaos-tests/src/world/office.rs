@@ -163,7 +163,7 @@ impl World {
         }
         let again = tick(&next, &heard, at);
         if !again.changes.is_empty() {
-            let detail = format!("{:?} leaves {:?}", proposal.changes, again.changes);
+            let detail = format!("{:?} is left after {:?}", again.changes, proposal.changes);
             self.fail(invariants::PLAN_IS_FIXPOINT, detail);
         }
         let proposal = self.blunder(&state, proposal);
