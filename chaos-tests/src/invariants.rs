@@ -257,7 +257,10 @@ fn one_runs(scene: &Scene<'_>) -> Finding {
             continue;
         }
         if let Some(other) = holders.insert((fact.service, fact.slot), fact.task) {
-            return fail(format!("slot {} of {} runs twice: {other} and {}", fact.slot, fact.service, fact.task));
+            return fail(format!(
+                "slot {} of {} runs twice: {other} and {}",
+                fact.slot, fact.service, fact.task
+            ));
         }
     }
     Ok(())
@@ -286,7 +289,8 @@ fn capacity(state: &State) -> Finding {
 fn addresses(state: &State) -> Finding {
     let mut held: BTreeSet<(NetworkId, Ipv4Addr)> = BTreeSet::new();
     let tasks = state.tasks().filter(|task| task.is_live());
-    let of_tasks = tasks.flat_map(|task| task.addresses.iter().map(|(network, at)| (*network, *at, task.name())));
+    let of_tasks =
+        tasks.flat_map(|task| task.addresses.iter().map(|(network, at)| (*network, *at, task.name())));
     let of_services = state.services().flat_map(|service| {
         service.endpoint.vips.iter().map(|(network, at)| (*network, *at, service.spec.name.clone()))
     });
@@ -311,7 +315,10 @@ fn ports(state: &State) -> Finding {
     for service in state.services() {
         for port in service.endpoint.ports.iter().filter(|port| port.mode == PortMode::Ingress) {
             if everywhere.insert((port.published, port.protocol), service.id).is_some() {
-                return fail(format!("port {} is published twice, once by {}", port.published, service.spec.name));
+                return fail(format!(
+                    "port {} is published twice, once by {}",
+                    port.published, service.spec.name
+                ));
             }
         }
     }
@@ -343,7 +350,8 @@ fn routes(state: &State) -> Finding {
             return fail(format!("{} is told to connect to {}, which is gone", node.hostname, backend.task));
         };
         let away = backend.node != node.id && is_lost(state, task);
-        if task.observed != Observed::Running || !task.is_wanted() || task.node != Some(backend.node) || away {
+        if task.observed != Observed::Running || !task.is_wanted() || task.node != Some(backend.node) || away
+        {
             return fail(format!("{} is told to connect to {}", node.hostname, task.name()));
         }
     }
@@ -377,7 +385,9 @@ fn belief(scene: &Scene<'_>) -> Finding {
 fn leftovers(scene: &Scene<'_>) -> Finding {
     match scene.containers.iter().find(|fact| scene.state.task(fact.task).is_none()) {
         None => Ok(()),
-        Some(fact) => fail(format!("node {} holds a container of {}, which nobody knows", fact.node, fact.task)),
+        Some(fact) => {
+            fail(format!("node {} holds a container of {}, which nobody knows", fact.node, fact.task))
+        }
     }
 }
 
@@ -434,7 +444,12 @@ fn pending(scene: &Scene<'_>) -> Finding {
                 && state.tasks_on(node.id).filter(|t| t.is_live()).all(|t| host_ports(t).is_disjoint(&ports))
         };
         if let Some(node) = state.nodes().find(takes) {
-            return fail(format!("{} waits ({}), though {} could take it", task.name(), task.note, node.hostname));
+            return fail(format!(
+                "{} waits ({}), though {} could take it",
+                task.name(),
+                task.note,
+                node.hostname
+            ));
         }
     }
     Ok(())

@@ -92,7 +92,8 @@ impl World {
     fn serves_without(&self, victim: M) -> usize {
         let lost = self.machines[victim].node;
         let tasks = self.log.truth.tasks();
-        let elsewhere = tasks.filter(|task| task.observed == Observed::Running && task.node != lost && task.is_wanted());
+        let elsewhere =
+            tasks.filter(|task| task.observed == Observed::Running && task.node != lost && task.is_wanted());
         elsewhere.map(|task| (task.service, task.slot)).collect::<BTreeSet<_>>().len()
     }
 }

@@ -247,9 +247,10 @@ impl World {
     /// Entry `upto` and all before it are on a follower's disk.
     pub(super) fn deliver_entries(&mut self, m: M, boot: u64, upto: usize) {
         let machine = &mut self.machines[m];
-        let reached = self.log.leader.is_some_and(|leader| {
-            leader == m || !self.cuts.values().any(|cut| cut.contains(&(leader, m)))
-        });
+        let reached = self
+            .log
+            .leader
+            .is_some_and(|leader| leader == m || !self.cuts.values().any(|cut| cut.contains(&(leader, m))));
         if machine.boot != boot || !reached {
             return;
         }
@@ -290,10 +291,13 @@ impl World {
             if event.kind == EventKind::Created && !self.ids.insert(id) {
                 self.fail(invariants::IDS_NEVER_REPEAT, format!("{:?}", event.object));
             }
-            if let (Object::Task(id), Some(task)) = (event.object, match event.object {
-                Object::Task(id) => self.log.truth.task(id),
-                _ => None,
-            }) {
+            if let (Object::Task(id), Some(task)) = (
+                event.object,
+                match event.object {
+                    Object::Task(id) => self.log.truth.task(id),
+                    _ => None,
+                },
+            ) {
                 self.of.insert(id, (task.service, task.slot));
                 if let Some(node) = task.node {
                     self.assigned.insert(id, node);
@@ -338,7 +342,8 @@ impl World {
             }
             let stale = replica.state.apply(index, &entry.proposal).err();
             if stale != entry.stale {
-                let detail = format!("entry {index} is {stale:?} on {}, {:?} elsewhere", machine.name, entry.stale);
+                let detail =
+                    format!("entry {index} is {stale:?} on {}, {:?} elsewhere", machine.name, entry.stale);
                 self.broken.get_or_insert((invariants::REPLICAS_AGREE, detail));
                 return;
             }
@@ -371,7 +376,9 @@ impl World {
         if let Some((seat, place)) = new {
             let (seat, node) = (*seat, place.node);
             let machine = (0..self.machines.len()).find(|m| self.machines[*m].node == Some(node));
-            let Some(m) = machine.filter(|m| self.acts(*m) && self.reach_each_other(leader, *m)) else { return };
+            let Some(m) = machine.filter(|m| self.acts(*m) && self.reach_each_other(leader, *m)) else {
+                return;
+            };
             // One that was demoted a moment ago still has its old seat.
             if self.machines[m].replica.is_some() {
                 return;

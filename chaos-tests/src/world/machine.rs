@@ -194,6 +194,14 @@ impl Machine {
     }
 }
 
+/// What keeps it from being heard, for people.
+impl std::fmt::Display for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { link, leader, known, finished, .. } = self;
+        write!(f, "{link:?}, leader {leader:?}, managers {known:?}, finished {finished}")
+    }
+}
+
 impl Agent {
     fn new(node: NodeId, found: BTreeMap<TaskId, Seen>, known: Vec<M>) -> Self {
         Self {
@@ -231,8 +239,12 @@ impl World {
         let known = std::mem::take(&mut machine.agent.known);
         machine.agent = Agent::new(node, found, known);
         let (boot, leaving) = (machine.boot, machine.leaving);
-        let runs: Vec<TaskId> =
-            machine.containers.iter().filter(|(_, container)| container.runs()).map(|(task, _)| *task).collect();
+        let runs: Vec<TaskId> = machine
+            .containers
+            .iter()
+            .filter(|(_, container)| container.runs())
+            .map(|(task, _)| *task)
+            .collect();
         if leaving {
             self.clear(m);
             return;
@@ -282,7 +294,8 @@ impl World {
     pub(super) fn look(&mut self, m: M, boot: u64, tries: u64) {
         let machine = &self.machines[m];
         let agent = &machine.agent;
-        if machine.boot != boot || agent.link != Link::Looking || agent.finished || machine.power != Power::On {
+        if machine.boot != boot || agent.link != Link::Looking || agent.finished || machine.power != Power::On
+        {
             return;
         }
         let turn = agent.known.get(tries as usize % agent.known.len().max(1)).copied();
@@ -360,8 +373,7 @@ impl World {
         let Some(closed) = self.streams.remove(&stream) else { return };
         let m = closed.node;
         let agent = &self.machines[m].agent;
-        let mine =
-            matches!(agent.link, Link::Opening { stream: s, .. } | Link::Open { stream: s, .. } if s == stream);
+        let mine = matches!(agent.link, Link::Opening { stream: s, .. } | Link::Open { stream: s, .. } if s == stream);
         if mine && self.machines[m].boot == closed.boot && self.acts(m) && self.reaches(closed.manager, m) {
             self.session_over(m, true);
         }

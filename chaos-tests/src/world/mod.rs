@@ -425,12 +425,8 @@ impl World {
     fn check_facts(&mut self) {
         let facts = self.facts();
         let hopeless = BTreeSet::new();
-        let scene = Scene {
-            state: &self.log.truth,
-            containers: &facts,
-            excused: &self.excused,
-            hopeless: &hopeless,
-        };
+        let scene =
+            Scene { state: &self.log.truth, containers: &facts, excused: &self.excused, hopeless: &hopeless };
         let broken = invariants::ALL.iter().find_map(|invariant| match invariant.check {
             Check::Facts(check) => check(&scene).err().map(|detail| (*invariant, detail)),
             _ => None,
@@ -446,7 +442,8 @@ impl World {
         let services = self.log.truth.services();
         let bad = services.filter(|service| {
             let tasks = self.log.truth.tasks_of(service.id);
-            !image(&service.spec.task).stays() || tasks.filter(|t| t.is_live()).any(|t| !image(&t.spec).stays())
+            !image(&service.spec.task).stays()
+                || tasks.filter(|t| t.is_live()).any(|t| !image(&t.spec).stays())
         });
         bad.map(|service| service.id).collect()
     }
@@ -454,12 +451,8 @@ impl World {
     /// What stands between the cluster and rest.
     fn unrest(&self) -> Option<(&'static Invariant, String)> {
         let (facts, hopeless) = (self.facts(), self.hopeless());
-        let scene = Scene {
-            state: &self.log.truth,
-            containers: &facts,
-            excused: &self.excused,
-            hopeless: &hopeless,
-        };
+        let scene =
+            Scene { state: &self.log.truth, containers: &facts, excused: &self.excused, hopeless: &hopeless };
         let unheard = self.machines.iter().enumerate().find(|(_, machine)| {
             let node = machine.node.and_then(|node| self.log.truth.node(node));
             machine.power == Power::On
@@ -467,7 +460,8 @@ impl World {
                 && node.is_some_and(|node| !matches!(node.status, NodeStatus::Ready | NodeStatus::Left))
         });
         if let Some((m, _)) = unheard {
-            return Some((invariants::COMES_TO_REST, format!("machine {m} is there and is not heard")));
+            let agent = &self.machines[m].agent;
+            return Some((invariants::COMES_TO_REST, format!("m{m} is there and is not heard: {agent}")));
         }
         invariants::ALL.iter().find_map(|invariant| match invariant.check {
             Check::Rest(check) => check(&scene).err().map(|detail| (*invariant, detail)),

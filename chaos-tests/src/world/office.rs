@@ -92,7 +92,9 @@ impl World {
         self.apply(m, committed);
         let (wall, offset) = (self.wall(m), self.machines[m].clock_offset);
         let machine = &mut self.machines[m];
-        let (Some(office), Some(replica)) = (machine.office.as_mut(), machine.replica.as_ref()) else { return };
+        let (Some(office), Some(replica)) = (machine.office.as_mut(), machine.replica.as_ref()) else {
+            return;
+        };
         office.heard = Heard::new(not_before(&replica.state, wall));
         office.offset = offset;
         office.seated = true;
@@ -137,7 +139,9 @@ impl World {
     pub(super) fn think(&mut self, m: M, term: u64, turn: u64) {
         let (now, wall, offset) = (self.now, self.wall(m), self.machines[m].clock_offset);
         let machine = &mut self.machines[m];
-        let (Some(office), Some(replica)) = (machine.office.as_mut(), machine.replica.as_ref()) else { return };
+        let (Some(office), Some(replica)) = (machine.office.as_mut(), machine.replica.as_ref()) else {
+            return;
+        };
         if office.term != term || office.turn != turn || office.thinking || !office.seated {
             return;
         }
@@ -245,7 +249,11 @@ impl World {
             Ok((changes, Answer::Session { epoch })) => {
                 self.propose(m, Proposal { changes, at }, Ticket::Open { stream, node, tries, epoch });
             }
-            Err(Refused::Denied(_)) => self.send_down(stream, Down::Removed),
+            // A leader that was deposed without knowing it may never have heard of a node that has joined:
+            // only one that was removed is told so.
+            Err(Refused::Denied(_)) if replica.state.removed_at(node).is_some() => {
+                self.send_down(stream, Down::Removed);
+            }
             Ok(_) | Err(_) => self.hang_up(stream),
         }
     }
@@ -266,7 +274,9 @@ impl World {
     fn hear(&mut self, m: M, node: NodeId) {
         let wall = self.wall(m);
         let machine = &mut self.machines[m];
-        let (Some(office), Some(replica)) = (machine.office.as_mut(), machine.replica.as_ref()) else { return };
+        let (Some(office), Some(replica)) = (machine.office.as_mut(), machine.replica.as_ref()) else {
+            return;
+        };
         office.heard.beat(node, not_before(&replica.state, wall));
         if replica.state.node(node).is_some_and(|node| node.status != NodeStatus::Ready) {
             self.look_again(m);
@@ -389,7 +399,9 @@ impl World {
     /// Sends an assignment of long ago once more, then the present one.
     fn repeat_old(&mut self, served: &mut Served, hold: &Assignment) {
         let wanted = |old: &Assignment| {
-            old.tasks.iter().any(|(id, task)| task.is_wanted() && !task.started && !hold.tasks.contains_key(id))
+            old.tasks
+                .iter()
+                .any(|(id, task)| task.is_wanted() && !task.started && !hold.tasks.contains_key(id))
         };
         match &served.old {
             Some(old) if wanted(old) => {
@@ -400,7 +412,9 @@ impl World {
                 served.held = None;
             }
             Some(_) => {}
-            None => served.old = hold.tasks.values().any(|t| t.is_wanted() && !t.started).then(|| hold.clone()),
+            None => {
+                served.old = hold.tasks.values().any(|t| t.is_wanted() && !t.started).then(|| hold.clone())
+            }
         }
     }
 }

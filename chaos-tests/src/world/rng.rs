@@ -6,7 +6,7 @@ pub(crate) struct Rng(u64);
 
 impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
-        let mut this = Self(seed ^ 0x5eed_0f_c1u64.rotate_left(23));
+        let mut this = Self(seed ^ 0x5eed_0fc1_u64.rotate_left(23));
         this.next();
         this
     }

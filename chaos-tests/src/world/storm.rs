@@ -63,8 +63,7 @@ impl World {
         let pause = self.rng.between(200, self.weather.pause);
         self.after(pause, Event::Storm);
         let Some(fault) = self.rng.pick(&self.weather.kinds.clone()) else { return };
-        let members: Vec<M> =
-            (0..self.machines.len()).filter(|m| self.machines[*m].node.is_some()).collect();
+        let members: Vec<M> = (0..self.machines.len()).filter(|m| self.machines[*m].node.is_some()).collect();
         let mut m = self.rng.pick(&members).unwrap_or(0);
         // The leader is the more interesting victim.
         if self.rng.percent(30) {
@@ -73,7 +72,11 @@ impl World {
         match fault {
             Fault::Daemon if self.machines[m].power == Power::On => {
                 self.stop_daemon(m, false);
-                let wait = if self.rng.percent(30) { self.rng.between(10, 300) } else { self.rng.between(300, 20_000) };
+                let wait = if self.rng.percent(30) {
+                    self.rng.between(10, 300)
+                } else {
+                    self.rng.between(300, 20_000)
+                };
                 self.after(wait, Event::Boot { m, power: false });
             }
             Fault::Power if self.machines[m].power != Power::Off => self.power_cut(m),
@@ -154,7 +157,8 @@ impl World {
         let number = self.fresh();
         self.note(|| format!("{words} (#{number})"));
         self.cuts.insert(number, links);
-        let wait = if self.rng.percent(50) { self.rng.between(100, 3_000) } else { self.rng.between(3_000, 25_000) };
+        let wait =
+            if self.rng.percent(50) { self.rng.between(100, 3_000) } else { self.rng.between(3_000, 25_000) };
         self.after(wait, Event::Mend { cut: number });
     }
 
@@ -173,7 +177,9 @@ impl World {
                     self.machines[m].agent.known.push(*leader);
                 }
             }
-            if self.machines[m].power != Power::On && (!self.machines[m].leaving || self.log.voters.values().any(|v| *v == m)) {
+            if self.machines[m].power != Power::On
+                && (!self.machines[m].leaving || self.log.voters.values().any(|v| *v == m))
+            {
                 self.boot(m, true);
             }
         }

@@ -197,7 +197,10 @@ impl World {
                     let (number, spec) = (self.fresh(), self.spec());
                     let name = format!("s{number}");
                     let networks = self.networks();
-                    self.request(Request::CreateService { spec: ServiceSpec { name, ..spec }, networks }, None);
+                    self.request(
+                        Request::CreateService { spec: ServiceSpec { name, ..spec }, networks },
+                        None,
+                    );
                 }
             }
             (25..=44, _, Some(service)) => {
@@ -232,7 +235,8 @@ impl World {
         let mut update = NodeUpdate { node: text.clone(), ..NodeUpdate::default() };
         match self.rng.below(100) {
             0..=44 => {
-                let all = [Availability::Active, Availability::Active, Availability::Pause, Availability::Drain];
+                let all =
+                    [Availability::Active, Availability::Active, Availability::Pause, Availability::Drain];
                 update.availability = self.rng.pick(&all);
             }
             45..=64 => {
@@ -293,7 +297,8 @@ impl World {
             };
         }
         if self.rng.percent(20) {
-            let text = self.rng.pick(&["node.labels.disk==ssd", "node.labels.disk!=hdd", "node.role==worker"]);
+            let text =
+                self.rng.pick(&["node.labels.disk==ssd", "node.labels.disk!=hdd", "node.role==worker"]);
             let constraint = text.and_then(|text| text.parse::<Constraint>().ok());
             task.placement.constraints.extend(constraint);
         }
@@ -346,7 +351,10 @@ impl World {
             }
             let mut spec = service.spec.clone();
             Arc::make_mut(&mut spec.task).containers[0].image = "steady:9".into();
-            self.request(Request::UpdateService { service: name, version: None, spec, networks: Vec::new() }, None);
+            self.request(
+                Request::UpdateService { service: name, version: None, spec, networks: Vec::new() },
+                None,
+            );
         }
         debug_assert!(self.now >= BEGIN);
     }
