@@ -2,7 +2,7 @@
 
 use super::machine::{Image, Machine, Power};
 use super::office::Ticket;
-use super::{BEGIN, Event, M, World, not_before};
+use super::{Event, M, World, not_before};
 use crate::invariants;
 use rswarm_control::admission::{self, Answer, Init, Join, NetworkSpec, NodeUpdate, Refused, Request};
 use rswarm_control::model::{
@@ -356,6 +356,5 @@ impl World {
                 None,
             );
         }
-        debug_assert!(self.now >= BEGIN);
     }
 }
