@@ -51,16 +51,20 @@ pub(crate) fn schedule(draft: &mut Draft) {
     pending.sort_by_key(|task| task.meta.number);
     let mut candidates: Vec<Candidate> =
         draft.state().nodes().map(|node| Candidate::new(draft.state(), node, draft.now)).collect();
+    let mut waiting = Vec::new();
     for task in pending {
         let service = draft.state().service(task.service).cloned();
         match choose(&mut candidates, &task, service.as_deref()) {
             Ok(node) => draft.propose(Change::Assign { task: task.id, node }),
-            Err(refusals) => {
-                let note = refusals.to_string();
-                if note != task.note {
-                    draft.propose(Change::Note { task: task.id, note });
-                }
-            }
+            Err(_) => waiting.push((task, service)),
+        }
+    }
+    // Why they wait is said last: what was placed after them is part of it.
+    for (task, service) in waiting {
+        let Err(refusals) = choose(&mut candidates, &task, service.as_deref()) else { continue };
+        let note = refusals.to_string();
+        if note != task.note {
+            draft.propose(Change::Note { task: task.id, note });
         }
     }
 }

@@ -165,3 +165,21 @@ fn a_node_where_a_service_keeps_failing_comes_last() {
     assert_eq!(visited, [vec![bad; 5], vec![good]].concat());
     assert_eq!(bed.tasks(other).len(), 3);
 }
+
+#[test]
+fn why_a_task_waits_takes_later_ones_into_account() {
+    let mut bed = Bed::new();
+    bed.node("n1", 2048);
+    let reserving = |name: &str, cpus: u64, memory: u64| {
+        with_task(spec(name, 1), |task| {
+            task.resources.reservations =
+                Resources { nano_cpus: cpus * 1_000_000_000, memory_bytes: memory * MIB };
+        })
+    };
+    let waits = bed.service(reserving("waits", 1, 4096));
+    bed.service(reserving("fits", 4, 0));
+    bed.tick();
+    let note = bed.tasks(waits)[0].note.clone();
+    expect!["no suitable node (1 node not ready; insufficient CPUs on 1 node)"].assert_eq(&note);
+    assert_eq!(bed.tick().changes, []);
+}
