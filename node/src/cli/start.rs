@@ -73,7 +73,9 @@ pub fn ensure_daemon(socket: &Path, state_dir: Option<&Path>, err: &mut dyn Writ
             let failure = Failure::failed("systemd could not start the daemon");
             return Err(failure.help("read why with `journalctl -u rswarm`").into());
         }
-        wait(socket, &mut None, Path::new(STATE_DIR), "read its log with `journalctl -u rswarm`", &|| String::new())?;
+        wait(socket, &mut None, Path::new(STATE_DIR), "read its log with `journalctl -u rswarm`", &|| {
+            String::new()
+        })?;
         return Ok(Started::BySystemd);
     }
     let state_dir = state_dir.unwrap_or(Path::new(STATE_DIR));
@@ -231,8 +233,8 @@ mod tests {
         command.stdout(log.file.try_clone().expect("a file")).stderr(log.file.try_clone().expect("a file"));
         let child = command.spawn().expect("a shell");
         let socket = dir.path().join("s");
-        let error =
-            wait(&socket, &mut Some(child), dir.path(), "its log is L", &|| log.last_words()).expect_err("it ended");
+        let error = wait(&socket, &mut Some(child), dir.path(), "its log is L", &|| log.last_words())
+            .expect_err("it ended");
         expect_test::expect![[r"
             Error: the daemon ended at once (exit status: 1); its last words:
               early
