@@ -101,8 +101,16 @@ impl Member {
             dialer: dialer.clone(),
             stop: stop.child_token(),
             tracker: tracker.clone(),
-        })
-        .await?;
+        });
+        let agent = match agent.await {
+            Ok(agent) => agent,
+            Err(error) => {
+                if let Some(manager) = manager {
+                    manager.stop().await;
+                }
+                return Err(error);
+            }
+        };
         let member = Arc::new(Self {
             node,
             cluster,

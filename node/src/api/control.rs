@@ -430,10 +430,11 @@ impl pb::control_server::Control for Control {
         let request = request.into_inner();
         let tasks: Vec<Arc<Task>> = match find_service(&state, &request.of) {
             Ok(service) => state.tasks_of(service.id).cloned().collect(),
-            Err(Refused::NotFound(_)) => {
+            Err(Refused::NotFound(nothing)) => {
                 let task = find_task(&state, &request.of);
-                let nothing = |_| Status::not_found(format!("no service or task is called `{}`", request.of));
-                vec![task.map_err(nothing)?]
+                // What is said of services names a near spelling, if there is one.
+                let nothing = nothing.replacen("no such service", "no such service or task", 1);
+                vec![task.map_err(|_| Status::not_found(nothing))?]
             }
             Err(error) => return Err(refused(error)),
         };

@@ -154,6 +154,9 @@ pub fn natural(one: &str, other: &str) -> Ordering {
 /// # Errors
 /// If it means none, or several.
 pub fn find<'a>(nodes: &'a [Node], self_id: &str, name: &str) -> Result<&'a Node, Failure> {
+    if name.is_empty() {
+        return Err(Failure::failed("which node? Its name is empty").help("`rswarm node ls` shows the nodes"));
+    }
     let name = if name == "self" { self_id } else { name };
     let by_id: Vec<&Node> = nodes.iter().filter(|node| node.id.to_string().starts_with(name)).collect();
     let by_name: Vec<&Node> = nodes.iter().filter(|node| node.hostname == name).collect();
