@@ -153,6 +153,10 @@ impl Agent {
             done: done_sender,
             clearing: None,
         };
+        // What ended or came to run while no daemon was there to say so.
+        for report in agent.worker.reports() {
+            agent.outbox.put(report.task, (&report).into());
+        }
         agent.remember_table().await;
         agent.mend_networks().await;
         let session_stop = stop.child_token();

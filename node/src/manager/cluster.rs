@@ -75,10 +75,18 @@ pub enum WriteError {
     Timeout,
 }
 
+/// What a user is told when nothing can be decided.
+const NO_QUORUM: &str = "the cluster has no leader that reaches more than half of the managers: nothing can be \
+                         changed until they are online and reach each other; containers go on running (see \
+                         `rswarm status`)";
+
 impl From<WriteError> for Status {
     fn from(error: WriteError) -> Self {
         match error {
             WriteError::Refused(refused) => refused_status(&refused),
+            WriteError::Propose(ProposeError::NotLeader { .. } | ProposeError::Unavailable) => {
+                Status::unavailable(NO_QUORUM)
+            }
             WriteError::Propose(_) | WriteError::Timeout => Status::unavailable(error.to_string()),
             WriteError::Stale => Status::aborted(error.to_string()),
             WriteError::Answer => Status::internal(error.to_string()),
@@ -126,7 +134,10 @@ impl Cluster {
         tokio::time::timeout(WRITE, self.log.read_index())
             .await
             .map_err(|_| Status::unavailable(WriteError::Timeout.to_string()))?
-            .map_err(|error| Status::unavailable(error.to_string()))?;
+            .map_err(|error| {
+                tracing::debug!(%error, "cannot read");
+                Status::unavailable(NO_QUORUM)
+            })?;
         Ok(self.state())
     }
 

@@ -175,15 +175,22 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
 async fn open(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<Result<u64, Down>, Status> {
     let description = hello.description.clone().unwrap_or_default().into();
     let state = manager.cluster().state();
-    let Some(known) = state.node(node) else {
-        return Ok(Err(refusal(pb::refusal::Reason::Removed, "this node was removed from the cluster")));
+    let known = match state.node(node) {
+        Some(known) => known,
+        None if state.removed_at(node).is_some() => {
+            return Ok(Err(refusal(pb::refusal::Reason::Removed, "this node was removed from the cluster")));
+        }
+        // A leader that has been deposed and does not know it yet may simply not have heard of the node.
+        None => return Err(Status::unavailable("this manager does not know the node yet")),
     };
     let session =
         admission::Session { node, hostname: hello.hostname.clone(), addr: known.addr.clone(), description };
     match manager.cluster().admit(&admission::Request::OpenSession(session)).await {
         Ok((Answer::Session { epoch }, _)) => Ok(Ok(epoch)),
         Ok(_) => Err(Status::internal("a session was asked for, and something else was answered")),
-        Err(WriteError::Refused(Refused::Denied(words))) => {
+        Err(WriteError::Refused(Refused::Denied(words)))
+            if manager.cluster().state().removed_at(node).is_some() =>
+        {
             Ok(Err(refusal(pb::refusal::Reason::Removed, &words)))
         }
         Err(error) => Err(error.into()),
@@ -250,7 +257,10 @@ impl Session {
             let state = view.state();
             match state.node(self.node) {
                 None => {
-                    let _ = self.send(refusal(pb::refusal::Reason::Removed, "the node was removed")).await;
+                    if state.removed_at(self.node).is_some() {
+                        let words = "this node was removed from the cluster";
+                        let _ = self.send(refusal(pb::refusal::Reason::Removed, words)).await;
+                    }
                     return;
                 }
                 Some(node) if node.session > self.epoch => {

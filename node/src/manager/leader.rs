@@ -4,7 +4,7 @@
 use super::clock;
 use super::cluster::{Cluster, WriteError};
 use rswarm_control::ids::{NodeId, RaftId};
-use rswarm_control::liveness::Heard;
+use rswarm_control::liveness::{Heard, SUSPECT_AFTER};
 use rswarm_control::state::State;
 use rswarm_control::time::Timestamp;
 use rswarm_control::{membership, tick};
@@ -39,6 +39,11 @@ impl Ears {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).beat(node, now);
     }
 
+    /// This manager was not listening until `now`, so silence before it means nothing.
+    fn resumed(&self, now: Timestamp) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).resumed(now);
+    }
+
     /// Makes the leader look again now.
     pub fn wake(&self) {
         self.wake.notify_one();
@@ -52,10 +57,17 @@ impl Ears {
 /// Runs the control plane until `stop`, which is cancelled when this manager no longer leads.
 pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
     let mut watch = cluster.view().watch();
+    let mut due = clock::now();
     loop {
         watch.mark_unchanged();
         let state = cluster.state();
         let now = clock::after(state.clock());
+        if now.since(due) > SUSPECT_AFTER {
+            // Suspended, starved, or stuck in a write: nobody was listening.
+            tracing::warn!(late_ms = now.since(due).as_millis() as u64, "the leader was not listening");
+            ears.resumed(now);
+        }
+        due = now;
         let plan = tick(&state, &ears.heard(), now);
         if !plan.changes.is_empty() {
             let committed = tokio::select! {
@@ -73,6 +85,7 @@ pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
             }
         }
         let nap = plan.wake_at.map_or(SLEEP_MAX, |at| until(at, now).min(SLEEP_MAX));
+        due = now.after(nap);
         tokio::select! {
             () = stop.cancelled() => return,
             changed = watch.changed() => if changed.is_err() { return },
