@@ -17,7 +17,7 @@ use crate::invariants::{self, Check, Fact, Invariant, Scene};
 use log::Log;
 use machine::{Done, Machine, Power};
 use rng::Rng;
-use rswarm_control::model::NodeStatus;
+use rswarm_control::model::{Desired, NodeStatus};
 use rswarm_control::worker::Seen;
 use rswarm_control::{NodeId, ServiceId, State, TaskId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -462,6 +462,16 @@ impl World {
         if let Some((m, _)) = unheard {
             let agent = &self.machines[m].agent;
             return Some((invariants::COMES_TO_REST, format!("m{m} is there and is not heard: {agent}")));
+        }
+        // A task that waits for a node may be waiting out its restart delay as well.
+        let held = self.log.truth.tasks().find(|task| {
+            task.is_live() && task.desired == Desired::Ready && !hopeless.contains(&task.service)
+        });
+        if let Some(task) = held {
+            return Some((
+                invariants::COMES_TO_REST,
+                format!("{} is held back until {:?}", task.name(), task.start_at),
+            ));
         }
         invariants::ALL.iter().find_map(|invariant| match invariant.check {
             Check::Rest(check) => check(&scene).err().map(|detail| (*invariant, detail)),

@@ -177,9 +177,10 @@ impl World {
                     self.machines[m].agent.known.push(*leader);
                 }
             }
-            if self.machines[m].power != Power::On
-                && (!self.machines[m].leaving || self.log.voters.values().any(|v| *v == m))
-            {
+            let machine = &self.machines[m];
+            // One that left and is empty stays off, unless the consensus group still counts on it.
+            let done = machine.leaving && machine.containers.is_empty() && !leaders.contains(&m);
+            if machine.power != Power::On && !done {
                 self.boot(m, true);
             }
         }
