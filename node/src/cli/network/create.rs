@@ -22,10 +22,10 @@ pub struct Create {
     /// The address containers use as their router; by default the first of the subnet
     #[arg(long, value_name = "IP", requires = "subnet")]
     gateway: Option<Ipv4Addr>,
-    /// Let containers outside of services join
+    /// Let containers outside of services join; kept, as there are none yet
     #[arg(long)]
     attachable: bool,
-    /// Cut containers off from the world outside
+    /// Cut containers off from the world outside; kept, but not yet carried out
     #[arg(long)]
     internal: bool,
     /// Largest packet a container may send, in bytes
