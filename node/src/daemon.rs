@@ -136,10 +136,6 @@ impl FindLeader for Daemon {
     fn leader(&self) -> Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>> {
         Box::pin(async move { self.member()?.leader().await })
     }
-
-    fn me(&self) -> Option<NodeId> {
-        self.member().ok().map(|member| member.node)
-    }
 }
 
 /// Runs a node until it is told to stop.

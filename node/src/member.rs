@@ -426,10 +426,6 @@ pub fn believed(status: &rswarm_raft::Status) -> Option<rswarm_raft::Member> {
 }
 
 impl FindLeader for Member {
-    fn me(&self) -> Option<NodeId> {
-        Some(self.node)
-    }
-
     fn leader(&self) -> Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>> {
         Box::pin(async move {
             if let Some(words) = self.refused() {

@@ -8,7 +8,6 @@ use crate::manager::Manager;
 use crate::manager::cluster::{Cluster, refused_status};
 use crate::member::{Ground, Member};
 use crate::rpc::dial::Dialer;
-use crate::rpc::forward::ORIGIN;
 use rswarm_control::admission::{
     Answer, NetworkSpec, NodeUpdate, Refused, Request as Ask, find_network, find_node, find_service,
     find_task,
@@ -192,14 +191,13 @@ impl pb::control_server::Control for Control {
 
     async fn list_nodes(
         &self,
-        request: Request<pb::ListNodesRequest>,
+        _: Request<pb::ListNodesRequest>,
     ) -> Result<Response<pb::ListNodesResponse>, Status> {
         let state = self.fresh().await?;
-        let origin = request.metadata().get(ORIGIN).and_then(|node| node.to_str().ok().map(str::to_owned));
         let managers = state.nodes().filter(|node| node.role == Role::Manager);
         Ok(Response::new(pb::ListNodesResponse {
             nodes: state.nodes().map(|node| (&**node).into()).collect(),
-            self_id: origin.unwrap_or_else(|| (self.me)()),
+            self_id: (self.me)(),
             leader_id: (self.me)(),
             reachable_managers: managers
                 .filter(|node| matches!(node.status, NodeStatus::Ready | NodeStatus::Unknown))
