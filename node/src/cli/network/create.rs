@@ -25,7 +25,7 @@ pub struct Create {
     /// Let containers outside of services join; kept, as there are none yet
     #[arg(long)]
     attachable: bool,
-    /// Cut containers off from the world outside; kept, but not yet carried out
+    /// Cut containers off from the world outside
     #[arg(long)]
     internal: bool,
     /// Largest packet a container may send, in bytes
