@@ -22,7 +22,7 @@ pub struct Create {
     /// The address containers use as their router; by default the first of the subnet
     #[arg(long, value_name = "IP", requires = "subnet")]
     gateway: Option<Ipv4Addr>,
-    /// Let containers outside of services join
+    /// Let containers outside of services join; kept, as there are none yet
     #[arg(long)]
     attachable: bool,
     /// Cut containers off from the world outside

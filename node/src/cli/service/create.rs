@@ -32,7 +32,7 @@ pub struct Create {
     /// Set a label of the service
     #[arg(short, long = "label", value_name = "KEY[=VALUE]")]
     labels: Vec<Label>,
-    /// Set a label of the containers
+    /// Set a label of the containers; kept, but not yet carried out
     #[arg(long = "container-label", value_name = "KEY[=VALUE]")]
     container_labels: Vec<Label>,
     /// Run only on nodes that match, for example node.labels.disk==ssd

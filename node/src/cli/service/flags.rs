@@ -258,13 +258,13 @@ pub struct Common {
     /// Replace the image's entrypoint
     #[arg(long, value_name = "COMMAND", value_parser = words)]
     entrypoint: Option<Words>,
-    /// Run a small init process as the container's process 1
+    /// Ask for a small init process as process 1; kept, but not yet carried out
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     init: Option<bool>,
     /// Mount the container's root read-only
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     read_only: Option<bool>,
-    /// Give the container a terminal
+    /// Ask for a terminal; kept, but not yet carried out
     #[arg(short, long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     tty: Option<bool>,
 }

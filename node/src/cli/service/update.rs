@@ -33,7 +33,7 @@ pub struct Update {
     /// Remove a label of the service
     #[arg(long, value_name = "KEY")]
     label_rm: Vec<String>,
-    /// Add or replace a label of the containers
+    /// Add or replace a label of the containers; kept, but not yet carried out
     #[arg(long, value_name = "KEY[=VALUE]")]
     container_label_add: Vec<Label>,
     /// Remove a label of the containers
