@@ -388,7 +388,7 @@ impl FindLeader for Member {
                         Some(leader) => {
                             let channel = self.dialer.channel(&leader.node, &leader.addr, Line::Calls);
                             return channel
-                                .map(Leader::Other)
+                                .map(|channel| Leader::Other { node: leader.node, channel })
                                 .map_err(|error| Status::unavailable(format!("{error:#}")));
                         }
                         None => {}
@@ -399,6 +399,17 @@ impl FindLeader for Member {
                 }
             };
             tokio::time::timeout(ELECTION, found).await.unwrap_or_else(|_| Err(no_leader(&manager)))
+        })
+    }
+
+    fn replaced<'a>(&'a self, node: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(async move {
+            let Some(manager) = self.manager() else { return };
+            let mut status = manager.cluster().log().watch();
+            // That the log is closed means that this manager stops, and nobody waits for it any more.
+            let _ = status
+                .wait_for(|status| status.leader.as_ref().is_some_and(|leader| leader.node != node))
+                .await;
         })
     }
 }

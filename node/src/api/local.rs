@@ -357,7 +357,7 @@ async fn goodbye(member: &Member, force: bool) -> Result<()> {
         if manager.office().is_some() {
             manager.cluster().log().transfer(None).await.context("cannot hand leadership over")?;
         }
-        let crate::rpc::forward::Leader::Other(channel) = member.leader().await? else {
+        let crate::rpc::forward::Leader::Other { channel, .. } = member.leader().await? else {
             bail!("leadership did not move");
         };
         pb::control_client::ControlClient::new(channel).leave(request).await?;
@@ -503,7 +503,12 @@ fn manager_status(manager: &Manager, answer: &mut pb::StatusResponse) {
     answer.leader_id = raft.leader.as_ref().map(|leader| leader.node.clone()).unwrap_or_default();
     answer.term = raft.term;
     answer.applied = raft.applied;
-    answer.quorum = raft.leader.is_some();
+    // One that is cut off keeps believing in its last leader, itself included.
+    let heard = raft.quorum_heard_at.is_none_or(|at| at.elapsed() < Duration::from_secs(3));
+    answer.quorum = raft.leader.is_some() && (heard || raft.voters.len() < 2);
+    if !answer.quorum {
+        answer.leader_id.clear();
+    }
     answer.managers = state
         .nodes()
         .filter(|node| node.role == Role::Manager)
