@@ -31,7 +31,15 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Tells a story on a fresh cluster of `nodes` nodes, of which the first `managers` are managers. If it
 /// fails, the ends of all daemons' logs are printed.
 pub fn story(name: &str, nodes: u8, managers: u8, tell: impl FnOnce(&Cluster) -> Result<()>) {
-    stage(name, nodes, managers, None, tell);
+    stage(name, nodes, managers, None, |cluster| {
+        for node in cluster.lab.names()? {
+            eventually(&format!("{node} is ready"), 20, || {
+                let reachable = cluster.of_node("n1", &node, "ManagerStatus")?;
+                Ok(cluster.of_node("n1", &node, "Status")? == "Ready" && reachable != "Unreachable")
+            })?;
+        }
+        tell(cluster)
+    });
 }
 
 /// The same on bare machines: `rswarm` lies on their path, and nothing runs. No cluster is formed, and what
@@ -168,6 +176,13 @@ impl Cluster {
     /// Runs `rswarm` on a node, where it must succeed, and returns what it printed.
     pub fn ok(&self, node: &str, words: &[&str]) -> Result<String> {
         self.rswarm(node, words)?.ok()
+    }
+
+    /// Asks for a service without tasks, as a client does that gives up after a second.
+    pub fn write(&self, node: &str, name: &str) -> Result<()> {
+        let words = ["service", "create", "--detach", "--name", name, "--replicas", "0", "rswarm/demo"];
+        let ran = self.lab.node(node).rswarm_within(&words, Duration::from_secs(1))?;
+        ran.ok().map(drop)
     }
 
     /// Runs `rswarm` on a node, where it must fail, and returns its error.
