@@ -136,6 +136,14 @@ impl FindLeader for Daemon {
     fn leader(&self) -> Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>> {
         Box::pin(async move { self.member()?.leader().await })
     }
+
+    fn replaced<'a>(&'a self, node: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(async move {
+            if let Ok(member) = self.member() {
+                member.replaced(node).await;
+            }
+        })
+    }
 }
 
 /// Runs a node until it is told to stop.

@@ -421,7 +421,8 @@ const FAITH: Duration = Duration::from_millis(1500);
 
 /// Whom a manager may take for the leader: nobody, if it has long heard nothing of it.
 pub fn believed(status: &rswarm_raft::Status) -> Option<rswarm_raft::Member> {
-    let recent = status.quorum_heard_at.is_none_or(|at| at.elapsed() < FAITH);
+    let alone = status.voters.len() < 2;
+    let recent = alone || status.quorum_heard_at.is_none_or(|at| at.elapsed() < FAITH);
     status.leader.clone().filter(|_| recent)
 }
 
@@ -455,7 +456,7 @@ impl FindLeader for Member {
                         Some(leader) => {
                             let channel = self.dialer.channel(&leader.node, &leader.addr, Line::Calls);
                             return channel
-                                .map(Leader::Other)
+                                .map(|channel| Leader::Other { node: leader.node, channel })
                                 .map_err(|error| Status::unavailable(format!("{error:#}")));
                         }
                         None => {}
@@ -468,6 +469,17 @@ impl FindLeader for Member {
                 }
             };
             tokio::time::timeout(ELECTION, found).await.unwrap_or_else(|_| Err(no_leader(&manager)))
+        })
+    }
+
+    fn replaced<'a>(&'a self, node: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
+        Box::pin(async move {
+            let Some(manager) = self.manager() else { return };
+            let mut status = manager.cluster().log().watch();
+            // That the log is closed means that this manager stops, and nobody waits for it any more.
+            let _ = status
+                .wait_for(|status| status.leader.as_ref().is_some_and(|leader| leader.node != node))
+                .await;
         })
     }
 }

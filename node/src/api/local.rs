@@ -394,7 +394,7 @@ async fn goodbye(member: &Member, force: bool) -> Result<()> {
         if manager.office().is_some() {
             manager.cluster().log().transfer(None).await.context("cannot hand leadership over")?;
         }
-        let crate::rpc::forward::Leader::Other(channel) = member.leader().await? else {
+        let crate::rpc::forward::Leader::Other { channel, .. } = member.leader().await? else {
             bail!("leadership did not move");
         };
         pb::control_client::ControlClient::new(channel).leave(request).await?;

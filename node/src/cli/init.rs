@@ -16,7 +16,7 @@ pub struct Init {
     #[arg(long, value_name = "IP|INTERFACE[:PORT]")]
     advertise_addr: Option<String>,
     /// Address to listen on
-    #[arg(long, value_name = "IP|INTERFACE[:PORT]", default_value = "0.0.0.0:2377")]
+    #[arg(long, value_name = "IP[:PORT]", default_value = "")]
     listen_addr: String,
     /// What the cluster is called
     #[arg(long, default_value = "default")]

@@ -21,7 +21,7 @@ pub struct Join {
     #[arg(long, value_name = "IP|INTERFACE[:PORT]")]
     advertise_addr: Option<String>,
     /// Address to listen on
-    #[arg(long, value_name = "IP|INTERFACE[:PORT]", default_value = "0.0.0.0:2377")]
+    #[arg(long, value_name = "IP[:PORT]", default_value = "")]
     listen_addr: String,
     /// Whether this node may be given tasks
     #[arg(long, value_enum, default_value_t)]

@@ -132,7 +132,7 @@ fn quorum(status: &pb::StatusResponse) -> String {
     let needed = voters / 2 + 1;
     if !status.quorum {
         return format!(
-            "LOST: {reachable} of {voters} managers reachable, {needed} needed; changes are refused"
+            "LOST: fewer than {needed} of {voters} managers reach each other; changes are refused"
         );
     }
     let spare = reachable.saturating_sub(needed);
@@ -280,7 +280,7 @@ mod tests {
         let mut lost = response();
         lost.quorum = false;
         lost.managers[1].reachable = false;
-        assert_eq!(quorum(&lost), "LOST: 1 of 3 managers reachable, 2 needed; changes are refused");
+        assert_eq!(quorum(&lost), "LOST: fewer than 2 of 3 managers reach each other; changes are refused");
     }
 
     #[test]

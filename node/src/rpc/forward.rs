@@ -5,6 +5,7 @@
 use super::access::Peer;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::Channel;
@@ -22,15 +23,26 @@ const LEADERS: [&str; 2] = ["/rswarm.v1.Control/", "/rswarm.v1.Join/"];
 pub enum Leader {
     /// Here.
     Me,
-    /// On the other end of this channel.
-    Other(Channel),
+    /// Elsewhere.
+    Other {
+        /// Its node id.
+        node: String,
+        /// The way there.
+        channel: Channel,
+    },
 }
 
 /// Finds the leader, waiting a little for an election to end.
 pub trait FindLeader: Send + Sync + 'static {
     /// The leader, or why there is none.
     fn leader(&self) -> std::pin::Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>>;
+
+    /// Ends once another is known to lead than this node.
+    fn replaced<'a>(&'a self, node: &'a str) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 }
+
+/// How long a leader may still answer after another has taken over.
+const LAST_ANSWER: Duration = Duration::from_millis(300);
 
 /// Puts forwarding before every service.
 #[derive(Clone)]
@@ -87,12 +99,12 @@ where
                 Ok(leader) => leader,
                 Err(status) => return Ok(status.into_http()),
             };
-            let channel = match leader {
+            let (node, channel) = match leader {
                 Leader::Me => return inner.call(request).await,
-                Leader::Other(_) if passed_on => {
+                Leader::Other { .. } if passed_on => {
                     return Ok(Status::unavailable("the leader has just changed, try again").into_http());
                 }
-                Leader::Other(channel) => channel,
+                Leader::Other { node, channel } => (node, channel),
             };
             let caller = match request.extensions().get::<Peer>() {
                 Some(Peer::Remote { addr, .. }) => addr.ip().to_string().parse().ok(),
@@ -103,7 +115,22 @@ where
             if let Some(caller) = caller {
                 headers.insert(CALLER, caller);
             }
-            Ok(match pass_on(channel, request).await {
+            // A machine that lost its power never says that it does not answer.
+            let replaced = async {
+                finder.replaced(&node).await;
+                tokio::time::sleep(LAST_ANSWER).await;
+            };
+            let answer = tokio::select! {
+                answer = pass_on(channel, request) => answer,
+                () = replaced => {
+                    return Ok(Status::unavailable(
+                        "the leader was lost before it answered, and it is not known whether it did what was \
+                         asked: another leads now; look, and try again",
+                    )
+                    .into_http());
+                }
+            };
+            Ok(match answer {
                 Ok(response) => response,
                 Err(error) => Status::unavailable(format!(
                     "the leader cannot be reached: {}",
