@@ -6,7 +6,7 @@ use crate::daemon::{Daemon, Membership};
 use crate::identity::token::JoinToken;
 use crate::identity::{Identity, ManagerAddr, ca, random, token};
 use crate::manager::{self, Manager};
-use crate::member::{self, Member};
+use crate::member::{self, Member, believed};
 use crate::rpc::dial::{self, Line};
 use crate::rpc::listen;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -541,10 +541,10 @@ fn manager_status(manager: &Manager, answer: &mut pb::StatusResponse) {
     let state = manager.cluster().state();
     let raft = manager.cluster().log().watch().borrow().clone();
     answer.role = pb::Role::Manager.into();
-    answer.leader_id = raft.leader.as_ref().map(|leader| leader.node.clone()).unwrap_or_default();
+    answer.leader_id = believed(&raft).map(|leader| leader.node).unwrap_or_default();
     answer.term = raft.term;
     answer.applied = raft.applied;
-    answer.quorum = raft.leader.is_some();
+    answer.quorum = believed(&raft).is_some();
     answer.managers = state
         .nodes()
         .filter(|node| node.role == Role::Manager)

@@ -1,6 +1,7 @@
 //! The command line: one file a command, which holds its words, its type and its `run`. Results go to a
 //! writer, so that a test reads a string.
 
+pub mod bench;
 pub mod client;
 pub mod completion;
 pub mod context;
@@ -49,6 +50,7 @@ pub enum Words {
     #[command(flatten)]
     Talk(Command),
     Lab(lab::Command),
+    Bench(bench::Command),
     Daemon(Flags),
     /// Be the demo service (what the image rswarm/demo runs)
     #[command(hide = true)]
@@ -100,15 +102,14 @@ impl Command {
 
 /// Reads the process's arguments, carries the command out, and says how the process ends.
 pub fn main() -> ExitCode {
+    if let Some(code) = crate::bench::stamp::dispatch() {
+        return code;
+    }
     let cli = Cli::parse();
     let command = match cli.command {
         Words::Talk(command) => command,
-        Words::Lab(lab) => {
-            return lab.run(&mut std::io::stdout().lock()).unwrap_or_else(|error| {
-                eprintln!("Error: {error:#}");
-                ExitCode::FAILURE
-            });
-        }
+        Words::Lab(lab) => return concluded(lab.run(&mut std::io::stdout().lock())),
+        Words::Bench(bench) => return concluded(bench.run(&mut std::io::stdout().lock())),
         Words::Daemon(flags) => return daemon(flags, cli.socket),
         Words::Demo(demo) => return demo.run(),
     };
@@ -119,6 +120,14 @@ pub fn main() -> ExitCode {
         Err(error) => Err(anyhow::Error::new(error).context("cannot start")),
     };
     ExitCode::from(conclude(done, &mut cx))
+}
+
+/// The exit code of a command that talks to no daemon, with its error printed.
+fn concluded(done: Result<ExitCode>) -> ExitCode {
+    done.unwrap_or_else(|error| {
+        eprintln!("Error: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 /// Runs a node until it is told to stop.

@@ -187,8 +187,8 @@ async fn set_role(cx: &mut Context, nodes: &[String], role: pb::Role) -> Result<
     };
     let mut client = cx.client().await?;
     for node in nodes {
-        let request =
-            pb::UpdateNodeRequest { node: node.clone(), role: Some(role.into()), ..Default::default() };
+        let named = client.node(node).await?;
+        let request = pb::UpdateNodeRequest { node: named, role: Some(role.into()), ..Default::default() };
         let answer = client.control.update_node(request).await.map_err(|status| {
             anyhow::Error::new(refused(&status)).context(format!("cannot change the role of `{node}`"))
         })?;

@@ -1,0 +1,154 @@
+//! Steady streams of small requests, each sent when its time has come whether or not earlier ones were answered,
+//! so that a stall is seen in full.
+
+use crate::cli::client::Client;
+use anyhow::{Context, Result};
+use rswarm_proto::v1 as pb;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+/// Time between two writes.
+pub const WRITE_EVERY: Duration = Duration::from_millis(5);
+/// How long a write may take.
+const WRITE: Duration = Duration::from_secs(5);
+/// Time between two requests to a published port.
+const GET_EVERY: Duration = Duration::from_millis(20);
+/// How long such a request may take before it has failed.
+const GET: Duration = Duration::from_secs(3);
+
+/// One request.
+#[derive(Clone, Copy, Debug)]
+pub struct Shot {
+    /// When it was sent.
+    pub sent: Instant,
+    /// When it was answered or given up.
+    pub done: Instant,
+    /// Whether it did what it should.
+    pub ok: bool,
+}
+
+/// A stream of requests, which ends when this is dropped.
+pub struct Stream {
+    shots: Arc<Mutex<Vec<Shot>>>,
+    task: JoinHandle<()>,
+}
+
+impl Stream {
+    /// Writes to the replicated state, through each of `clients` in turn: a label of `node` that always changes.
+    pub fn writes(clients: Vec<Client>, node: String) -> Self {
+        Self::every(WRITE_EVERY, move |number| {
+            let mut client = clients[number % clients.len()].clone();
+            let request = pb::UpdateNodeRequest {
+                node: node.clone(),
+                labels_add: [("bench".to_owned(), number.to_string())].into(),
+                ..Default::default()
+            };
+            async move {
+                let write = client.control.update_node(request);
+                tokio::time::timeout(WRITE, write).await.is_ok_and(|answer| answer.is_ok())
+            }
+        })
+    }
+
+    /// Asks for `/` at `port` of each of `addresses` in turn, by a connection of its own each.
+    pub fn requests(addresses: Vec<Ipv4Addr>, port: u16) -> Self {
+        Self::every(GET_EVERY, move |number| {
+            let address = SocketAddr::from((addresses[number % addresses.len()], port));
+            async move { tokio::time::timeout(GET, get(address)).await.is_ok_and(|answer| answer.is_ok()) }
+        })
+    }
+
+    fn every<F: Future<Output = bool> + Send + 'static>(
+        interval: Duration,
+        request: impl Fn(usize) -> F + Send + 'static,
+    ) -> Self {
+        let shots = Arc::new(Mutex::new(Vec::new()));
+        let kept = shots.clone();
+        let task = tokio::spawn(async move {
+            let mut under_way = tokio::task::JoinSet::new();
+            let mut tick = tokio::time::interval(interval);
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+            for number in 0.. {
+                tick.tick().await;
+                let (kept, answer) = (kept.clone(), request(number));
+                under_way.spawn(async move {
+                    let sent = Instant::now();
+                    let ok = answer.await;
+                    let shot = Shot { sent, done: Instant::now(), ok };
+                    kept.lock().unwrap_or_else(PoisonError::into_inner).push(shot);
+                });
+                while under_way.try_join_next().is_some() {}
+            }
+        });
+        Self { shots, task }
+    }
+
+    /// What was answered or given up until now.
+    pub fn shots(&self) -> Vec<Shot> {
+        self.shots.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until `count` requests that were sent after `since` have succeeded.
+    pub async fn flows(&self, since: Instant, count: usize, bound: Duration) -> Result<()> {
+        let flowing = async {
+            while self.shots().iter().filter(|shot| shot.ok && shot.sent >= since).count() < count {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let waited = tokio::time::timeout(bound, flowing).await;
+        waited.ok().with_context(|| format!("requests are not answered again within {} s", bound.as_secs()))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The longest time, from `since` on, in which nothing succeeded.
+pub fn gap(shots: &[Shot], since: Instant) -> Option<Duration> {
+    let mut answers: Vec<Instant> = shots.iter().filter(|shot| shot.ok).map(|shot| shot.done).collect();
+    answers.sort();
+    let after = answers.windows(2).filter(|two| two[1] >= since);
+    after.map(|two| two[1].duration_since(two[0])).max()
+}
+
+async fn get(address: SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n").await?;
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await?;
+    anyhow::ensure!(head.ends_with(b" 200"), "it answers otherwise");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shot(start: Instant, sent: u64, done: u64, ok: bool) -> Shot {
+        let at = |millis| start + Duration::from_millis(millis);
+        Shot { sent: at(sent), done: at(done), ok }
+    }
+
+    #[test]
+    fn a_gap_is_between_answers_and_not_before_the_cut() {
+        let start = Instant::now();
+        let shots = [
+            shot(start, 500, 505, true),
+            shot(start, 0, 5, true),
+            shot(start, 506, 507, true),
+            shot(start, 508, 900, false),
+            shot(start, 600, 707, true),
+        ];
+        let from = |millis| gap(&shots, start + Duration::from_millis(millis));
+        assert_eq!(from(0), Some(Duration::from_millis(500)));
+        assert_eq!(from(506), Some(Duration::from_millis(200)));
+        assert_eq!(from(708), None);
+    }
+}

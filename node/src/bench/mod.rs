@@ -1,0 +1,150 @@
+//! Benchmarks that anyone can run with the one binary: a lab of real nodes is made, broken, timed and removed. Out
+//! come figures under names that stay from release to release.
+
+mod failover;
+mod figure;
+mod idle;
+mod load;
+mod machine;
+mod node_loss;
+mod process;
+mod site;
+pub mod stamp;
+mod start;
+
+use anyhow::{Context, Result};
+pub use figure::{Figure, table};
+use figure::{Of, Samples};
+use rswarm_control::model::{
+    ContainerSpec, EndpointSpec, Mode, PortMode, PortSpec, Protocol, ServiceSpec, TaskSpec, UpdateConfig,
+};
+use site::Site;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Kind {
+    /// Memory, disk writes and processor time of a cluster with nothing to do
+    Idle,
+    /// From a call to the first line of the program in a container
+    Start,
+    /// From a node's loss until its tasks run elsewhere
+    NodeLoss,
+    /// From the leader's end until something can be written again
+    Failover,
+    /// All of these, in this order
+    All,
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What to measure.
+    pub kind: Kind,
+    /// How often; by default as often as each benchmark needs.
+    pub trials: Option<usize>,
+    /// How long idling lasts, in seconds.
+    pub seconds: u64,
+    /// What the lab is called.
+    pub name: String,
+}
+
+/// Runs the benchmarks on a lab of their own, which is removed whatever happens. Progress goes to standard error.
+///
+/// # Errors
+/// If the lab cannot be made, is interrupted, or does not do within bounds what it is asked to.
+pub fn run(options: &Options) -> Result<Vec<Figure>> {
+    rswarm_chaos::lab::require_root()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let result = runtime.block_on(async {
+        tokio::select! {
+            figures = measure(options, interrupted.clone()) => figures,
+            error = interrupt() => {
+                interrupted.store(true, Ordering::Relaxed);
+                note("interrupted; the lab is being removed");
+                Err(error)
+            }
+        }
+    });
+    // What still goes on in a thread holds the lab; it is gone when all of them are.
+    drop(runtime);
+    result
+}
+
+async fn measure(options: &Options, interrupted: Arc<AtomicBool>) -> Result<Vec<Figure>> {
+    let site = Site::up(&options.name, interrupted).await?;
+    for fact in machine::facts(site.directory())?.into_iter().chain(machine::peers()) {
+        note(&fact);
+    }
+    let trials = |usual: usize| options.trials.unwrap_or(usual);
+    let chosen = |kind| options.kind == Kind::All || options.kind == kind;
+    let mut figures = vec![binary()?];
+    if chosen(Kind::Idle) {
+        figures.extend(idle::run(&site, options.seconds).await.context("idle")?);
+    }
+    if chosen(Kind::Start) {
+        figures.extend(start::run(&site, trials(20)).await.context("start")?);
+    }
+    if chosen(Kind::NodeLoss) {
+        figures.extend(node_loss::run(&site, trials(10)).await.context("node-loss")?);
+    }
+    if chosen(Kind::Failover) {
+        figures.extend(failover::run(&site, trials(20)).await.context("failover")?);
+    }
+    Ok(figures)
+}
+
+/// The size of this very program.
+fn binary() -> Result<Figure> {
+    let size = Path::new("/proc/self/exe").metadata().context("cannot look at this program")?.len();
+    let samples: Samples = [size as f64 / 1e6].into_iter().collect();
+    Figure::new("binary_mb", "this program", Of::Max, &samples, "MB").context("one sample makes a figure")
+}
+
+/// Ends when the user has had enough.
+async fn interrupt() -> anyhow::Error {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let Ok(mut signals) = kinds.map(signal).into_iter().collect::<Result<Vec<_>, _>>() else {
+        return anyhow::anyhow!("cannot catch signals");
+    };
+    let [first, second, third] = signals.as_mut_slice() else { return std::future::pending().await };
+    tokio::select! {
+        _ = first.recv() => {}
+        _ = second.recv() => {}
+        _ = third.recv() => {}
+    }
+    anyhow::anyhow!("interrupted; the lab is removed")
+}
+
+/// A line of progress.
+fn note(words: &str) {
+    eprintln!("{words}");
+}
+
+/// A service of the built-in image that runs `command` in place of the image's, or the image's if it is empty.
+fn service(name: &str, replicas: u32, command: &[&str]) -> ServiceSpec {
+    let mut container = ContainerSpec::new(crate::image::BUILTIN);
+    container.command = command.iter().map(|word| (*word).to_owned()).collect();
+    ServiceSpec {
+        name: name.into(),
+        labels: Default::default(),
+        mode: Mode::Replicated { replicas },
+        task: Arc::new(TaskSpec { containers: vec![container], ..TaskSpec::default() }),
+        update: UpdateConfig::default(),
+        endpoint: EndpointSpec::default(),
+    }
+}
+
+/// The demo service.
+fn demo_service(name: &str, replicas: u32) -> ServiceSpec {
+    service(name, replicas, &[])
+}
+
+/// A port that is the same on every node.
+fn published(published: u16, target: u16) -> PortSpec {
+    PortSpec { published: Some(published), target, protocol: Protocol::Tcp, mode: PortMode::Ingress }
+}

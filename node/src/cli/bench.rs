@@ -1,0 +1,77 @@
+//! `rswarm bench all`
+
+use crate::bench::{self, Kind, Options};
+use anyhow::Result;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// Measure this machine's rswarm on a lab of its own (needs root)
+#[derive(Debug, clap::Args)]
+pub struct Command {
+    /// What to measure
+    #[arg(value_enum, default_value = "all")]
+    kind: Kind,
+    /// How often each thing is done [default: 20; 10 for node-loss]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    trials: Option<u16>,
+    /// How long the cluster idles
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
+    seconds: u64,
+    /// Print one line of JSON a figure
+    #[arg(long)]
+    json: bool,
+    /// What the lab is called
+    #[arg(long, default_value = "bench")]
+    name: String,
+}
+
+impl Command {
+    /// Carries the command out. Blocks until all is measured and the lab is removed.
+    ///
+    /// # Errors
+    /// As [`bench::run`].
+    pub fn run(self, out: &mut impl Write) -> Result<ExitCode> {
+        let trials = self.trials.map(usize::from);
+        let figures =
+            bench::run(&Options { kind: self.kind, trials, seconds: self.seconds, name: self.name })?;
+        if self.json {
+            for figure in &figures {
+                writeln!(out, "{}", figure.json())?;
+            }
+        } else {
+            write!(out, "{}", bench::table(&figures))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        bench: Command,
+    }
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Line::try_parse_from(line.split(' ')).map(|line| line.bench)
+    }
+
+    #[test]
+    fn everything_is_measured_unless_told_otherwise() {
+        let all = parse("bench").unwrap();
+        assert_eq!((all.kind, all.trials, all.seconds, all.name.as_str()), (Kind::All, None, 60, "bench"));
+        let one = parse("bench node-loss --trials 3 --json").unwrap();
+        assert_eq!((one.kind, one.trials, one.json), (Kind::NodeLoss, Some(3), true));
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for line in ["bench everything", "bench idle --seconds 0", "bench start --trials 0"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}
