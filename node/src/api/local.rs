@@ -54,7 +54,11 @@ impl Local {
         let ground = self.daemon.ground.clone();
         let state_dir = ground.config.state_dir.clone();
         let listen_addr = listen_addr(&request.listen_addr, ground.config.listen_addr)?;
-        let advertise = config::advertise_addr(&request.advertise_addr, listen_addr.port())?;
+        let advertise = if request.advertise_addr.is_empty() && !listen_addr.ip().is_unspecified() {
+            listen_addr
+        } else {
+            config::advertise_addr(&request.advertise_addr, listen_addr.port())?
+        };
         let availability = availability(request.availability())?;
         let listener = listen::bind(listen_addr).await?;
 
@@ -138,8 +142,8 @@ impl Local {
         let state_dir = ground.config.state_dir.clone();
         let listen_addr = listen_addr(&request.listen_addr, ground.config.listen_addr)?;
         let advertise = if request.advertise_addr.is_empty() {
-            // The manager sees where this node calls from.
-            SocketAddr::new(std::net::Ipv4Addr::UNSPECIFIED.into(), listen_addr.port())
+            // Where it listens, if that is one address; else the manager sees where this node calls from.
+            listen_addr
         } else {
             config::advertise_addr(&request.advertise_addr, listen_addr.port())?
         };
