@@ -1,3 +1,5 @@
 //! What breaks rswarm on purpose, and checks that it holds.
 
+pub mod invariants;
 pub mod lab;
+pub mod world;

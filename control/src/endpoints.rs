@@ -107,12 +107,30 @@ pub fn of(state: &State, node: NodeId) -> Table {
     let ports = ports(state, node);
     let peers = networks
         .values()
-        .flat_map(|table| table.routes.values())
-        .chain(ports.iter().flat_map(|port| port.backends.iter().map(|backend| &backend.node)))
-        .filter(|peer| **peer != node)
-        .filter_map(|peer| state.node(*peer).map(|peer| (peer.id, peer.addr.clone())))
+        .flat_map(|table| table.routes.values().copied())
+        .chain(ports.iter().flat_map(|port| port.backends.iter().map(|backend| backend.node)))
+        .chain(callers(state, node))
+        .filter(|peer| *peer != node)
+        .filter_map(|peer| state.node(peer).map(|peer| (peer.id, peer.addr.clone())))
         .collect();
     Table { peers, networks, ports }
+}
+
+/// Who may bring clients to `node`'s tasks: a port published on every node is carried from any of them to where the
+/// task runs, and a node takes connections from its peers alone.
+fn callers(state: &State, node: NodeId) -> Vec<NodeId> {
+    let on_every_node = |task: &&Arc<Task>| {
+        let service = state.service(task.service);
+        task.is_live()
+            && service.is_some_and(|service| {
+                service.endpoint.ports.iter().any(|port| port.mode == PortMode::Ingress)
+            })
+    };
+    if !state.tasks_on(node).any(|task| on_every_node(&task)) {
+        return Vec::new();
+    }
+    let gone = |status| matches!(status, NodeStatus::Down | NodeStatus::Left);
+    state.nodes().filter(|node| !gone(node.status)).map(|node| node.id).collect()
 }
 
 /// Which tasks of a service `from` may give new connections to, by id. A node's own tasks are not taken from
@@ -228,6 +246,9 @@ mod tests {
         assert_eq!(table.ports[0].backends.len(), 2);
         assert_eq!(table.networks.len(), 0, "it has no task, so it learns of no network");
         assert_eq!(table.peers.len(), 2, "but it must reach the nodes that have");
+        for home in homes(&bed, service) {
+            assert!(of(&bed.state, home).peers.contains_key(idle), "and they must know who calls");
+        }
     }
 
     #[test]

@@ -77,10 +77,17 @@ impl Heard {
     }
 
     /// From when on a node's silence counts. One that has just opened a session is there, although the
-    /// first beat of that session may still be on its way.
+    /// first beat of that session may still be on its way; and what counted until it was suspect still
+    /// does when it is.
     fn silent_since(&self, node: &Node, now: Timestamp) -> Timestamp {
+        let (suspect_after, _) = self.patience(node.id);
+        // Rounded up, or it would be ready again in the next turn.
+        let suspect_after = u64::try_from(suspect_after.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
         let ready_since = match node.status {
             NodeStatus::Ready if node.status_since <= now => node.status_since,
+            NodeStatus::Suspect if node.status_since <= now => {
+                Timestamp(node.status_since.0.saturating_sub(suspect_after))
+            }
             _ => Timestamp::default(),
         };
         self.last(node.id).unwrap_or_default().max(self.since).max(ready_since)
@@ -243,7 +250,7 @@ mod tests {
         };
         assert_eq!(status(&mut bed, 1_900), NodeStatus::Ready);
         assert_eq!(status(&mut bed, 200), NodeStatus::Suspect);
-        assert_eq!(status(&mut bed, 400), NodeStatus::Down);
+        assert_eq!(status(&mut bed, 500), NodeStatus::Down);
     }
 
     #[test]
@@ -262,6 +269,25 @@ mod tests {
         bed.pass(DOWN_AFTER);
         bed.tick();
         assert_eq!(bed.state.node(node).expect("a member").status, NodeStatus::Down);
+    }
+
+    #[test]
+    fn a_session_without_a_beat_makes_a_node_suspect_before_it_is_down() {
+        let mut bed = Bed::new();
+        let node = bed.node("n1", 64);
+        bed.heard.beat(node, bed.now);
+        bed.pass(Duration::from_secs(60));
+        let opened = bed.now;
+        bed.alter(node, |node| (node.status, node.status_since) = (NodeStatus::Ready, opened));
+        let status = |bed: &mut Bed, time| {
+            bed.pass(Duration::from_millis(time));
+            bed.tick();
+            bed.tick();
+            bed.state.node(node).expect("a member").status
+        };
+        assert_eq!(status(&mut bed, 1_000), NodeStatus::Suspect);
+        assert_eq!(status(&mut bed, 1_400), NodeStatus::Suspect);
+        assert_eq!(status(&mut bed, 200), NodeStatus::Down);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 use rswarm_control::ids::NodeId;
 use rswarm_proto::v1 as pb;
 use std::fs::File;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -25,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::transport::Server;
 
+/// How often a membership that could not be taken up is tried again.
+const RESUME: Duration = Duration::from_secs(2);
 /// How long the daemon takes to say goodbye before it simply ends.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
@@ -74,18 +77,40 @@ impl Daemon {
         }
     }
 
-    /// Takes up the membership that is on disk.
-    async fn resume(self: &Arc<Self>) {
+    /// Takes up the membership that is on disk. What stands in the way may pass, a port in use or a full disk, so
+    /// it is tried again until it works or the membership is given up.
+    async fn resume(self: Arc<Self>, stop: CancellationToken, mut told: Option<String>) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RESUME) => {}
+            }
+            if self.resumed(&mut told).await {
+                return;
+            }
+        }
+    }
+
+    /// One attempt. Whether there is nothing more to try.
+    async fn resumed(&self, told: &mut Option<String>) -> bool {
         let _changing = self.changing.lock().await;
+        if told.is_some() && !matches!(self.membership(), Membership::Failed(_)) {
+            return true;
+        }
         let membership = match self.try_resume().await {
             Ok(Some(member)) => Membership::Active(member),
             Ok(None) => Membership::Inactive,
             Err(error) => {
-                tracing::error!(error = format!("{error:#}"), "cannot take part in the cluster");
-                Membership::Failed(format!("{error:#}"))
+                let words = api::words(&error);
+                if told.as_ref() != Some(&words) {
+                    tracing::error!(error = words, "cannot take part in the cluster");
+                    *told = Some(words.clone());
+                }
+                Membership::Failed(words)
             }
         };
-        self.set_membership(membership);
+        self.set_membership(membership.clone());
+        !matches!(membership, Membership::Failed(_))
     }
 
     async fn try_resume(&self) -> Result<Option<Arc<Member>>> {
@@ -111,11 +136,15 @@ impl FindLeader for Daemon {
     fn leader(&self) -> Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>> {
         Box::pin(async move { self.member()?.leader().await })
     }
+
+    fn me(&self) -> Option<NodeId> {
+        self.member().ok().map(|member| member.node)
+    }
 }
 
 /// Runs a node until it is told to stop.
 pub async fn run(config: Config) -> Result<()> {
-    let _lock = lock(&config)?;
+    let _locks = lock(&config)?;
     let config = Arc::new(config);
     let stop = CancellationToken::new();
     let arrivals = listen::unix(&config.socket, stop.clone()).await?;
@@ -143,7 +172,10 @@ pub async fn run(config: Config) -> Result<()> {
         membership: RwLock::new(Membership::Inactive),
         changing: Mutex::new(()),
     });
-    daemon.resume().await;
+    let (mut first, resuming) = (None, stop.child_token());
+    if !daemon.resumed(&mut first).await {
+        tokio::spawn(daemon.clone().resume(resuming, first));
+    }
 
     let whose = daemon.clone();
     let control = api::control::Control::new(Arc::new(move || whose.member().ok()));
@@ -174,23 +206,24 @@ pub async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-/// One daemon to a state directory.
-fn lock(config: &Config) -> Result<File> {
-    let dir = &config.state_dir;
-    for dir in [dir, &config.run_dir] {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    }
-    let path = dir.join("lock");
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .with_context(|| format!("cannot write in the state directory {}", dir.display()))?;
+/// One daemon to a state directory, and to a run directory, where its containers and networks are known.
+fn lock(config: &Config) -> Result<[File; 2]> {
+    Ok([
+        lock_directory(&config.state_dir, "lock", "state directory", "--state-dir")?,
+        lock_directory(&config.run_dir, "run.lock", "run directory", "--run-dir")?,
+    ])
+}
+
+fn lock_directory(dir: &Path, name: &str, what: &str, flag: &str) -> Result<File> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create the {what} {}", dir.display()))?;
+    let path = dir.join(name);
+    let mut options = File::options();
+    let file = options.write(true).create(true).truncate(false).open(&path);
+    let file = file.with_context(|| format!("cannot write in the {what} {}", dir.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {
-            anyhow::bail!("another daemon uses {}: give this one its own --state-dir", dir.display())
+            anyhow::bail!("another daemon uses the {what} {}: give this one its own {flag}", dir.display())
         }
         Err(std::fs::TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("cannot lock {}", path.display()))

@@ -54,6 +54,7 @@ pub struct Member {
     pub node: NodeId,
     /// Of which cluster.
     pub cluster: ClusterId,
+    ground: Ground,
     state_dir: PathBuf,
     identity: Mutex<Identity>,
     credentials: Arc<Credentials>,
@@ -62,6 +63,8 @@ pub struct Member {
     agent: Agent,
     stop: CancellationToken,
     tracker: TaskTracker,
+    /// Held while the manager is started or stopped.
+    changing: tokio::sync::Mutex<()>,
     /// Set when the cluster no longer wants this node.
     refused: watch::Sender<Option<String>>,
 }
@@ -91,18 +94,27 @@ impl Member {
             (None, None) => None,
         };
         let agent = Agent::start(agent::Setting {
-            ground,
+            ground: ground.clone(),
             node,
             identity: identity.clone(),
             credentials: credentials.clone(),
             dialer: dialer.clone(),
             stop: stop.child_token(),
             tracker: tracker.clone(),
-        })
-        .await?;
+        });
+        let agent = match agent.await {
+            Ok(agent) => agent,
+            Err(error) => {
+                if let Some(manager) = manager {
+                    manager.stop().await;
+                }
+                return Err(error);
+            }
+        };
         let member = Arc::new(Self {
             node,
             cluster,
+            ground,
             state_dir,
             identity: Mutex::new(identity),
             credentials,
@@ -111,12 +123,19 @@ impl Member {
             agent,
             stop,
             tracker,
+            changing: tokio::sync::Mutex::new(()),
             refused,
         });
         member.serve(listener)?;
         member.tracker.spawn(member.clone().follow_role());
+        member.tracker.spawn(member.clone().watch_over());
         member.tracker.spawn(member.clone().renew());
         Ok(member)
+    }
+
+    /// What it stands on.
+    pub fn ground(&self) -> &Ground {
+        &self.ground
     }
 
     /// The manager that runs here, if one does.
@@ -227,7 +246,46 @@ impl Member {
         }
     }
 
+    /// Opens the manager's log anew when it has stopped by itself or stands still: a slow disk or a bug must not
+    /// cost the cluster a manager until somebody looks.
+    async fn watch_over(self: Arc<Self>) {
+        const LOOK: Duration = Duration::from_secs(1);
+        loop {
+            let ill = async {
+                let Some(manager) = self.manager() else { return None };
+                let mut status = manager.cluster().log().watch();
+                let ill = status.wait_for(|status| status.failed.is_some() || status.stalled).await.ok()?;
+                Some(ill.failed.clone().unwrap_or_else(|| "entries are committed but not applied".into()))
+            };
+            let why = tokio::select! {
+                () = self.stop.cancelled() => return,
+                why = ill => why,
+            };
+            if let Some(why) = why
+                && let Err(error) = self.reopen(&why).await
+            {
+                tracing::error!(error = format!("{error:#}"), "the manager cannot go on, trying again");
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    async fn reopen(&self, why: &str) -> Result<()> {
+        let _changing = self.changing.lock().await;
+        let Some(manager) = self.manager() else { return Ok(()) };
+        let Some(seat) = self.identity().raft_id else { return Ok(()) };
+        tracing::warn!(why, "the manager's log has stopped, opening it again");
+        manager.stop().await;
+        let next = Manager::start(&self.state_dir, seat, self.cluster, self.dialer.clone(), None).await?;
+        self.manager.store(Some(next));
+        Ok(())
+    }
+
     async fn be(&self, list: &pb::ManagerList) -> Result<()> {
+        let _changing = self.changing.lock().await;
         let manages = self.manager.load().is_some();
         let shall = list.role() == pb::Role::Manager && list.raft_id != 0;
         {
@@ -358,7 +416,20 @@ impl Roles for Member {
     }
 }
 
+/// A follower that has not heard its leader for so long no longer believes in it.
+const FAITH: Duration = Duration::from_millis(1500);
+
+/// Whom a manager may take for the leader: nobody, if it has long heard nothing of it.
+pub fn believed(status: &rswarm_raft::Status) -> Option<rswarm_raft::Member> {
+    let recent = status.quorum_heard_at.is_none_or(|at| at.elapsed() < FAITH);
+    status.leader.clone().filter(|_| recent)
+}
+
 impl FindLeader for Member {
+    fn me(&self) -> Option<NodeId> {
+        Some(self.node)
+    }
+
     fn leader(&self) -> Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>> {
         Box::pin(async move {
             if let Some(words) = self.refused() {
@@ -376,7 +447,7 @@ impl FindLeader for Member {
             let mut status = log.watch();
             let found = async {
                 loop {
-                    let leader = status.borrow_and_update().leader.clone();
+                    let leader = believed(&status.borrow_and_update());
                     match leader {
                         Some(leader) if leader.node == self.node.to_string() => {
                             if manager.office().is_some() {
@@ -393,8 +464,10 @@ impl FindLeader for Member {
                         }
                         None => {}
                     }
-                    if status.changed().await.is_err() {
-                        return Err(Status::unavailable("this manager is stopping"));
+                    // Belief also comes and goes with time alone.
+                    match tokio::time::timeout(Duration::from_millis(50), status.changed()).await {
+                        Ok(Err(_)) => return Err(Status::unavailable("this manager is stopping")),
+                        Ok(Ok(())) | Err(_) => {}
                     }
                 }
             };

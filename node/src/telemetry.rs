@@ -17,5 +17,7 @@ pub fn init() {
         .with_writer(std::io::stderr)
         .with_ansi(colour)
         .with_target(true)
+        // A log that cannot be written, on a full disk, must not end whoever writes to it.
+        .log_internal_errors(false)
         .try_init();
 }

@@ -93,6 +93,14 @@ fn a_service_is_created_and_waited_for() {
 }
 
 #[test]
+fn self_is_the_node_the_command_runs_on_also_for_changes() {
+    let fake = Fake::start();
+    for words in [&["node", "update", "--availability", "drain", "self"][..], &["node", "demote", "self"]] {
+        assert_eq!(rswarm(fake.socket(), words).status.code(), Some(0), "{words:?}");
+    }
+}
+
+#[test]
 fn detached_and_quiet_commands_say_only_the_id() {
     let fake = Fake::start();
     for flag in ["--detach", "--quiet"] {

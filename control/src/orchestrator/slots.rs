@@ -97,12 +97,13 @@ pub(crate) fn is_given_up(service: &Service, tasks: &[Arc<Task>]) -> bool {
     ended && restart::decide(service, tasks, Timestamp::default()) == Restart::Never
 }
 
-/// Lets tasks that were held back start, once their time has come and their slot is vacant.
+/// Lets tasks that were held back start, once their time has come and their slot is vacant. One whose node
+/// is lost waits until it is back, or the slot has another.
 pub(super) fn release(draft: &mut Draft, service: ServiceId) {
     let held: Vec<_> = draft
         .state()
         .tasks_of(service)
-        .filter(|t| t.desired == Desired::Ready && t.is_live())
+        .filter(|t| t.desired == Desired::Ready && t.is_live() && !draft.state().is_lost(t))
         .cloned()
         .collect();
     let mut occupied = draft.state().occupied(service);
@@ -129,5 +130,46 @@ pub(super) fn successor(last: &Task, spec_version: u64, start: Start) -> Start {
         Start { restarts: last.restarts, failures: last.failures, ..start }
     } else {
         start
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::Request;
+    use crate::model::NodeStatus;
+    use crate::testing::{Bed, spec, with_task};
+
+    #[test]
+    fn a_task_held_back_on_a_lost_node_is_not_let_go() {
+        let mut bed = Bed::new();
+        for host in ["n1", "n2", "n3"] {
+            bed.node(host, 64);
+        }
+        let id = bed.service(spec("web", 1));
+        bed.tick();
+        bed.all_run();
+        let spec = with_task(spec("web", 1), |task| task.containers[0].image = "newer".into());
+        let update = Request::UpdateService { service: "web".into(), version: None, spec, networks: vec![] };
+        bed.ask(&update).expect("a valid update");
+        bed.tick();
+        let held = bed.tasks(id).pop().expect("a successor");
+        assert_eq!(held.desired, Desired::Ready);
+
+        let lost = held.node.expect("it has a node");
+        bed.heard.resumed(bed.now);
+        let since = bed.now;
+        bed.alter(lost, |node| (node.status, node.status_since) = (NodeStatus::Down, since));
+        bed.heard.forget(lost);
+        bed.tick();
+        let old = bed.tasks(id)[0].id;
+        bed.report(old, Observed::Shutdown);
+        bed.tick();
+
+        let wanted: Vec<_> = bed.tasks(id).iter().skip(1).map(|task| (task.node, task.desired)).collect();
+        let other = bed.tasks(id).pop().and_then(|task| task.node);
+        assert_ne!(other, Some(lost));
+        assert_eq!(wanted, [(Some(lost), Desired::Ready), (other, Desired::Running)]);
+        assert_eq!(bed.tick().changes, []);
     }
 }

@@ -51,16 +51,20 @@ pub(crate) fn schedule(draft: &mut Draft) {
     pending.sort_by_key(|task| task.meta.number);
     let mut candidates: Vec<Candidate> =
         draft.state().nodes().map(|node| Candidate::new(draft.state(), node, draft.now)).collect();
+    let mut waiting = Vec::new();
     for task in pending {
         let service = draft.state().service(task.service).cloned();
         match choose(&mut candidates, &task, service.as_deref()) {
             Ok(node) => draft.propose(Change::Assign { task: task.id, node }),
-            Err(refusals) => {
-                let note = refusals.to_string();
-                if note != task.note {
-                    draft.propose(Change::Note { task: task.id, note });
-                }
-            }
+            Err(_) => waiting.push((task, service)),
+        }
+    }
+    // Why they wait is said last: what was placed after them is part of it.
+    for (task, service) in waiting {
+        let Err(refusals) = choose(&mut candidates, &task, service.as_deref()) else { continue };
+        let note = refusals.to_string();
+        if note != task.note {
+            draft.propose(Change::Note { task: task.id, note });
         }
     }
 }
@@ -118,9 +122,13 @@ impl Candidate {
         let reserved = task.spec.resources.reservations;
         self.free.nano_cpus = self.free.nano_cpus.saturating_sub(reserved.nano_cpus);
         self.free.memory_bytes = self.free.memory_bytes.saturating_sub(reserved.memory_bytes);
-        self.total += 1;
-        *self.by_service.entry(task.service).or_default() += 1;
         self.host_ports.extend(ports);
+        // What is on its way out still holds its resources, but the place it leaves is as good as free: else an
+        // update would drift away from the nodes it began on.
+        if task.is_wanted() {
+            self.total += 1;
+            *self.by_service.entry(task.service).or_default() += 1;
+        }
     }
 
     fn score(&self, task: &Task) -> Score {

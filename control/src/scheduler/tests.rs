@@ -93,6 +93,41 @@ fn placement() {
 }
 
 #[test]
+fn an_update_stays_spread() {
+    let mut bed = Bed::new();
+    let nodes = ["n1", "n2", "n3"].map(|host| bed.node(host, 1024));
+    let service = bed.service(spec("web", 3));
+    bed.tick();
+    bed.all_run();
+    let mut wanted = spec("web", 3);
+    std::sync::Arc::make_mut(&mut wanted.task).force += 1;
+    let request = crate::admission::Request::UpdateService {
+        service: "web".into(),
+        version: None,
+        spec: wanted,
+        networks: Vec::new(),
+    };
+    bed.ask(&request).expect("a good spec");
+    for _ in 0..6 {
+        bed.tick();
+        let stopping: Vec<_> =
+            bed.tasks(service).into_iter().filter(|task| task.is_live() && !task.is_wanted()).collect();
+        for task in stopping {
+            bed.report(task.id, Observed::Shutdown);
+        }
+        bed.tick();
+        bed.all_run();
+    }
+    let running: std::collections::BTreeSet<_> = bed
+        .tasks(service)
+        .iter()
+        .filter(|task| task.observed == Observed::Running)
+        .filter_map(|task| task.node)
+        .collect();
+    assert_eq!(running, nodes.into());
+}
+
+#[test]
 fn a_host_port_is_taken_once_a_node() {
     let mut bed = Bed::new();
     bed.node("n1", 1024);
@@ -129,4 +164,22 @@ fn a_node_where_a_service_keeps_failing_comes_last() {
     }
     assert_eq!(visited, [vec![bad; 5], vec![good]].concat());
     assert_eq!(bed.tasks(other).len(), 3);
+}
+
+#[test]
+fn why_a_task_waits_takes_later_ones_into_account() {
+    let mut bed = Bed::new();
+    bed.node("n1", 2048);
+    let reserving = |name: &str, cpus: u64, memory: u64| {
+        with_task(spec(name, 1), |task| {
+            task.resources.reservations =
+                Resources { nano_cpus: cpus * 1_000_000_000, memory_bytes: memory * MIB };
+        })
+    };
+    let waits = bed.service(reserving("waits", 1, 4096));
+    bed.service(reserving("fits", 4, 0));
+    bed.tick();
+    let note = bed.tasks(waits)[0].note.clone();
+    expect!["no suitable node (1 node not ready; insufficient CPUs on 1 node)"].assert_eq(&note);
+    assert_eq!(bed.tick().changes, []);
 }

@@ -130,7 +130,6 @@ impl Agent {
             hello: Box::new(move || pb::Hello {
                 hostname: crate::machine::hostname(),
                 description: Some((&crate::machine::describe(&described)).into()),
-                epoch: 0,
             }),
             contact: contact_sender,
         };
@@ -412,6 +411,9 @@ impl Loop {
         let told = table::translate(&table, generation, self.node, self.my_addr);
         if let Err(error) = self.hands.overlay.apply(told).await {
             tracing::warn!(%error, "the overlay does not take the table");
+        }
+        if keep {
+            self.outbox.taken(generation);
         }
         if keep && let Err(error) = write_atomically(&self.dir.join(TABLE), &message.encode_to_vec()) {
             tracing::warn!(error = format!("{error:#}"), "cannot keep the table");

@@ -38,6 +38,8 @@ pub struct Outbox {
 struct Reports {
     latest: BTreeMap<TaskId, pb::TaskReport>,
     unsent: BTreeSet<TaskId>,
+    /// The generation of the table that came into force, until it is said.
+    taken: Option<u64>,
 }
 
 impl Outbox {
@@ -60,6 +62,12 @@ impl Outbox {
         reports.unsent.retain(|task| known(task));
     }
 
+    /// A table has come into force.
+    pub fn taken(&self, generation: u64) {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).taken = Some(generation);
+        self.news.notify_one();
+    }
+
     fn everything_is_news(&self) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.unsent = reports.latest.keys().copied().collect();
@@ -67,10 +75,12 @@ impl Outbox {
         self.news.notify_one();
     }
 
-    fn take(&self) -> Vec<pb::TaskReport> {
+    fn take(&self) -> Vec<Up> {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         let unsent = std::mem::take(&mut reports.unsent);
-        unsent.iter().filter_map(|task| reports.latest.get(task).cloned()).collect()
+        let said: Vec<_> = unsent.iter().filter_map(|task| reports.latest.get(task).cloned()).collect();
+        let said = (!said.is_empty()).then_some(Up::Reports(pb::TaskReports { reports: said }));
+        said.into_iter().chain(reports.taken.take().map(Up::Taken)).collect()
     }
 }
 
@@ -181,10 +191,8 @@ impl Session {
                     up.try_send(pb::FromNode { what: Some(heartbeat) }).context("the connection is stuck")?;
                 }
                 () = self.outbox.news.notified() => {
-                    let reports = self.outbox.take();
-                    if !reports.is_empty() {
-                        let reports = Up::Reports(pb::TaskReports { reports });
-                        up.send(pb::FromNode { what: Some(reports) }).await.context("the leader hung up")?;
+                    for what in self.outbox.take() {
+                        up.send(pb::FromNode { what: Some(what) }).await.context("the leader hung up")?;
                     }
                 }
                 message = down.message() => {

@@ -3,10 +3,12 @@
 use super::{logs, watch};
 use crate::identity::token::JoinToken;
 use crate::identity::{ca, random, token};
+use crate::image::{self, Reference};
 use crate::manager::Manager;
 use crate::manager::cluster::{Cluster, refused_status};
-use crate::member::Member;
+use crate::member::{Ground, Member};
 use crate::rpc::dial::Dialer;
+use crate::rpc::forward::ORIGIN;
 use rswarm_control::admission::{
     Answer, NetworkSpec, NodeUpdate, Refused, Request as Ask, find_network, find_node, find_service,
     find_task,
@@ -19,6 +21,7 @@ use rswarm_proto::Problem;
 use rswarm_proto::v1 as pb;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -28,6 +31,17 @@ pub struct Control {
     manager: Arc<dyn Fn() -> Option<Arc<Manager>> + Send + Sync>,
     dialer: Arc<dyn Fn() -> Option<Arc<Dialer>> + Send + Sync>,
     me: Arc<dyn Fn() -> String + Send + Sync>,
+    ground: Arc<dyn Fn() -> Option<Ground> + Send + Sync>,
+}
+
+/// How long a registry may take to say what a name means.
+const LOOK_UP: Duration = Duration::from_secs(5);
+
+fn unpinned(image: &str, why: &str) -> String {
+    format!(
+        "image {image} could not be resolved to a digest ({why}); each node will look for it itself, and they may \
+         find different versions"
+    )
 }
 
 impl Control {
@@ -39,10 +53,11 @@ impl Control {
 
     /// For the member that `member` says this machine is now, if any.
     pub fn new(member: Arc<dyn Fn() -> Option<Arc<Member>> + Send + Sync>) -> Self {
-        let (of_manager, of_dialer) = (member.clone(), member.clone());
+        let (of_manager, of_dialer, of_ground) = (member.clone(), member.clone(), member.clone());
         Self {
             manager: Arc::new(move || of_manager()?.manager()),
             dialer: Arc::new(move || Some(of_dialer()?.dialer().clone())),
+            ground: Arc::new(move || Some(of_ground()?.ground().clone())),
             me: Arc::new(move || member().map(|member| member.node.to_string()).unwrap_or_default()),
         }
     }
@@ -54,6 +69,39 @@ impl Control {
 
     async fn fresh(&self) -> Result<Arc<State>, Status> {
         self.cluster()?.fresh().await
+    }
+
+    /// Resolves the images of a spec to digests, so that all tasks run the same whatever becomes of a tag. What
+    /// cannot be resolved stays as it is, and is returned as a warning: a node may have the image all the same.
+    async fn pin(&self, spec: &mut ServiceSpec, before: Option<&ServiceSpec>) -> Vec<String> {
+        let Some(ground) = (self.ground)() else { return Vec::new() };
+        let mut warnings = Vec::new();
+        let task = Arc::make_mut(&mut spec.task);
+        for (index, container) in task.containers.iter_mut().enumerate() {
+            // Whoever wants it looked up again leaves the digest out.
+            let same = before.and_then(|before| before.task.containers.get(index));
+            let known = same.filter(|same| same.image == container.image).map(|same| &same.image_digest);
+            if container.image_digest.is_some() && known == Some(&container.image_digest) {
+                continue;
+            }
+            container.image_digest = None;
+            let Ok(reference) = container.image.parse::<Reference>() else { continue };
+            let here = ground.images.clone();
+            let name = reference.to_string();
+            let local =
+                tokio::task::spawn_blocking(move || here.resolve(&name).is_ok()).await.unwrap_or(false);
+            if image::is_builtin(&reference) || reference.digest().is_some() || local {
+                continue;
+            }
+            let found =
+                tokio::time::timeout(LOOK_UP, ground.images.look_up(&reference, &ground.registries)).await;
+            match found {
+                Ok(Ok(digest)) => container.image_digest = Some(digest.to_string()),
+                Ok(Err(error)) => warnings.push(unpinned(&container.image, &error.to_string())),
+                Err(_) => warnings.push(unpinned(&container.image, "the registry does not answer")),
+            }
+        }
+        warnings
     }
 
     async fn admit(&self, ask: Ask) -> Result<(Answer, Arc<State>), Status> {
@@ -144,13 +192,14 @@ impl pb::control_server::Control for Control {
 
     async fn list_nodes(
         &self,
-        _: Request<pb::ListNodesRequest>,
+        request: Request<pb::ListNodesRequest>,
     ) -> Result<Response<pb::ListNodesResponse>, Status> {
         let state = self.fresh().await?;
+        let origin = request.metadata().get(ORIGIN).and_then(|node| node.to_str().ok().map(str::to_owned));
         let managers = state.nodes().filter(|node| node.role == Role::Manager);
         Ok(Response::new(pb::ListNodesResponse {
             nodes: state.nodes().map(|node| (&**node).into()).collect(),
-            self_id: (self.me)(),
+            self_id: origin.unwrap_or_else(|| (self.me)()),
             leader_id: (self.me)(),
             reachable_managers: managers
                 .filter(|node| matches!(node.status, NodeStatus::Ready | NodeStatus::Unknown))
@@ -200,11 +249,12 @@ impl pb::control_server::Control for Control {
         request: Request<pb::CreateServiceRequest>,
     ) -> Result<Response<pb::CreateServiceResponse>, Status> {
         let request = request.into_inner();
-        let spec = spec(request.spec)?;
+        let mut spec = spec(request.spec)?;
+        let warnings = self.pin(&mut spec, None).await;
         let (answer, state) = self.admit(Ask::CreateService { spec, networks: request.networks }).await?;
         let Answer::Service(id) = answer else { return Err(Status::internal("no service was made")) };
         let version = state.service(id).map_or(0, |service| service.meta.version);
-        Ok(Response::new(pb::CreateServiceResponse { id: id.to_string(), warnings: Vec::new(), version }))
+        Ok(Response::new(pb::CreateServiceResponse { id: id.to_string(), warnings, version }))
     }
 
     async fn update_service(
@@ -213,17 +263,19 @@ impl pb::control_server::Control for Control {
     ) -> Result<Response<pb::UpdateServiceResponse>, Status> {
         let request = request.into_inner();
         let before = find_service(&*self.fresh().await?, &request.service).map_err(refused)?;
+        let mut spec = spec(request.spec)?;
+        let warnings = self.pin(&mut spec, Some(&before.spec)).await;
         let ask = Ask::UpdateService {
             service: before.id.to_string(),
             version: version(request.version),
-            spec: spec(request.spec)?,
+            spec,
             networks: request.networks,
         };
         let (_, state) = self.admit(ask).await?;
         let version = state.service(before.id).map_or(0, |service| service.meta.version);
         let changed = version != before.meta.version;
         let id = before.id.to_string();
-        Ok(Response::new(pb::UpdateServiceResponse { id, changed, warnings: Vec::new(), version }))
+        Ok(Response::new(pb::UpdateServiceResponse { id, changed, warnings, version }))
     }
 
     async fn remove_service(
@@ -378,10 +430,11 @@ impl pb::control_server::Control for Control {
         let request = request.into_inner();
         let tasks: Vec<Arc<Task>> = match find_service(&state, &request.of) {
             Ok(service) => state.tasks_of(service.id).cloned().collect(),
-            Err(Refused::NotFound(_)) => {
+            Err(Refused::NotFound(nothing)) => {
                 let task = find_task(&state, &request.of);
-                let nothing = |_| Status::not_found(format!("no service or task is called `{}`", request.of));
-                vec![task.map_err(nothing)?]
+                // What is said of services names a near spelling, if there is one.
+                let nothing = nothing.replacen("no such service", "no such service or task", 1);
+                vec![task.map_err(|_| Status::not_found(nothing))?]
             }
             Err(error) => return Err(refused(error)),
         };

@@ -6,7 +6,7 @@ use crate::daemon::{Daemon, Membership};
 use crate::identity::token::JoinToken;
 use crate::identity::{Identity, ManagerAddr, ca, random, token};
 use crate::manager::{self, Manager};
-use crate::member::{self, Member};
+use crate::member::{self, Member, believed};
 use crate::rpc::dial::{self, Line};
 use crate::rpc::listen;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -16,6 +16,7 @@ use rswarm_control::model::{Availability, JoinTokens, NodeStatus, Role, Secret, 
 use rswarm_control::state::{Change, State};
 use rswarm_proto::v1 as pb;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -37,8 +38,12 @@ impl Local {
     fn inactive(&self) -> Result<()> {
         match self.daemon.membership() {
             Membership::Inactive => Ok(()),
-            Membership::Active(_) | Membership::Failed(_) => bail!(
+            Membership::Active(_) => bail!(
                 "this node is already part of a cluster: use `rswarm leave` to leave it before making or joining another"
+            ),
+            Membership::Failed(why) => bail!(
+                "this node is already part of a cluster, though it cannot take part in it now ({why}): mend that, or \
+                 give the membership up with `rswarm leave --force`"
             ),
         }
     }
@@ -96,16 +101,23 @@ impl Local {
         member::wipe_other_seats(&state_dir, seat)?;
         let (_, dialer) = member::connections(&identity)?;
         let me = rswarm_raft::Member { id: rswarm_raft::RaftId(seat), addr: advertise.to_string(), node };
-        let manager = Manager::start(&state_dir, seat, cluster, dialer, Some(me)).await?;
+        let started = Manager::start(&state_dir, seat, cluster, dialer, Some(me)).await;
+        let manager = started.inspect_err(|_| forget(&state_dir))?;
         let founded = found(&manager, changes).await;
         if let Err(error) = founded {
             manager.stop().await;
-            let _ = rswarm_raft::wipe(&manager::raft_dir(&state_dir));
+            forget(&state_dir);
             return Err(error);
         }
-        identity.save(&state_dir)?;
         let root_der = ca::der(&root.cert_pem)?;
-        let member = Member::start(ground, identity, listener, Some(manager)).await?;
+        let begun = match identity.save(&state_dir) {
+            Ok(()) => Member::start(ground, identity, listener, Some(manager)).await,
+            Err(error) => {
+                manager.stop().await;
+                Err(error)
+            }
+        };
+        let member = begun.inspect_err(|_| forget(&state_dir))?;
         let answer = pb::InitResponse {
             node_id: member.node.to_string(),
             cluster_id: cluster.to_string(),
@@ -176,8 +188,17 @@ impl Local {
                 })
                 .collect(),
         };
-        identity.save(&state_dir)?;
-        let member = Member::start(ground, identity, listener, None).await?;
+        let begun = match identity.save(&state_dir) {
+            Ok(()) => Member::start(ground, identity, listener, None).await,
+            Err(error) => Err(error),
+        };
+        let member = begun.inspect_err(|_| forget(&state_dir)).with_context(|| {
+            format!(
+                "the cluster has taken this machine in as node {}, but it cannot take part; remove that node with \
+                 `rswarm node rm --force {0}` on a manager, and join again",
+                issued.node_id
+            )
+        })?;
         self.daemon.set_membership(Membership::Active(member.clone()));
         session(&member).await.context(
             "joined, but the cluster's leader does not answer this node yet; it goes on trying in the background",
@@ -216,22 +237,36 @@ impl Local {
                 member.stop().await;
             }
         }
-        Identity::remove(&state_dir)?;
-        rswarm_raft::wipe(&manager::raft_dir(&state_dir)).context("cannot remove the manager's log")?;
-        for left in ["raft.seat", "agent"] {
-            let path = state_dir.join(left);
-            let removed =
-                if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            match removed {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("cannot remove {}", path.display()));
-                }
-                _ => {}
-            }
-        }
+        unwritten(&state_dir)?;
         self.daemon.set_membership(Membership::Inactive);
         Ok(())
     }
+}
+
+/// Removes what a membership that did not come about has written. Best effort: the error that ended it is told,
+/// and the next attempt removes the rest.
+fn forget(state_dir: &Path) {
+    if let Err(error) = unwritten(state_dir) {
+        tracing::warn!(error = format!("{error:#}"), "cannot clean up");
+    }
+}
+
+/// Removes what a membership keeps on disk.
+fn unwritten(state_dir: &Path) -> Result<()> {
+    Identity::remove(state_dir)?;
+    rswarm_raft::wipe(&manager::raft_dir(state_dir)).context("cannot remove the manager's log")?;
+    for left in ["raft.seat", "agent"] {
+        let path = state_dir.join(left);
+        let removed =
+            if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn listen_addr(said: &str, default: SocketAddr) -> Result<SocketAddr> {
@@ -241,8 +276,10 @@ fn listen_addr(said: &str, default: SocketAddr) -> Result<SocketAddr> {
     if let Ok(addr) = said.parse() {
         return Ok(addr);
     }
-    let ip = said.parse().map_err(|_| anyhow!("`{said}` is not an address to listen on (ip or ip:port)"))?;
-    Ok(SocketAddr::new(ip, default.port()))
+    if let Ok(ip) = said.parse() {
+        return Ok(SocketAddr::new(ip, default.port()));
+    }
+    config::advertise_addr(said, default.port()).context("cannot choose the address to listen on")
 }
 
 fn availability(said: pb::Availability) -> Result<Availability> {
@@ -426,7 +463,7 @@ impl pb::local_server::Local for Local {
 fn failed(error: anyhow::Error) -> Status {
     match error.downcast::<Status>() {
         Ok(status) => status,
-        Err(error) => Status::failed_precondition(format!("{error:#}")),
+        Err(error) => Status::failed_precondition(super::words(&error)),
     }
 }
 
@@ -500,10 +537,10 @@ fn manager_status(manager: &Manager, answer: &mut pb::StatusResponse) {
     let state = manager.cluster().state();
     let raft = manager.cluster().log().watch().borrow().clone();
     answer.role = pb::Role::Manager.into();
-    answer.leader_id = raft.leader.as_ref().map(|leader| leader.node.clone()).unwrap_or_default();
+    answer.leader_id = believed(&raft).map(|leader| leader.node).unwrap_or_default();
     answer.term = raft.term;
     answer.applied = raft.applied;
-    answer.quorum = raft.leader.is_some();
+    answer.quorum = believed(&raft).is_some();
     answer.managers = state
         .nodes()
         .filter(|node| node.role == Role::Manager)

@@ -7,3 +7,14 @@ pub mod join;
 pub mod local;
 mod logs;
 mod watch;
+
+/// An error and its causes on one line; some causes are part of the words before them already.
+pub fn words(error: &anyhow::Error) -> String {
+    let mut chain: Vec<String> = Vec::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !chain.last().is_some_and(|last| last.ends_with(&cause)) {
+            chain.push(cause);
+        }
+    }
+    chain.join(": ")
+}

@@ -68,12 +68,19 @@ impl Client {
     /// # Errors
     /// If the manager refuses.
     pub async fn nodes(&mut self) -> Result<pb::ListNodesResponse> {
-        Ok(self
-            .control
-            .list_nodes(pb::ListNodesRequest {})
-            .await
-            .map_err(|status| refused(&status))?
-            .into_inner())
+        let answer = self.control.list_nodes(pb::ListNodesRequest {}).await;
+        let mut answer = answer.map_err(|status| refused(&status))?.into_inner();
+        // The leader answers, whichever node is asked.
+        answer.self_id = self.status().await?.node_id;
+        Ok(answer)
+    }
+
+    /// What a manager knows the node `name` by: `self` is the one this command runs on.
+    ///
+    /// # Errors
+    /// If the daemon refuses to say who it is.
+    pub async fn node(&mut self, name: &str) -> Result<String> {
+        Ok(if name == "self" { self.status().await?.node_id } else { name.to_owned() })
     }
 
     /// The services of these names, or all.

@@ -62,14 +62,7 @@ impl fmt::Display for Failure {
 
 /// An error as it is printed: the whole chain on one line, then the cure.
 pub fn report(error: &anyhow::Error) -> String {
-    let mut chain: Vec<String> = Vec::new();
-    for cause in error.chain().map(ToString::to_string) {
-        // Some errors print their source themselves.
-        if !chain.last().is_some_and(|last| last.ends_with(&cause)) {
-            chain.push(cause);
-        }
-    }
-    let mut text = format!("Error: {}\n", chain.join(": "));
+    let mut text = format!("Error: {}\n", crate::api::words(error));
     let failures = error.chain().filter_map(|cause| cause.downcast_ref::<Failure>());
     for help in failures.filter_map(|failure| failure.help.as_deref()) {
         text.push_str(&format!("  help: {help}\n"));

@@ -26,6 +26,7 @@ use crate::demo::Demo;
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use context::Context;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -143,7 +144,8 @@ fn daemon(flags: Flags, socket: PathBuf) -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {error:#}");
+            // Standard error may be a file on a full disk; the exit code tells it then.
+            let _ = writeln!(std::io::stderr(), "Error: {error:#}");
             ExitCode::FAILURE
         }
     }

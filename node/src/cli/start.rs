@@ -73,7 +73,9 @@ pub fn ensure_daemon(socket: &Path, state_dir: Option<&Path>, err: &mut dyn Writ
             let failure = Failure::failed("systemd could not start the daemon");
             return Err(failure.help("read why with `journalctl -u rswarm`").into());
         }
-        wait(socket, &mut None, "read its log with `journalctl -u rswarm`", &|| String::new())?;
+        wait(socket, &mut None, Path::new(STATE_DIR), "read its log with `journalctl -u rswarm`", &|| {
+            String::new()
+        })?;
         return Ok(Started::BySystemd);
     }
     let state_dir = state_dir.unwrap_or(Path::new(STATE_DIR));
@@ -81,7 +83,7 @@ pub fn ensure_daemon(socket: &Path, state_dir: Option<&Path>, err: &mut dyn Writ
     writeln!(err, "Starting the daemon (log: {})", log.path.display())?;
     let mut child = Some(spawn(socket, state_dir, &log.file)?);
     let help = format!("its log is {}", log.path.display());
-    wait(socket, &mut child, &help, &|| log.last_words())?;
+    wait(socket, &mut child, state_dir, &help, &|| log.last_words())?;
     Ok(child.map_or(Started::Before, Started::Here))
 }
 
@@ -139,7 +141,13 @@ fn spawn(socket: &Path, state_dir: &Path, log: &File) -> Result<Child> {
 }
 
 /// Waits until the socket answers, the child ends, or the deadline has passed.
-fn wait(socket: &Path, child: &mut Option<Child>, help: &str, last_words: &dyn Fn() -> String) -> Result<()> {
+fn wait(
+    socket: &Path,
+    child: &mut Option<Child>,
+    log_dir: &Path,
+    help: &str,
+    last_words: &dyn Fn() -> String,
+) -> Result<()> {
     let deadline = Instant::now() + DEADLINE;
     loop {
         if UnixStream::connect(socket).is_ok() {
@@ -161,9 +169,20 @@ fn wait(socket: &Path, child: &mut Option<Child>, help: &str, last_words: &dyn F
             child.take().into_iter().for_each(stop);
         }
         let words = last_words();
+        if let Some(full) = full_disk(log_dir).filter(|_| words.is_empty()) {
+            return Err(Failure::failed(format!("{what}: {full}")).help("make room there").into());
+        }
         let what = if words.is_empty() { what } else { format!("{what}; its last words:\n  {words}\n") };
         return Err(Failure::failed(what.trim_end()).help(help).into());
     }
+}
+
+/// That no room is left where `dir` lies, if so: the daemon's own words had none either.
+fn full_disk(dir: &Path) -> Option<String> {
+    const ROOM_MIN: u64 = 64 << 10;
+    let room = rustix::fs::statvfs(dir).ok()?;
+    let left = room.f_bavail.saturating_mul(room.f_frsize);
+    (left < ROOM_MIN).then(|| format!("the disk is full where {} lies", dir.display()))
 }
 
 fn stop(mut child: Child) {
@@ -214,8 +233,8 @@ mod tests {
         command.stdout(log.file.try_clone().expect("a file")).stderr(log.file.try_clone().expect("a file"));
         let child = command.spawn().expect("a shell");
         let socket = dir.path().join("s");
-        let error =
-            wait(&socket, &mut Some(child), "its log is L", &|| log.last_words()).expect_err("it ended");
+        let error = wait(&socket, &mut Some(child), dir.path(), "its log is L", &|| log.last_words())
+            .expect_err("it ended");
         expect_test::expect![[r"
             Error: the daemon ended at once (exit status: 1); its last words:
               early

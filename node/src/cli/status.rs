@@ -60,7 +60,8 @@ fn render(status: &pb::StatusResponse, now_ms: u64) -> Result<String> {
             Ok(text)
         }
         State::Error | State::Unspecified => Ok(format!(
-            "This node has failed: {}\n",
+            "This node has failed: {}\n\n\
+             If that cannot be mended, give the membership up with `rswarm leave --force`.\n",
             if status.error.is_empty() { "the daemon does not say why; see its log" } else { &status.error }
         )),
     }
@@ -73,15 +74,35 @@ fn active(status: &pb::StatusResponse, now_ms: u64) -> Result<String> {
     let (wanted, running) = (status.tasks_wanted, status.tasks_running);
     let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     writeln!(text, "Cluster\t{}", status.cluster_id)?;
-    writeln!(text, "Nodes\t{}, {}", counted(managers.len(), "manager"), counted(workers.len(), "worker"))?;
-    writeln!(
-        text,
-        "Services\t{}, {running} of {} running",
-        status.services,
-        counted(wanted as usize, "task")
-    )?;
-    writeln!(text, "Leader\t{}", leader(status))?;
-    writeln!(text, "Quorum\t{}", quorum(status))?;
+    if status.role() == pb::Role::Manager {
+        writeln!(
+            text,
+            "Nodes\t{}, {}",
+            counted(managers.len(), "manager"),
+            counted(workers.len(), "worker")
+        )?;
+        writeln!(
+            text,
+            "Services\t{}, {running} of {} running",
+            status.services,
+            counted(wanted as usize, "task")
+        )?;
+        writeln!(text, "Leader\t{}", leader(status))?;
+        writeln!(text, "Quorum\t{}", quorum(status))?;
+    } else {
+        // A worker knows where the managers are, and whether one of them answers it.
+        let addrs: Vec<&str> = status.managers.iter().map(|manager| manager.addr.as_str()).collect();
+        writeln!(
+            text,
+            "Managers\t{}",
+            if addrs.is_empty() { "none known".into() } else { addrs.join(", ") }
+        )?;
+        writeln!(
+            text,
+            "Contact\t{}",
+            if status.quorum { "yes" } else { "LOST: no leader answers this node" }
+        )?;
+    }
     let role = if status.role() == pb::Role::Manager { "manager" } else { "worker" };
     let up = rough(Duration::from_millis(now_ms.saturating_sub(status.started_at_ms))).to_lowercase();
     writeln!(text, "This node\t{} ({}), {role}, daemon up for {up}", status.hostname, status.node_id)?;
@@ -260,6 +281,20 @@ mod tests {
         lost.quorum = false;
         lost.managers[1].reachable = false;
         assert_eq!(quorum(&lost), "LOST: 1 of 3 managers reachable, 2 needed; changes are refused");
+    }
+
+    #[test]
+    fn a_worker_says_only_what_it_knows() {
+        let mut worker = response();
+        worker.role = pb::Role::Worker.into();
+        (worker.nodes, worker.problems, worker.quorum) = (vec![], vec![], false);
+        expect![[r"
+            Cluster     0000000000clu
+            Managers    10.0.0.1:2377, 10.0.0.2:2377, 10.0.0.3:2377
+            Contact     LOST: no leader answers this node
+            This node   n1 (0000000000001), worker, daemon up for 2 hours
+        "]]
+        .assert_eq(&render(&worker, samples::NOW).expect("it renders"));
     }
 
     #[test]

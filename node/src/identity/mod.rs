@@ -5,9 +5,11 @@ pub mod tls;
 pub mod token;
 
 use anyhow::{Context, Result};
+use rswarm_control::ids::{ClusterId, NodeId};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -62,16 +64,27 @@ impl Identity {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
-        let identity: Self = serde_json::from_slice(&text).with_context(|| {
-            format!("{} is damaged; restore it or `rswarm leave --force`", path.display())
-        })?;
+        let damaged = || format!("{} is damaged; restore it or `rswarm leave --force`", path.display());
+        let identity: Self = serde_json::from_slice(&text).with_context(damaged)?;
         anyhow::ensure!(
             identity.format == FORMAT,
             "{} has format {}, this version of rswarm reads {FORMAT}",
             path.display(),
             identity.format
         );
+        identity.check().with_context(damaged)?;
         Ok(Some(identity))
+    }
+
+    /// That every part can be used.
+    fn check(&self) -> Result<()> {
+        tls::Credentials::new(&self.cert_pem, &self.ca_pem, &self.key_pem)?;
+        self.node.parse::<NodeId>().context("the node id")?;
+        self.cluster.parse::<ClusterId>().context("the cluster id")?;
+        for addr in [&self.advertise_addr, &self.listen_addr] {
+            addr.parse::<SocketAddr>().with_context(|| format!("the address `{addr}`"))?;
+        }
+        Ok(())
     }
 
     /// Writes it so that either the old or the new one is there after a power cut.
@@ -103,7 +116,12 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         fs::rename(&tmp, path)?;
         fs::File::open(dir)?.sync_all()
     };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write()
+        .inspect_err(|_| {
+            // Best effort: what is half written is of no use, and takes room where there is little.
+            let _ = fs::remove_file(&tmp);
+        })
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// `N` random bytes from the kernel.

@@ -106,6 +106,20 @@ impl Store {
         result
     }
 
+    /// What a name means at its registry now, so that all of a service's tasks can run the same.
+    ///
+    /// # Errors
+    /// [`Error::Registry`] if the registry cannot be reached, does not have the image or refuses it.
+    pub async fn look_up(&self, reference: &Reference, registries: &Registries) -> Result<Digest> {
+        let workers = Workers::default();
+        let source = Source::connect(self, reference.registry(), reference, registries, &workers)?;
+        let digest = source.client.fetch_manifest_digest(&source.image, &source.auth).await;
+        digest
+            .map_err(|error| source.failed(&error))?
+            .parse()
+            .or_else(|_| refused(reference.familiar(), "the registry's digest of it is malformed"))
+    }
+
     /// The lock that lets one pull of a name work at a time.
     fn turn(&self, reference: &Reference) -> Arc<tokio::sync::Mutex<()>> {
         let mut pulls = self.inner.pulls.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -230,11 +230,13 @@ struct Session {
 
 impl Session {
     async fn run(self, mut incoming: Streaming<pb::FromNode>) {
+        self.office.routes.open(self.node, self.epoch);
         let why = tokio::select! {
             () = self.office.stop.cancelled() => "this manager no longer leads",
             () = self.push() => "the node does not take its messages",
             why = self.hear(&mut incoming) => why,
         };
+        self.office.routes.close(self.node, self.epoch);
         tracing::info!(node = %self.node, why, "session closed");
     }
 
@@ -267,18 +269,24 @@ impl Session {
                 listed = Some(list);
             }
             let table = endpoints::of(&state, self.node);
-            if known.as_ref() != Some(&table) {
+            let news = known.as_ref() != Some(&table);
+            if news {
                 let message = pb::Table { generation: index, ..(&table).into() };
                 if self.send(Down::Table(message)).await.is_err() {
                     return;
                 }
                 known = Some(table);
             }
+            self.office.routes.seen(self.node, self.epoch, index, news);
             let hold = assignment::of(&state, self.node);
             let news = match &held {
                 None => Some(Down::Assignment(pb::Assignment { generation: index, ..(&hold).into() })),
                 Some(before) => {
                     let news = hold.since(before);
+                    if news.tasks.iter().any(|task| !task.is_wanted() && !task.ended) {
+                        // A task is asked to end when nobody sends it anything new.
+                        self.office.routes.settled(index).await;
+                    }
                     let message = || pb::AssignmentDifference { generation: index, ..(&news).into() };
                     (!news.is_empty()).then(|| Down::Difference(message()))
                 }
@@ -332,7 +340,8 @@ impl Session {
                         }
                     }
                 }
-                Some(Up::Taken(_) | Up::Hello(_)) | None => {}
+                Some(Up::Taken(generation)) => self.office.routes.taken(self.node, self.epoch, generation),
+                Some(Up::Hello(_)) | None => {}
             }
         }
         "the node hung up"

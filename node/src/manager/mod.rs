@@ -4,6 +4,7 @@ pub mod clock;
 pub mod cluster;
 pub mod dispatcher;
 pub mod leader;
+pub mod routes;
 pub mod transport;
 
 use crate::rpc::dial::Dialer;
@@ -14,6 +15,7 @@ use rswarm_control::ids::ClusterId;
 use rswarm_raft::{ClusterTag, Config, Log, Member, RaftId, Role};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -33,10 +35,14 @@ pub struct Manager {
 
 /// A term of office as leader. Gone with it: the sessions of the nodes, and what was heard of them.
 pub struct Office {
+    /// Its Raft term.
+    pub term: u64,
     /// What the leader has heard.
     pub ears: Arc<Ears>,
     /// Cancelled when this manager no longer leads.
     pub stop: CancellationToken,
+    /// Which nodes have taken over which tables.
+    pub routes: routes::Routes,
     /// What nodes report, on its way to the log.
     pub reports: dispatcher::Reports,
 }
@@ -98,21 +104,28 @@ async fn hold_office(
 ) {
     let mut status = cluster.log().watch();
     loop {
-        let leads = status.borrow_and_update().role == Role::Leader;
-        let holds = sender.borrow().is_some();
-        if leads && !holds {
-            let office = take_office(&cluster, &stop, &tracker).await;
-            sender.send_replace(office);
-        } else if !leads
-            && holds
+        let now = status.borrow_and_update().clone();
+        let term = (now.role == Role::Leader).then_some(now.term);
+        let held = sender.borrow().as_ref().map(|office| office.term);
+        if held.is_some()
+            && held != term
             && let Some(office) = sender.send_replace(None)
         {
-            tracing::info!("no longer leading");
+            tracing::info!(term = office.term, "no longer leading");
             office.stop.cancel();
         }
+        if let Some(term) = term
+            && held != Some(term)
+        {
+            let office = take_office(&cluster, term, &stop, &tracker).await;
+            sender.send_replace(office);
+        }
+        // An office that could not be taken up is tried again, unless the term ends first.
+        let again = term.is_some() && sender.borrow().is_none();
         tokio::select! {
             () = stop.cancelled() => return,
             changed = status.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(Duration::from_millis(50)), if again => {}
         }
     }
 }
@@ -120,6 +133,7 @@ async fn hold_office(
 /// `None` when leadership was lost before it was taken up.
 async fn take_office(
     cluster: &Cluster,
+    term: u64,
     stop: &CancellationToken,
     tracker: &TaskTracker,
 ) -> Option<Arc<Office>> {
@@ -131,12 +145,12 @@ async fn take_office(
             return None;
         }
     }
-    tracing::info!("leading");
+    tracing::info!(term, "leading");
     let stop = stop.child_token();
     let ears = Arc::new(Ears::new(clock::after(cluster.state().clock())));
     let reports = dispatcher::Reports::new();
     tracker.spawn(leader::lead(cluster.clone(), ears.clone(), stop.clone()));
     tracker.spawn(leader::keep_membership(cluster.clone(), stop.clone()));
     tracker.spawn(dispatcher::pump(cluster.clone(), reports.clone(), stop.clone()));
-    Some(Arc::new(Office { ears, stop, reports }))
+    Some(Arc::new(Office { term, ears, stop, routes: routes::Routes::default(), reports }))
 }

@@ -62,10 +62,13 @@ impl Dialer {
 pub async fn joining(addr: &str, digest: &str) -> Result<Channel> {
     let config = tls::joining(digest, ALPN)?;
     let name = ServerName::try_from("join.rswarm").context("a fixed name is a name")?;
-    endpoint()
-        .connect_with_connector(connector(addr.to_owned(), name, config))
-        .await
-        .map_err(|error| anyhow::anyhow!("cannot reach {addr}: {}", root_cause(&error)))
+    endpoint().connect_with_connector(connector(addr.to_owned(), name, config)).await.map_err(|error| {
+        match root_cause(&error) {
+            // It was reached, and is another's.
+            foreign if foreign.contains(tls::FOREIGN_CA) => anyhow::anyhow!("{addr}: {}", tls::FOREIGN_CA),
+            cause => anyhow::anyhow!("cannot reach {addr}: {cause}"),
+        }
+    })
 }
 
 /// The innermost of an error's causes: tonic wraps what happened in two layers that say "transport error".

@@ -3,6 +3,7 @@
 //! So no handler needs to know whether it runs on the leader, and a command works on every manager.
 
 use super::access::Peer;
+use rswarm_control::ids::NodeId;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tonic::Status;
@@ -13,6 +14,9 @@ use tonic::transport::Channel;
 const HOP: &str = "rswarm-hop";
 /// The address of the caller as the first manager saw it. Believed only with [`HOP`] from a manager.
 pub const CALLER: &str = "rswarm-caller";
+
+/// The node that passed a call on: the caller's own. Believed only with [`HOP`] from a manager.
+pub const ORIGIN: &str = "rswarm-origin";
 
 /// Services whose calls are the leader's.
 const LEADERS: [&str; 2] = ["/rswarm.v1.Control/", "/rswarm.v1.Join/"];
@@ -30,6 +34,8 @@ pub enum Leader {
 pub trait FindLeader: Send + Sync + 'static {
     /// The leader, or why there is none.
     fn leader(&self) -> std::pin::Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>>;
+    /// The node that looks for it, once it is one.
+    fn me(&self) -> Option<NodeId>;
 }
 
 /// Puts forwarding before every service.
@@ -102,6 +108,9 @@ where
             headers.insert(HOP, http::HeaderValue::from_static("1"));
             if let Some(caller) = caller {
                 headers.insert(CALLER, caller);
+            }
+            if let Some(me) = finder.me().and_then(|node| node.to_string().parse().ok()) {
+                headers.insert(ORIGIN, me);
             }
             Ok(match pass_on(channel, request).await {
                 Ok(response) => response,

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -24,12 +24,19 @@ const HANDSHAKES: usize = 256;
 /// Connections whose handshake is done.
 pub type Arrivals<IO> = ReceiverStream<std::io::Result<Known<IO>>>;
 
-/// Binds the control port.
+/// Binds the control port. The overlay's, which is the UDP port of the same number, is tried too, so that what
+/// stands in its way is known before anything is made or asked for.
 pub async fn bind(addr: SocketAddr) -> Result<TcpListener> {
-    let port = addr.port();
-    TcpListener::bind(addr).await.with_context(|| {
-        format!("cannot listen on {addr}: is another daemon using port {port}? (choose another with --listen-addr)")
-    })
+    let listener = TcpListener::bind(addr).await.with_context(|| in_the_way(addr, "TCP"))?;
+    UdpSocket::bind(addr).await.with_context(|| in_the_way(addr, "UDP"))?;
+    Ok(listener)
+}
+
+fn in_the_way(addr: SocketAddr, kind: &str) -> String {
+    format!(
+        "cannot listen on {addr} ({kind}); the port must be free and the address this machine's own, or choose \
+         another with --listen-addr"
+    )
 }
 
 /// Accepts TLS connections until `stop`.

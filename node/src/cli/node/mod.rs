@@ -154,6 +154,9 @@ pub fn natural(one: &str, other: &str) -> Ordering {
 /// # Errors
 /// If it means none, or several.
 pub fn find<'a>(nodes: &'a [Node], self_id: &str, name: &str) -> Result<&'a Node, Failure> {
+    if name.is_empty() {
+        return Err(Failure::failed("which node? Its name is empty").help("`rswarm node ls` shows the nodes"));
+    }
     let name = if name == "self" { self_id } else { name };
     let by_id: Vec<&Node> = nodes.iter().filter(|node| node.id.to_string().starts_with(name)).collect();
     let by_name: Vec<&Node> = nodes.iter().filter(|node| node.hostname == name).collect();
@@ -184,8 +187,8 @@ async fn set_role(cx: &mut Context, nodes: &[String], role: pb::Role) -> Result<
     };
     let mut client = cx.client().await?;
     for node in nodes {
-        let request =
-            pb::UpdateNodeRequest { node: node.clone(), role: Some(role.into()), ..Default::default() };
+        let named = client.node(node).await?;
+        let request = pb::UpdateNodeRequest { node: named, role: Some(role.into()), ..Default::default() };
         let answer = client.control.update_node(request).await.map_err(|status| {
             anyhow::Error::new(refused(&status)).context(format!("cannot change the role of `{node}`"))
         })?;

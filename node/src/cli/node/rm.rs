@@ -24,7 +24,7 @@ impl Rm {
     pub async fn run(self, cx: &mut Context) -> Result<()> {
         let mut client = cx.client().await?;
         for node in self.nodes {
-            let request = pb::RemoveNodeRequest { node: node.clone(), force: self.force };
+            let request = pb::RemoveNodeRequest { node: client.node(&node).await?, force: self.force };
             let removed = client.control.remove_node(request).await;
             removed.map_err(|status| refused(&status)).with_context(|| format!("cannot remove `{node}`"))?;
             writeln!(cx.out, "{node}")?;

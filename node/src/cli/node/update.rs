@@ -32,15 +32,16 @@ impl Update {
     /// # Errors
     /// If there is no such node, or the manager refuses.
     pub async fn run(self, cx: &mut Context) -> Result<()> {
+        let mut client = cx.client().await?;
         let request = pb::UpdateNodeRequest {
-            node: self.node.clone(),
+            node: client.node(&self.node).await?,
             version: 0,
             availability: self.availability.map(|availability| pb::Availability::from(availability).into()),
             role: self.role.map(|role| pb::Role::from(role).into()),
             labels_add: self.label_add.into_iter().map(|label| (label.key, label.value)).collect(),
             labels_rm: self.label_rm,
         };
-        let updated = cx.client().await?.control.update_node(request).await;
+        let updated = client.control.update_node(request).await;
         updated
             .map_err(|status| refused(&status))
             .with_context(|| format!("cannot update `{}`", self.node))?;

@@ -1,0 +1,481 @@
+//! What must hold in every cluster, simulated or real: one list, each with a sentence.
+//!
+//! Safety is checked after every step, rest when faults have ended and the cluster has had its time. What
+//! only an observer of the steps themselves can see is marked [`Check::Watched`]: whoever runs the cluster
+//! reports it under the name that stands here.
+
+use rswarm_control::model::{
+    Availability, Constraint, ConstraintKey, ConstraintOp, Desired, Node, NodeStatus, Observed, PortMode,
+    Protocol, Resources, RestartCondition, Task,
+};
+use rswarm_control::{Change, NetworkId, NodeId, Proposal, ServiceId, State, TaskId, endpoints};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// Something that must hold.
+#[derive(Debug)]
+pub struct Invariant {
+    /// Short, for tables and for tests.
+    pub name: &'static str,
+    /// What is promised.
+    pub sentence: &'static str,
+    /// How it is checked.
+    pub check: Check,
+}
+
+/// What came of a check; an error says where the promise was broken.
+pub type Finding = Result<(), String>;
+
+/// How, and when, an invariant is checked.
+#[derive(Debug)]
+pub enum Check {
+    /// After each applied entry, on the state.
+    State(fn(&State) -> Finding),
+    /// After each applied entry, on what it did.
+    Step(fn(&Step<'_>) -> Finding),
+    /// Whenever a container was started, on what really runs.
+    Facts(fn(&Scene<'_>) -> Finding),
+    /// When faults have ended and the cluster has come to rest.
+    Rest(fn(&Scene<'_>) -> Finding),
+    /// By whoever runs the cluster.
+    Watched,
+}
+
+/// One applied entry.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// The state before it.
+    pub before: &'a State,
+    /// What was applied.
+    pub proposal: &'a Proposal,
+    /// The state after it.
+    pub after: &'a State,
+}
+
+/// What is believed, and what is so.
+#[derive(Debug)]
+pub struct Scene<'a> {
+    /// What the managers agree on.
+    pub state: &'a State,
+    /// What is there.
+    pub containers: &'a [Fact],
+    /// Tasks whose node was given up at some time: a second container in their slot is no surprise.
+    pub excused: &'a BTreeSet<TaskId>,
+    /// Services whose containers do not stay up, whoever runs them.
+    pub hopeless: &'a BTreeSet<ServiceId>,
+}
+
+/// One container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fact {
+    /// Of which task.
+    pub task: TaskId,
+    /// Where.
+    pub node: NodeId,
+    /// Of which service.
+    pub service: ServiceId,
+    /// In which of its places.
+    pub slot: rswarm_control::model::Slot,
+    /// Whether it runs; else it is prepared, or has ended and is remembered.
+    pub running: bool,
+}
+
+macro_rules! invariants {
+    ($($(#[$doc:meta])* $id:ident = $name:literal, $sentence:literal, $check:expr;)*) => {
+        $($(#[$doc])* pub const $id: &Invariant =
+            &Invariant { name: $name, sentence: $sentence, check: $check };)*
+        /// All of them.
+        pub const ALL: &[&Invariant] = &[$($id),*];
+    };
+}
+
+invariants! {
+    /// The state machine is deterministic.
+    REPLICAS_AGREE = "replicas agree",
+        "Managers that have applied the same entries hold the same state.", Check::Watched;
+    /// A snapshot holds everything.
+    SNAPSHOT_WHOLE = "snapshot whole",
+        "A state restored from its snapshot is the state.", Check::Watched;
+    /// What was acknowledged stays.
+    ACKNOWLEDGED_STAYS = "acknowledged stays",
+        "A request that was answered with yes has been carried out.", Check::Watched;
+    /// Nothing reused.
+    IDS_NEVER_REPEAT = "ids never repeat",
+        "No object gets an id that another object has had.", Check::Watched;
+    /// No way back.
+    STATES_MOVE_FORWARD = "states move forward",
+        "What is observed and what is desired of a task only moves forward.", Check::Step(forward);
+    /// Placement is allowed.
+    PLACED_WELL = "placed well",
+        "A task is assigned only to a node that is ready, active and meets its constraints.", Check::Step(placed);
+    /// One wanted task.
+    ONE_WANTED = "one wanted task",
+        "A slot has at most one live task that is told to run, save where a node is or was lost.",
+        Check::Facts(one_wanted);
+    /// One running container.
+    ONE_RUNS = "one container runs",
+        "A slot has at most one running container, save where a node was given up.", Check::Facts(one_runs);
+    /// Room.
+    WITHIN_CAPACITY = "within capacity",
+        "The reservations of a node's live tasks do not exceed its capacity.", Check::State(capacity);
+    /// Addresses.
+    ADDRESSES_UNIQUE = "addresses unique",
+        "An address of a network has one holder and lies in the network's subnet.", Check::State(addresses);
+    /// Ports.
+    PORTS_UNIQUE = "ports unique",
+        "A port published on every node belongs to one service; one on a task's node to one task there.",
+        Check::State(ports);
+    /// Subnets.
+    NETWORKS_APART = "networks apart",
+        "No two networks share a subnet, a number or a name.", Check::State(networks);
+    /// Routes.
+    ROUTES_LEAD_SOMEWHERE = "routes lead somewhere",
+        "A table offers new connections only tasks that run, are wanted, and whose node is not given up.",
+        Check::State(routes);
+    /// Nothing left to say.
+    PLAN_IS_FIXPOINT = "plan is a fixpoint",
+        "A plan can be applied to the state it was drawn from, and leaves nothing to plan.", Check::Watched;
+    /// Once.
+    STARTED_ONCE = "started once",
+        "No task's container is started twice.", Check::Watched;
+    /// Only what was asked for.
+    RUNS_ONLY_ASSIGNED = "runs only what was assigned",
+        "A node starts only tasks that were assigned to it.", Check::Watched;
+    /// No panic.
+    NOTHING_PANICS = "nothing panics", "No decision panics, whatever happened before it.", Check::Watched;
+    /// No busy loop.
+    COMES_TO_REST = "comes to rest",
+        "After faults have ended the cluster converges in bounded time.", Check::Watched;
+    /// Quiet.
+    IDLE_IS_SILENT = "idle is silent", "A cluster at rest proposes nothing.", Check::Watched;
+    /// In time.
+    REPLACED_IN_TIME = "replaced in time",
+        "Tasks of a silent node are replaced within 3 s, 4 s if it led, and the time it takes to start them.",
+        Check::Watched;
+    /// Belief is fact.
+    BELIEF_IS_FACT = "belief is fact",
+        "At rest, the tasks that are believed to run are the containers that run.", Check::Rest(belief);
+    /// Clean.
+    NOTHING_LEFT = "nothing left over",
+        "At rest, no node holds anything of a task that nobody knows.", Check::Rest(leftovers);
+    /// The goal.
+    CONVERGED = "converged",
+        "At rest, each slot of each service runs, is given up by its policy, or says why it waits.",
+        Check::Rest(converged);
+    /// No false excuse.
+    PENDING_FOR_A_REASON = "pending for a reason",
+        "At rest, a task waits for a node only if no node could take it.", Check::Rest(pending);
+    /// Drained.
+    DRAINED_IS_EMPTY = "drained is empty",
+        "At rest, nothing runs on a drained node that is heard from.", Check::Rest(drained);
+    /// Bounded.
+    HISTORY_IS_BOUNDED = "history is bounded",
+        "At rest, no slot remembers more ended tasks than the settings and its policy ask for.",
+        Check::Rest(history);
+}
+
+fn fail(text: String) -> Finding {
+    Err(text)
+}
+
+fn forward(step: &Step<'_>) -> Finding {
+    for after in step.after.tasks() {
+        let Some(before) = step.before.task(after.id) else { continue };
+        if after.observed < before.observed {
+            return fail(format!("{} went from {} to {}", after.name(), before.observed, after.observed));
+        }
+        if before.observed.is_terminal() && after.observed != before.observed {
+            return fail(format!("{} had ended {}, now {}", after.name(), before.observed, after.observed));
+        }
+        if after.desired < before.desired {
+            return fail(format!("{} was wanted {}, now {}", after.name(), before.desired, after.desired));
+        }
+        if before.node.is_some() && after.node != before.node {
+            return fail(format!("{} changed its node", after.name()));
+        }
+    }
+    Ok(())
+}
+
+fn placed(step: &Step<'_>) -> Finding {
+    for change in &step.proposal.changes {
+        let Change::Assign { task, node } = change else { continue };
+        // Within the same entry it may have been marked for removal, never forgotten.
+        let (Some(task), Some(node)) = (step.after.task(*task), step.after.node(*node)) else { continue };
+        if node.status != NodeStatus::Ready || node.availability != Availability::Active {
+            return fail(format!("{} was given to {}, which takes none", task.name(), node.hostname));
+        }
+        if let Some(unmet) = task.spec.placement.constraints.iter().find(|c| !meets(node, c)) {
+            return fail(format!("{} was given to {} against {unmet:?}", task.name(), node.hostname));
+        }
+    }
+    Ok(())
+}
+
+/// Written anew on purpose: a check that calls the code it checks finds nothing.
+fn meets(node: &Node, constraint: &Constraint) -> bool {
+    let arch = |name: &str| match name.to_ascii_lowercase().as_str() {
+        "amd64" | "x86-64" | "x86_64" => "x86_64".to_owned(),
+        "arm64" | "aarch64" => "aarch64".to_owned(),
+        other => other.to_owned(),
+    };
+    let (is, wanted) = match &constraint.key {
+        ConstraintKey::NodeId => (node.id.to_string(), constraint.value.clone()),
+        ConstraintKey::Hostname => (node.hostname.clone(), constraint.value.clone()),
+        ConstraintKey::Role => (node.role.to_string(), constraint.value.clone()),
+        ConstraintKey::Label(key) => {
+            (node.labels.get(key).cloned().unwrap_or_default(), constraint.value.clone())
+        }
+        ConstraintKey::PlatformOs => (node.description.os.clone(), constraint.value.clone()),
+        ConstraintKey::PlatformArch => (arch(&node.description.arch), arch(&constraint.value)),
+    };
+    is.eq_ignore_ascii_case(&wanted) == (constraint.op == ConstraintOp::Equal)
+}
+
+fn one_wanted(scene: &Scene<'_>) -> Finding {
+    let mut holders = BTreeMap::new();
+    for task in scene.state.tasks() {
+        let running = task.is_live() && task.desired == Desired::Running;
+        if !running || is_lost(scene.state, task) || scene.excused.contains(&task.id) {
+            continue;
+        }
+        if let Some(other) = holders.insert((task.service, task.slot), task.id) {
+            return fail(format!("{} is wanted twice: {other} and {}", task.name(), task.id));
+        }
+    }
+    Ok(())
+}
+
+fn is_lost(state: &State, task: &Task) -> bool {
+    task.node.is_some_and(|node| state.node(node).is_none_or(|node| node.status.is_lost()))
+}
+
+fn one_runs(scene: &Scene<'_>) -> Finding {
+    let mut holders = BTreeMap::new();
+    for fact in scene.containers {
+        if !fact.running || scene.excused.contains(&fact.task) {
+            continue;
+        }
+        if let Some(other) = holders.insert((fact.service, fact.slot), fact.task) {
+            return fail(format!(
+                "slot {} of {} runs twice: {other} and {}",
+                fact.slot, fact.service, fact.task
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn reserved(state: &State, node: NodeId) -> Resources {
+    state.tasks_on(node).filter(|task| task.is_live()).fold(Resources::default(), |sum, task| {
+        let more = task.spec.resources.reservations;
+        Resources {
+            nano_cpus: sum.nano_cpus + more.nano_cpus,
+            memory_bytes: sum.memory_bytes + more.memory_bytes,
+        }
+    })
+}
+
+fn capacity(state: &State) -> Finding {
+    for node in state.nodes() {
+        let (used, capacity) = (reserved(state, node.id), node.description.capacity);
+        if used.nano_cpus > capacity.nano_cpus || used.memory_bytes > capacity.memory_bytes {
+            return fail(format!("{} has {capacity:?}, of which {used:?} are reserved", node.hostname));
+        }
+    }
+    Ok(())
+}
+
+fn addresses(state: &State) -> Finding {
+    let mut held: BTreeSet<(NetworkId, Ipv4Addr)> = BTreeSet::new();
+    let tasks = state.tasks().filter(|task| task.is_live());
+    let of_tasks =
+        tasks.flat_map(|task| task.addresses.iter().map(|(network, at)| (*network, *at, task.name())));
+    let of_services = state.services().flat_map(|service| {
+        service.endpoint.vips.iter().map(|(network, at)| (*network, *at, service.spec.name.clone()))
+    });
+    for (network, address, holder) in of_tasks.chain(of_services) {
+        if !held.insert((network, address)) {
+            return fail(format!("{address} of network {network} is held twice, once by {holder}"));
+        }
+        let Some(network) = state.network(network) else {
+            return fail(format!("{holder} has {address} on a network that is gone"));
+        };
+        let last = network.subnet.nth(network.subnet.size() - 1);
+        let special = address == network.gateway || address == network.subnet.base() || Some(address) == last;
+        if !network.subnet.contains(address) || special {
+            return fail(format!("{holder} has {address} on {} ({})", network.name, network.subnet));
+        }
+    }
+    Ok(())
+}
+
+fn ports(state: &State) -> Finding {
+    let mut everywhere: BTreeMap<(u16, Protocol), ServiceId> = BTreeMap::new();
+    for service in state.services() {
+        for port in service.endpoint.ports.iter().filter(|port| port.mode == PortMode::Ingress) {
+            if everywhere.insert((port.published, port.protocol), service.id).is_some() {
+                return fail(format!(
+                    "port {} is published twice, once by {}",
+                    port.published, service.spec.name
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn networks(state: &State) -> Finding {
+    let all: Vec<_> = state.networks().collect();
+    for (position, one) in all.iter().enumerate() {
+        let clash = |other: &&std::sync::Arc<rswarm_control::model::Network>| {
+            other.subnet.overlaps(one.subnet) || other.vni == one.vni || other.name == one.name
+        };
+        if let Some(other) = all[..position].iter().find(|other| clash(other)) {
+            return fail(format!("{} and {} are not apart", one.name, other.name));
+        }
+    }
+    Ok(())
+}
+
+fn routes(state: &State) -> Finding {
+    // One table of each kind is enough: they differ in what they leave out.
+    let Some(node) = state.nodes().nth(state.index() as usize % state.nodes().count().max(1)) else {
+        return Ok(());
+    };
+    let table = endpoints::of(state, node.id);
+    let of_networks = table.networks.values().flat_map(|network| &network.services).flat_map(|s| &s.backends);
+    for backend in of_networks.chain(table.ports.iter().flat_map(|port| &port.backends)) {
+        let Some(task) = state.task(backend.task) else {
+            return fail(format!("{} is told to connect to {}, which is gone", node.hostname, backend.task));
+        };
+        let away = backend.node != node.id && is_lost(state, task);
+        if task.observed != Observed::Running || !task.is_wanted() || task.node != Some(backend.node) || away
+        {
+            return fail(format!("{} is told to connect to {}", node.hostname, task.name()));
+        }
+    }
+    Ok(())
+}
+
+fn belief(scene: &Scene<'_>) -> Finding {
+    let heard = |task: &&std::sync::Arc<Task>| {
+        task.node.and_then(|node| scene.state.node(node)).is_some_and(|node| node.status == NodeStatus::Ready)
+    };
+    let believed: BTreeSet<TaskId> = scene
+        .state
+        .tasks()
+        .filter(|task| matches!(task.observed, Observed::Running | Observed::Starting))
+        .filter(heard)
+        .map(|task| task.id)
+        .collect();
+    let facts: BTreeSet<TaskId> =
+        scene.containers.iter().filter(|fact| fact.running).map(|fact| fact.task).collect();
+    let calm = |task: &TaskId| {
+        let service = scene.state.task(*task).map(|task| task.service);
+        service.is_none_or(|service| !scene.hopeless.contains(&service))
+    };
+    match believed.symmetric_difference(&facts).find(|task| calm(task)) {
+        None => Ok(()),
+        Some(task) if facts.contains(task) => fail(format!("{task} runs, and nobody believes it")),
+        Some(task) => fail(format!("{task} is believed to run, and does not")),
+    }
+}
+
+fn leftovers(scene: &Scene<'_>) -> Finding {
+    match scene.containers.iter().find(|fact| scene.state.task(fact.task).is_none()) {
+        None => Ok(()),
+        Some(fact) => {
+            fail(format!("node {} holds a container of {}, which nobody knows", fact.node, fact.task))
+        }
+    }
+}
+
+fn converged(scene: &Scene<'_>) -> Finding {
+    let state = scene.state;
+    for service in state.services().filter(|service| !scene.hopeless.contains(&service.id)) {
+        let name = &service.spec.name;
+        let mut slots: BTreeMap<_, Vec<&std::sync::Arc<Task>>> = BTreeMap::new();
+        for task in state.tasks_of(service.id).filter(|task| task.desired != Desired::Remove) {
+            slots.entry(task.slot).or_default().push(task);
+        }
+        let replicas = service.spec.mode.replicas() as usize;
+        if slots.len() != replicas {
+            return fail(format!("{name} has {} slots, not {replicas}", slots.len()));
+        }
+        for (slot, mut tasks) in slots {
+            tasks.sort_by_key(|task| task.meta.number);
+            let seen = |task: &Task| !is_lost(state, task) && task.is_live() && task.is_wanted();
+            let runs = tasks.iter().any(|task| seen(task) && task.observed == Observed::Running);
+            let waits = tasks.iter().any(|task| seen(task) && task.node.is_none() && !task.note.is_empty());
+            let policy = &service.spec.task.restart;
+            let given_up = tasks.iter().all(|task| !task.is_live())
+                && (policy.condition != RestartCondition::Any || policy.max_attempts.is_some());
+            if !(runs || waits || given_up) {
+                let last = tasks.last().map(|task| (task.observed, task.desired, task.start_at));
+                return fail(format!("{name}.{slot} neither runs nor says why: {last:?}"));
+            }
+        }
+    }
+    for task in state.tasks().filter(|task| state.service(task.service).is_none()) {
+        if !is_lost(state, task) {
+            return fail(format!("{} is left of a service that was removed: {}", task.name(), task.observed));
+        }
+    }
+    Ok(())
+}
+
+fn pending(scene: &Scene<'_>) -> Finding {
+    let state = scene.state;
+    let host_ports = |task: &Task| -> BTreeSet<(u16, Protocol)> {
+        let service = state.service(task.service);
+        let ports = service.into_iter().flat_map(|service| &service.endpoint.ports);
+        ports.filter(|port| port.mode == PortMode::Host).map(|port| (port.published, port.protocol)).collect()
+    };
+    for task in state.tasks().filter(|task| task.observed == Observed::Pending && task.is_wanted()) {
+        let (asked, ports) = (task.spec.resources.reservations, host_ports(task));
+        let takes = |node: &&std::sync::Arc<Node>| {
+            let (used, capacity) = (reserved(state, node.id), node.description.capacity);
+            node.status == NodeStatus::Ready
+                && node.availability == Availability::Active
+                && task.spec.placement.constraints.iter().all(|constraint| meets(node, constraint))
+                && used.nano_cpus + asked.nano_cpus <= capacity.nano_cpus
+                && used.memory_bytes + asked.memory_bytes <= capacity.memory_bytes
+                && state.tasks_on(node.id).filter(|t| t.is_live()).all(|t| host_ports(t).is_disjoint(&ports))
+        };
+        if let Some(node) = state.nodes().find(takes) {
+            return fail(format!(
+                "{} waits ({}), though {} could take it",
+                task.name(),
+                task.note,
+                node.hostname
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn drained(scene: &Scene<'_>) -> Finding {
+    for fact in scene.containers.iter().filter(|fact| fact.running) {
+        let node = scene.state.node(fact.node);
+        if node.is_some_and(|n| n.availability == Availability::Drain && n.status == NodeStatus::Ready) {
+            return fail(format!("{} runs on node {}, which is drained", fact.task, fact.node));
+        }
+    }
+    Ok(())
+}
+
+fn history(scene: &Scene<'_>) -> Finding {
+    let limit = scene.state.cluster().map_or(0, |cluster| cluster.settings.task_history_limit);
+    let mut ended: BTreeMap<_, u32> = BTreeMap::new();
+    for task in scene.state.tasks().filter(|task| !task.is_live()) {
+        let policy = &task.spec.restart;
+        let counted = policy.max_attempts.filter(|_| !policy.window.is_zero()).map_or(0, |max| max + 1);
+        let count = ended.entry((task.service, task.slot)).or_default();
+        *count += 1;
+        if *count > limit.max(counted).max(1) {
+            return fail(format!("{} ended tasks of {} are remembered", count, task.name()));
+        }
+    }
+    Ok(())
+}
