@@ -96,6 +96,9 @@ async fn trial(site: &Site, end: End) -> Result<(f64, usize)> {
     stream.flows(Instant::now(), 50, PATIENCE).await.context("after the cut")?;
 
     let shots = stream.shots();
+    for (words, count) in stream.errors() {
+        note(&format!("refused {count} times: {words}"));
+    }
     drop(stream);
     let start = if end == End::Off { Lab::start } else { Lab::daemon_start };
     site.with(&leader, start).await?;

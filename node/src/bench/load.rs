@@ -4,6 +4,7 @@
 use crate::cli::client::Client;
 use anyhow::{Context, Result};
 use rswarm_proto::v1 as pb;
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,6 +35,7 @@ pub struct Shot {
 /// A stream of requests, which ends when this is dropped.
 pub struct Stream {
     shots: Arc<Mutex<Vec<Shot>>>,
+    errors: Arc<Mutex<BTreeMap<String, usize>>>,
     task: JoinHandle<()>,
 }
 
@@ -48,8 +50,11 @@ impl Stream {
                 ..Default::default()
             };
             async move {
-                let write = client.control.update_node(request);
-                tokio::time::timeout(WRITE, write).await.is_ok_and(|answer| answer.is_ok())
+                match tokio::time::timeout(WRITE, client.control.update_node(request)).await {
+                    Ok(Ok(_)) => Ok(()),
+                    Ok(Err(status)) => Err(status.message().to_owned()),
+                    Err(_) => Err(format!("no answer in {} s", WRITE.as_secs())),
+                }
             }
         })
     }
@@ -58,38 +63,52 @@ impl Stream {
     pub fn requests(addresses: Vec<Ipv4Addr>, port: u16) -> Self {
         Self::every(GET_EVERY, move |number| {
             let address = SocketAddr::from((addresses[number % addresses.len()], port));
-            async move { tokio::time::timeout(GET, get(address)).await.is_ok_and(|answer| answer.is_ok()) }
+            async move {
+                match tokio::time::timeout(GET, get(address)).await {
+                    Ok(answer) => answer.map_err(|error| format!("{error:#}")),
+                    Err(_) => Err(format!("no answer in {} s", GET.as_secs())),
+                }
+            }
         })
     }
 
-    fn every<F: Future<Output = bool> + Send + 'static>(
+    fn every<F: Future<Output = Result<(), String>> + Send + 'static>(
         interval: Duration,
         request: impl Fn(usize) -> F + Send + 'static,
     ) -> Self {
         let shots = Arc::new(Mutex::new(Vec::new()));
-        let kept = shots.clone();
+        let errors = Arc::new(Mutex::new(BTreeMap::new()));
+        let (kept, said) = (shots.clone(), errors.clone());
         let task = tokio::spawn(async move {
             let mut under_way = tokio::task::JoinSet::new();
             let mut tick = tokio::time::interval(interval);
             tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
             for number in 0.. {
                 tick.tick().await;
-                let (kept, answer) = (kept.clone(), request(number));
+                let (kept, said, answer) = (kept.clone(), said.clone(), request(number));
                 under_way.spawn(async move {
                     let sent = Instant::now();
-                    let ok = answer.await;
-                    let shot = Shot { sent, done: Instant::now(), ok };
+                    let answer = answer.await;
+                    let shot = Shot { sent, done: Instant::now(), ok: answer.is_ok() };
+                    if let Err(words) = answer {
+                        *said.lock().unwrap_or_else(PoisonError::into_inner).entry(words).or_insert(0) += 1;
+                    }
                     kept.lock().unwrap_or_else(PoisonError::into_inner).push(shot);
                 });
                 while under_way.try_join_next().is_some() {}
             }
         });
-        Self { shots, task }
+        Self { shots, errors, task }
     }
 
     /// What was answered or given up until now.
     pub fn shots(&self) -> Vec<Shot> {
         self.shots.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why requests failed, and how many for each reason.
+    pub fn errors(&self) -> BTreeMap<String, usize> {
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Waits until `count` requests that were sent after `since` have succeeded.

@@ -52,17 +52,18 @@ pub struct Options {
     pub name: String,
 }
 
-/// Runs the benchmarks on a lab of their own, which is removed whatever happens. Progress goes to standard error.
+/// Runs the benchmarks on a lab of their own, which is removed whatever happens. Progress goes to standard error,
+/// results to `figures`, where they are also when a later benchmark fails.
 ///
 /// # Errors
 /// If the lab cannot be made, is interrupted, or does not do within bounds what it is asked to.
-pub fn run(options: &Options) -> Result<Vec<Figure>> {
+pub fn run(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
     rswarm_chaos::lab::require_root()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let result = runtime.block_on(async {
         tokio::select! {
-            figures = measure(options, interrupted.clone()) => figures,
+            done = measure(options, figures, interrupted.clone()) => done,
             error = interrupt() => {
                 interrupted.store(true, Ordering::Relaxed);
                 note("interrupted; the lab is being removed");
@@ -75,14 +76,14 @@ pub fn run(options: &Options) -> Result<Vec<Figure>> {
     result
 }
 
-async fn measure(options: &Options, interrupted: Arc<AtomicBool>) -> Result<Vec<Figure>> {
+async fn measure(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<AtomicBool>) -> Result<()> {
     let site = Site::up(&options.name, interrupted).await?;
     for fact in machine::facts(site.directory())?.into_iter().chain(machine::peers()) {
         note(&fact);
     }
     let trials = |usual: usize| options.trials.unwrap_or(usual);
     let chosen = |kind| options.kind == Kind::All || options.kind == kind;
-    let mut figures = vec![binary()?];
+    figures.push(binary()?);
     if chosen(Kind::Idle) {
         figures.extend(idle::run(&site, options.seconds).await.context("idle")?);
     }
@@ -95,7 +96,7 @@ async fn measure(options: &Options, interrupted: Arc<AtomicBool>) -> Result<Vec<
     if chosen(Kind::Failover) {
         figures.extend(failover::run(&site, trials(20)).await.context("failover")?);
     }
-    Ok(figures)
+    Ok(())
 }
 
 /// The size of this very program.

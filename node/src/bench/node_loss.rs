@@ -127,6 +127,9 @@ async fn trial(site: &Site, victim: &str) -> Result<Trial> {
     // Those under way get their time.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let shots = stream.shots();
+    for (words, count) in stream.errors() {
+        note(&format!("failed {count} times: {words}"));
+    }
     drop(stream);
     site.with(victim, Lab::start).await?;
     let counted = || shots.iter().filter(|shot| shot.done >= cut && shot.sent <= end);

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
+use tonic::Code;
 
 /// How long the cluster may take to be whole again, a service to run, and the like.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -185,46 +186,56 @@ impl Site {
 
     /// Creates a service.
     pub async fn create(&self, node: &str, spec: &ServiceSpec) -> Result<()> {
-        let request = pb::CreateServiceRequest { spec: Some(spec.into()), networks: Vec::new() };
-        self.client(node).await?.control.create_service(request).await.context("cannot create a service")?;
-        Ok(())
+        let create = || async {
+            let request = pb::CreateServiceRequest { spec: Some(spec.into()), networks: Vec::new() };
+            match self.client(node).await?.control.create_service(request).await {
+                // The answer to an earlier attempt was lost.
+                Err(status) if status.code() == Code::AlreadyExists => Ok(()),
+                created => created.map(drop).context("cannot create a service"),
+            }
+        };
+        patiently(create).await
     }
 
     /// Removes a service, and waits until nothing of it is left.
     pub async fn remove(&self, node: &str, service: &str) -> Result<()> {
-        let mut client = self.client(node).await?;
-        let request = pb::RemoveServiceRequest { service: service.into() };
-        client.control.remove_service(request).await.context("cannot remove a service")?;
-        let request =
-            pb::WatchServiceRequest { service: service.into(), removal: true, ..Default::default() };
-        let gone = async {
-            let mut progress = client.control.watch_service(request).await?.into_inner();
-            while progress.message().await?.is_some() {}
-            anyhow::Ok(())
-        };
-        match within(PATIENCE, gone).await {
-            // It was gone before it could be watched.
-            Err(error)
-                if error
-                    .downcast_ref::<tonic::Status>()
-                    .is_some_and(|status| status.code() == tonic::Code::NotFound) =>
-            {
-                Ok(())
+        let remove = || async {
+            let mut client = self.client(node).await?;
+            let request = pb::RemoveServiceRequest { service: service.into() };
+            match client.control.remove_service(request).await {
+                // The answer to an earlier attempt was lost, or the watch that follows broke.
+                Err(status) if status.code() == Code::NotFound => return Ok(()),
+                removed => removed.map(drop).context("cannot remove a service")?,
             }
-            result => result,
-        }
+            let request =
+                pb::WatchServiceRequest { service: service.into(), removal: true, ..Default::default() };
+            let mut progress = match client.control.watch_service(request).await {
+                // It was gone before it could be watched.
+                Err(status) if status.code() == Code::NotFound => return Ok(()),
+                watched => watched.context("cannot watch a service")?.into_inner(),
+            };
+            while progress.message().await.context("cannot watch a service")?.is_some() {}
+            Ok(())
+        };
+        within(PATIENCE, patiently(remove)).await
     }
 
     /// Gives a service another size, and waits until it has it.
     pub async fn scale(&self, node: &str, service: &str, replicas: u32) -> Result<()> {
-        let mut client = self.client(node).await?;
-        let known = client.services(&[service.to_owned()]).await?.services;
-        let known = known.into_iter().next().with_context(|| format!("there is no service {service}"))?;
-        let mut spec: ServiceSpec = client::one(known.spec.context("a service has a spec")?)?;
-        spec.mode = Mode::Replicated { replicas };
-        let request =
-            pb::UpdateServiceRequest { service: known.id, spec: Some((&spec).into()), ..Default::default() };
-        client.control.update_service(request).await.context("cannot scale a service")?;
+        let scale = || async {
+            let mut client = self.client(node).await?;
+            let known = client.services(&[service.to_owned()]).await?.services;
+            let known = known.into_iter().next().with_context(|| format!("there is no service {service}"))?;
+            let mut spec: ServiceSpec = client::one(known.spec.context("a service has a spec")?)?;
+            spec.mode = Mode::Replicated { replicas };
+            let request = pb::UpdateServiceRequest {
+                service: known.id,
+                spec: Some((&spec).into()),
+                ..Default::default()
+            };
+            client.control.update_service(request).await.map(drop).context("cannot scale a service")
+        };
+        patiently(scale).await?;
         self.runs(node, service, replicas).await
     }
 
@@ -235,7 +246,11 @@ impl Site {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
             let request = pb::ListTasksRequest { services: vec![service.into()], ..Default::default() };
-            let tasks = within(CALL, client.tasks(request)).await?.tasks;
+            let Ok(list) = within(CALL, client.tasks(request)).await else {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            };
+            let tasks = list.tasks;
             let live: Vec<_> = tasks.iter().filter(|task| task.observed() <= pb::Observed::Running).collect();
             if live.len() == replicas as usize
                 && live.iter().all(|task| task.observed() == pb::Observed::Running)
@@ -259,6 +274,22 @@ pub async fn within<T>(bound: Duration, future: impl Future<Output = Result<T>>)
     match tokio::time::timeout(bound, future).await {
         Ok(result) => result,
         Err(_) => bail!("no answer in {} ms", bound.as_millis()),
+    }
+}
+
+/// Tries again while there is no leader, or another one than a moment ago.
+async fn patiently<T, F: Future<Output = Result<T>>>(act: impl Fn() -> F) -> Result<T> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let error = match act().await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let status = error.chain().find_map(|cause| cause.downcast_ref::<tonic::Status>());
+        if Instant::now() > end || !status.is_some_and(|status| status.code() == Code::Unavailable) {
+            return Err(error);
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

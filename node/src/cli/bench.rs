@@ -32,8 +32,9 @@ impl Command {
     /// As [`bench::run`].
     pub fn run(self, out: &mut impl Write) -> Result<ExitCode> {
         let trials = self.trials.map(usize::from);
-        let figures =
-            bench::run(&Options { kind: self.kind, trials, seconds: self.seconds, name: self.name })?;
+        let options = Options { kind: self.kind, trials, seconds: self.seconds, name: self.name };
+        let mut figures = Vec::new();
+        let done = bench::run(&options, &mut figures);
         if self.json {
             for figure in &figures {
                 writeln!(out, "{}", figure.json())?;
@@ -41,7 +42,8 @@ impl Command {
         } else {
             write!(out, "{}", bench::table(&figures))?;
         }
-        Ok(ExitCode::SUCCESS)
+        out.flush()?;
+        done.map(|()| ExitCode::SUCCESS)
     }
 }
 

@@ -134,6 +134,9 @@ fn concluded(done: Result<ExitCode>) -> ExitCode {
 fn daemon(flags: Flags, socket: PathBuf) -> ExitCode {
     crate::telemetry::init();
     let run = || -> Result<()> {
+        // Who starts a daemon may itself hold signals back, and that is inherited: then no SIGTERM would arrive.
+        // Threads inherit it in turn, so it comes before them.
+        nix::sys::signal::SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
         let config = Config::new(flags, Some(socket))?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         runtime.context("cannot start")?.block_on(crate::daemon::run(config))
