@@ -130,3 +130,20 @@ fn a_node_where_a_service_keeps_failing_comes_last() {
     assert_eq!(visited, [vec![bad; 5], vec![good]].concat());
     assert_eq!(bed.tasks(other).len(), 3);
 }
+
+#[test]
+fn a_task_that_is_being_stopped_leaves_its_place_to_its_successor() {
+    let mut bed = Bed::new();
+    for host in ["n1", "n2", "n3"] {
+        bed.node(host, 64);
+    }
+    let id = bed.service(spec("web", 3));
+    bed.tick();
+    bed.all_run();
+    let old = bed.tasks(id).pop().expect("three tasks");
+    bed.commit(vec![crate::Change::SetDesired { task: old.id, desired: Desired::Shutdown }])
+        .expect("in time");
+    bed.tick();
+    let new = bed.tasks(id).into_iter().find(|task| task.slot == old.slot && task.id != old.id);
+    assert_eq!(new.expect("a successor").node, old.node, "the other nodes have one already");
+}
