@@ -500,17 +500,18 @@ impl Keeper {
     }
 
     async fn ensure_network(&mut self, id: NetworkId) -> Result<Arc<network::Network>, Error> {
-        let spec = {
+        let (spec, internal) = {
             let view = self.view.borrow();
             let network = view.table.network(id).ok_or(Error::UnknownNetwork(id))?;
-            Spec {
+            let spec = Spec {
                 pin: network_pin(&self.run_dir, id),
                 subnet: network.subnet,
                 prefix_len: network.prefix,
                 gateway: network.gateway,
                 mtu: u32::from(network.mtu),
                 queues: 1,
-            }
+            };
+            (spec, network.internal)
         };
         if let Some(network) = self.networks.get(id) {
             if *network.spec() == spec {
@@ -522,7 +523,7 @@ impl Keeper {
         }
         let mtu = spec.mtu;
         let (network, tun) = network::Network::ensure(spec).await?;
-        if let Some(uplink) = self.uplink(id) {
+        if let Some(uplink) = self.uplink(id).filter(|_| !internal) {
             let report = uplink.ensure(network.links(), mtu).await?;
             self.dropped_by.extend(report.dropped_by);
         }

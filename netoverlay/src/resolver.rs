@@ -248,6 +248,7 @@ mod tests {
                 prefix: 24,
                 gateway: [10, 50, 0, 1].into(),
                 mtu: 1400,
+                internal: false,
             }],
             services: vec![Service {
                 network,

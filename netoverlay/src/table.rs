@@ -89,6 +89,8 @@ pub struct Network {
     pub gateway: Ipv4Addr,
     /// Largest packet inside the network, in bytes.
     pub mtu: u16,
+    /// Whether its containers are cut off from everything outside of their networks.
+    pub internal: bool,
 }
 
 impl Network {
@@ -298,6 +300,7 @@ mod tests {
                 prefix: 24,
                 gateway: [10, 50, 0, 1].into(),
                 mtu: 1400,
+                internal: false,
             }],
             endpoints: vec![Endpoint {
                 network: net(),

@@ -23,6 +23,7 @@ fn table() -> Table {
         prefix: 24,
         gateway: [10, 50, 0, 1].into(),
         mtu: 1400,
+        internal: false,
     };
     let endpoint = |number, last, node: &str| Endpoint {
         network: net(number),

@@ -76,6 +76,7 @@ fn table(nodes: &[(&str, SocketAddr)]) -> Table {
             prefix: 24,
             gateway: [10, 50, 0, 1].into(),
             mtu: 1400,
+            internal: false,
         }],
         endpoints: nodes
             .iter()

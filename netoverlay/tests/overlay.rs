@@ -84,6 +84,7 @@ fn table(nodes: u8) -> Table {
             prefix: 24,
             gateway: [10, 50, 0, 1].into(),
             mtu: 1400,
+            internal: false,
         }],
         endpoints: (0..nodes)
             .map(|n| Endpoint {
@@ -371,6 +372,7 @@ fn a_container_in_two_networks_has_the_names_of_both_and_a_way_out() {
             prefix: 24,
             gateway: [10, 51, 0, 1].into(),
             mtu: 1400,
+            internal: false,
         });
         table.services.push(Service {
             network: other,

@@ -288,7 +288,7 @@ impl Member {
         let _changing = self.changing.lock().await;
         let manages = self.manager.load().is_some();
         let shall = list.role() == pb::Role::Manager && list.raft_id != 0;
-        {
+        let seat = {
             let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
             let mut next = identity.clone();
             next.raft_id = shall.then_some(list.raft_id);
@@ -303,10 +303,19 @@ impl Member {
                 .collect();
             if next.raft_id != identity.raft_id || next.managers != identity.managers {
                 next.save(&self.state_dir)?;
-                *identity = next;
+                std::mem::replace(&mut *identity, next).raft_id
+            } else {
+                identity.raft_id
+            }
+        };
+        let moves = shall && manages && seat.is_some_and(|seat| seat != list.raft_id);
+        if moves {
+            tracing::info!(?seat, "giving up a manager's seat for another");
+            if let Some(manager) = self.manager.swap(None) {
+                manager.stop().await;
             }
         }
-        if shall && !manages {
+        if moves || shall && !manages {
             tracing::info!(seat = list.raft_id, "becoming a manager");
             // A log that lies here is of another seat: this node's earlier one was given up.
             wipe_other_seats(&self.state_dir, list.raft_id)?;

@@ -108,7 +108,10 @@ impl Core {
                     None => lost(),
                 })
             }
-            Err(RaftError::APIError(error)) => Err(ReadError::Unavailable(error.to_string())),
+            Err(RaftError::APIError(error)) => {
+                tracing::debug!(%error, "a read is not confirmed");
+                Err(lost())
+            }
             Err(RaftError::Fatal(error)) => Err(ReadError::Stopped(error.to_string())),
         }
     }

@@ -41,6 +41,7 @@ fn specs_that_could_not_be_right_are_refused() {
     refused_task(|t| t.containers[0].env.push(EnvVar { name: "A=B".into(), value: String::new() }), expect!["Invalid: env: `A=B` is no variable name; write NAME=VALUE"]);
     refused_task(|t| t.containers[0].args.push("a\0b".into()), expect!["Invalid: commands, arguments and environment hold no NUL and at most 64 KiB each"]);
     refused_task(|t| t.containers[0].workdir = Some("tmp".into()), expect!["Invalid: workdir: `tmp` is not an absolute path"]);
+    refused_task(|t| t.containers[0].hostname = Some("a b".into()), expect!["Invalid: hostname: `a b` is none: use at most 64 letters, digits, `-`, `_` and `.`"]);
     refused_task(|t| t.containers[0].stop_signal = Some("SIGNOPE".into()), expect!["Invalid: stop signal: `SIGNOPE` is none; write SIGTERM, TERM or 15"]);
     refused_task(|t| t.containers[0].stop_grace = Duration::from_secs(1 << 20), expect!["Invalid: stop grace period: more than a week is not possible"]);
     refused_task(|t| t.containers[0].mounts.push(tmpfs("data")), expect!["Invalid: mount: target `data` is not an absolute path below /"]);

@@ -105,6 +105,12 @@ fn container(spec: &ContainerSpec) -> Result<(), Refused> {
         }
     }
     labels(spec.labels.keys())?;
+    if let Some(hostname) = spec.hostname.as_ref().filter(|hostname| !is_hostname(hostname)) {
+        return invalid(format!(
+            "hostname: `{}` is none: use at most 64 letters, digits, `-`, `_` and `.`",
+            hostname.escape_debug().take(80).collect::<String>()
+        ));
+    }
     if let Some(workdir) = spec.workdir.as_ref().filter(|path| !is_path(path)) {
         return invalid(format!("workdir: `{}` is not an absolute path", workdir.escape_debug()));
     }
@@ -164,6 +170,12 @@ fn endpoint(spec: &EndpointSpec) -> Result<(), Refused> {
 fn is_path(path: &str) -> bool {
     let climbs = path.split('/').any(|part| part == "..");
     path.starts_with('/') && path.len() < 4096 && !path.contains('\0') && !climbs
+}
+
+/// One with placeholders is known in full only where its task runs.
+fn is_hostname(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    text.contains("{{") || (1..=64).contains(&text.len()) && text.chars().all(plain)
 }
 
 /// A name or number that Linux has, real-time signals by number only.

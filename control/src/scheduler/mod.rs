@@ -86,7 +86,8 @@ fn choose(candidates: &mut [Candidate], task: &Task, service: Option<&Service>) 
     }
     let (_, position) = best.ok_or(refusals)?;
     let chosen = &mut candidates[position];
-    chosen.take(task, &ports);
+    chosen.occupy(task, &ports);
+    chosen.count(task);
     Ok(chosen.node.id)
 }
 
@@ -110,7 +111,10 @@ impl Candidate {
             let failed = matches!(task.observed, Observed::Failed | Observed::Rejected);
             if task.is_live() {
                 let service = state.service(task.service);
-                this.take(task, &host_ports(service.map(AsRef::as_ref)));
+                this.occupy(task, &host_ports(service.map(AsRef::as_ref)));
+                if task.is_wanted() {
+                    this.count(task);
+                }
             } else if failed && now.since(task.status.at) < FAULTY_WINDOW {
                 *this.failures.entry((task.service, task.spec_version)).or_default() += 1;
             }
@@ -118,17 +122,18 @@ impl Candidate {
         this
     }
 
-    fn take(&mut self, task: &Task, ports: &[(u16, Protocol)]) {
+    /// Takes what the task holds until it has ended, also while it is being stopped.
+    fn occupy(&mut self, task: &Task, ports: &[(u16, Protocol)]) {
         let reserved = task.spec.resources.reservations;
         self.free.nano_cpus = self.free.nano_cpus.saturating_sub(reserved.nano_cpus);
         self.free.memory_bytes = self.free.memory_bytes.saturating_sub(reserved.memory_bytes);
         self.host_ports.extend(ports);
-        // What is on its way out still holds its resources, but the place it leaves is as good as free: else an
-        // update would drift away from the nodes it began on.
-        if task.is_wanted() {
-            self.total += 1;
-            *self.by_service.entry(task.service).or_default() += 1;
-        }
+    }
+
+    /// Counts the task where tasks are spread; one that is being stopped leaves its place to others.
+    fn count(&mut self, task: &Task) {
+        self.total += 1;
+        *self.by_service.entry(task.service).or_default() += 1;
     }
 
     fn score(&self, task: &Task) -> Score {

@@ -93,41 +93,6 @@ fn placement() {
 }
 
 #[test]
-fn an_update_stays_spread() {
-    let mut bed = Bed::new();
-    let nodes = ["n1", "n2", "n3"].map(|host| bed.node(host, 1024));
-    let service = bed.service(spec("web", 3));
-    bed.tick();
-    bed.all_run();
-    let mut wanted = spec("web", 3);
-    std::sync::Arc::make_mut(&mut wanted.task).force += 1;
-    let request = crate::admission::Request::UpdateService {
-        service: "web".into(),
-        version: None,
-        spec: wanted,
-        networks: Vec::new(),
-    };
-    bed.ask(&request).expect("a good spec");
-    for _ in 0..6 {
-        bed.tick();
-        let stopping: Vec<_> =
-            bed.tasks(service).into_iter().filter(|task| task.is_live() && !task.is_wanted()).collect();
-        for task in stopping {
-            bed.report(task.id, Observed::Shutdown);
-        }
-        bed.tick();
-        bed.all_run();
-    }
-    let running: std::collections::BTreeSet<_> = bed
-        .tasks(service)
-        .iter()
-        .filter(|task| task.observed == Observed::Running)
-        .filter_map(|task| task.node)
-        .collect();
-    assert_eq!(running, nodes.into());
-}
-
-#[test]
 fn a_host_port_is_taken_once_a_node() {
     let mut bed = Bed::new();
     bed.node("n1", 1024);
@@ -182,4 +147,21 @@ fn why_a_task_waits_takes_later_ones_into_account() {
     let note = bed.tasks(waits)[0].note.clone();
     expect!["no suitable node (1 node not ready; insufficient CPUs on 1 node)"].assert_eq(&note);
     assert_eq!(bed.tick().changes, []);
+}
+
+#[test]
+fn a_task_that_is_being_stopped_leaves_its_place_to_its_successor() {
+    let mut bed = Bed::new();
+    for host in ["n1", "n2", "n3"] {
+        bed.node(host, 64);
+    }
+    let id = bed.service(spec("web", 3));
+    bed.tick();
+    bed.all_run();
+    let old = bed.tasks(id).pop().expect("three tasks");
+    bed.commit(vec![crate::Change::SetDesired { task: old.id, desired: Desired::Shutdown }])
+        .expect("in time");
+    bed.tick();
+    let new = bed.tasks(id).into_iter().find(|task| task.slot == old.slot && task.id != old.id);
+    assert_eq!(new.expect("a successor").node, old.node, "the other nodes have one already");
 }

@@ -250,6 +250,7 @@ mod tests {
             prefix: 24,
             gateway: [10, 50, number as u8, 1].into(),
             mtu: 1400,
+            internal: false,
         };
         let endpoint = |number: u32, last: u8, name: &str| Endpoint {
             network: net(number),

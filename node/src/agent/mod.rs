@@ -4,6 +4,7 @@
 mod doors;
 mod session;
 mod table;
+mod template;
 mod work;
 
 use crate::executor::{self, Executor};

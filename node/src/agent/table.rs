@@ -36,6 +36,7 @@ pub fn translate(table: &told::Table, generation: u64, me: NodeId, my_addr: Sock
             prefix: entry.network.subnet.prefix(),
             gateway: entry.network.gateway,
             mtu: u16::try_from(entry.network.mtu).unwrap_or(1400),
+            internal: entry.network.internal,
         });
         let mut names: BTreeMap<Ipv4Addr, Vec<String>> = BTreeMap::new();
         for service in &entry.services {

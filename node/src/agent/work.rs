@@ -1,5 +1,6 @@
 //! Carries out one step of one task: makes its sandbox and containers, removes them. Every step may be repeated.
 
+use super::template::Words;
 use crate::executor::{self, ContainerRequest, Executor};
 use crate::image::{self, ImageConfig, Reference, Registries, Store};
 use anyhow::{Context, Result, anyhow, bail};
@@ -69,10 +70,9 @@ impl Hands {
             Ok((store.config(&held)?, store.layers(&held)?))
         })
         .await?;
-        let hostname = spec.hostname.clone().unwrap_or_else(|| id.chars().take(12).collect());
         let labels = labels(task, &places);
         let netns = self.attach(&id, places).await?;
-        let mut request = self.request(task, spec, &config, lower, hostname)?;
+        let mut request = self.request(task, spec, &config, lower)?;
         request.netns = Some(netns);
         request.labels = labels;
         if let Err(error) = self.executor.create(request).await {
@@ -147,17 +147,18 @@ impl Hands {
         spec: &ContainerSpec,
         config: &ImageConfig,
         lower: Vec<PathBuf>,
-        hostname: String,
     ) -> Result<ContainerRequest> {
+        let machine = crate::machine::hostname();
+        let words = Words::new(task, &self.node, &machine);
         let mut request = ContainerRequest::new(container_id(task.id), lower, command(spec, config)?);
-        request.env = self.env(task, spec, config);
+        request.env = self.env(task, spec, config, &words);
         request.user = spec.user.clone().unwrap_or_else(|| config.user.clone());
         request.workdir = spec.workdir.clone().unwrap_or_else(|| config.working_dir.clone());
-        request.hostname = hostname;
+        request.hostname = spec.hostname.as_ref().map(|name| words.fill(name)).unwrap_or_default();
         request.addresses = task.addresses.iter().map(|(_, address)| IpAddr::V4(*address)).collect();
         request.dns.servers = vec![RESOLVER];
         request.dns.options = vec!["ndots:0".into()];
-        request.mounts = spec.mounts.iter().map(mount).collect();
+        request.mounts = spec.mounts.iter().map(|spec| mount(spec, &words)).collect();
         request.privileges.read_only_root = spec.read_only;
         let limits = task.spec.resources.limits;
         request.limits.nano_cpus = Some(limits.nano_cpus).filter(|cpus| *cpus > 0);
@@ -170,7 +171,13 @@ impl Hands {
     }
 
     /// The image's environment, then who the task is, then what the service says; later ones win.
-    fn env(&self, task: &AssignedTask, spec: &ContainerSpec, config: &ImageConfig) -> Vec<String> {
+    fn env(
+        &self,
+        task: &AssignedTask,
+        spec: &ContainerSpec,
+        config: &ImageConfig,
+        words: &Words<'_>,
+    ) -> Vec<String> {
         let who = [
             ("RSWARM_SERVICE", task.service_name.clone()),
             ("RSWARM_SLOT", task.slot.to_string()),
@@ -178,7 +185,7 @@ impl Hands {
             ("RSWARM_NODE", crate::machine::hostname()),
             ("RSWARM_NODE_ID", self.node.clone()),
         ];
-        let said = spec.env.iter().map(|var| format!("{}={}", var.name, var.value));
+        let said = spec.env.iter().map(|var| format!("{}={}", var.name, words.fill(&var.value)));
         let mut env: Vec<String> = Vec::new();
         for line in
             config.env.iter().cloned().chain(who.map(|(name, value)| format!("{name}={value}"))).chain(said)
@@ -233,11 +240,13 @@ fn command(spec: &ContainerSpec, config: &ImageConfig) -> Result<Vec<String>> {
     Ok(args)
 }
 
-fn mount(mount: &Mount) -> executor::Mount {
+fn mount(mount: &Mount, words: &Words<'_>) -> executor::Mount {
     match mount {
-        Mount::Bind { source, target, read_only } => {
-            executor::Mount::Bind { source: source.into(), target: target.clone(), readonly: *read_only }
-        }
+        Mount::Bind { source, target, read_only } => executor::Mount::Bind {
+            source: words.fill(source).into(),
+            target: target.clone(),
+            readonly: *read_only,
+        },
         Mount::Tmpfs { target, size_bytes, mode } => executor::Mount::Tmpfs {
             target: target.clone(),
             size_bytes: *size_bytes,

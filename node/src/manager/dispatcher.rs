@@ -206,11 +206,20 @@ fn once(messages: Vec<Down>) -> Response<Stream> {
     Response::new(Box::pin(tokio_stream::iter(messages.collect::<Vec<_>>())))
 }
 
-/// Who the managers are, and what `node` should be among them.
+/// Who the managers are, and what `node` should be among them. Whoever has a vote keeps its seat until the vote is
+/// taken away: the others count on it, and without it they might have no majority to take it away with.
 pub fn managers(manager: &Manager, node: NodeId) -> pb::ManagerList {
     let state = manager.cluster().state();
-    let leader = manager.cluster().log().watch().borrow().leader.clone();
+    let status = manager.cluster().log().status();
     let me = state.node(node);
+    let name = node.to_string();
+    let (role, seat) = match status.voters.iter().find(|voter| voter.node == name) {
+        Some(voter) => (Role::Manager, voter.id.0),
+        None => {
+            let seat = me.and_then(|node| node.raft).map_or(0, |seat| seat.0);
+            (me.map_or(Role::Worker, |node| node.role), seat)
+        }
+    };
     pb::ManagerList {
         managers: state
             .nodes()
@@ -221,9 +230,9 @@ pub fn managers(manager: &Manager, node: NodeId) -> pb::ManagerList {
                 raft_id: node.raft.map_or(0, |seat| seat.0),
             })
             .collect(),
-        role: me.map_or(pb::Role::Worker, |node| node.role.into()).into(),
-        raft_id: me.and_then(|node| node.raft).map_or(0, |seat| seat.0),
-        leader_id: leader.map(|member| member.node).unwrap_or_default(),
+        role: pb::Role::from(role).into(),
+        raft_id: seat,
+        leader_id: status.leader.map(|member| member.node).unwrap_or_default(),
     }
 }
 
@@ -251,6 +260,7 @@ impl Session {
     async fn push(&self) {
         let view = self.manager.cluster().view();
         let mut watch = view.watch();
+        let mut voters = self.manager.cluster().log().watch();
         let (mut held, mut known, mut listed): (Option<Assignment>, _, _) = (None, None, None);
         loop {
             let index = *watch.borrow_and_update();
@@ -271,12 +281,8 @@ impl Session {
                 // The leader took the session for dead while it was not: it is heard from, so say it again.
                 Some(_) => {}
             }
-            let list = managers(&self.manager, self.node);
-            if listed.as_ref() != Some(&list) {
-                if self.send(Down::Managers(list.clone())).await.is_err() {
-                    return;
-                }
-                listed = Some(list);
+            if self.list_managers(&mut listed).await.is_err() {
+                return;
             }
             let table = endpoints::of(&state, self.node);
             let news = known.as_ref() != Some(&table);
@@ -307,10 +313,30 @@ impl Session {
                 return;
             }
             held = Some(hold);
-            if watch.changed().await.is_err() {
-                return;
+            loop {
+                tokio::select! {
+                    changed = watch.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
+                    changed = voters.changed() => {
+                        if changed.is_err() || self.list_managers(&mut listed).await.is_err() {
+                            return;
+                        }
+                    }
+                }
             }
         }
+    }
+
+    /// Sends who the managers are, if that is not what was `listed` before.
+    async fn list_managers(&self, listed: &mut Option<pb::ManagerList>) -> Result<(), ()> {
+        let list = managers(&self.manager, self.node);
+        if listed.as_ref() != Some(&list) {
+            self.send(Down::Managers(list.clone())).await?;
+            *listed = Some(list);
+        }
+        Ok(())
     }
 
     async fn send(&self, what: Down) -> Result<(), ()> {

@@ -155,7 +155,14 @@ fn next_step(cluster: &Cluster, state: &State) -> Option<Step> {
     let status = cluster.log().status();
     let voters: BTreeSet<RaftId> = status.voters.iter().map(|member| RaftId(member.id.0)).collect();
     let seats = membership::raft_membership(state);
+    // A node has one seat at a time: one that was demoted and promoted again gives its old one up first.
+    let old = |node: &str| {
+        status.voters.iter().find(|voter| voter.node == node && !seats.contains_key(&RaftId(voter.id.0)))
+    };
     if let Some((id, seat)) = seats.iter().find(|(id, _)| !voters.contains(id)) {
+        if let Some(old) = old(&seat.node.to_string()) {
+            return Some(Step::Remove(old.id));
+        }
         let (addr, node) = (seat.addr.clone(), seat.node.to_string());
         return Some(Step::Add(Member { id: Seat(id.0), addr, node }));
     }

@@ -188,9 +188,7 @@ mod tests {
             "{{.Service.Name}}-{{.Task.Slot}}",
             "--entrypoint",
             "sh -c 'exec x'",
-            "--init",
             "--read-only",
-            "--tty=false",
             "rswarm/demo:1",
             "serve",
             "--flag",
@@ -223,7 +221,7 @@ mod tests {
         assert_eq!(container.user.as_deref(), Some("nobody:nogroup"));
         assert_eq!(container.workdir.as_deref(), Some("/srv"));
         assert_eq!(container.hostname.as_deref(), Some("{{.Service.Name}}-{{.Task.Slot}}"));
-        assert!(container.init && container.read_only && !container.tty);
+        assert!(container.read_only);
     }
 
     #[test]

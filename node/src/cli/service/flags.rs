@@ -258,15 +258,9 @@ pub struct Common {
     /// Replace the image's entrypoint
     #[arg(long, value_name = "COMMAND", value_parser = words)]
     entrypoint: Option<Words>,
-    /// Ask for a small init process as process 1; kept, but not yet carried out
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
-    init: Option<bool>,
     /// Mount the container's root read-only
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     read_only: Option<bool>,
-    /// Ask for a terminal; kept, but not yet carried out
-    #[arg(short, long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
-    tty: Option<bool>,
 }
 
 /// The words of one option.
@@ -300,9 +294,7 @@ impl Common {
             workdir,
             hostname,
             entrypoint,
-            init,
             read_only,
-            tty,
         } = self;
         if let Some(replicas) = replicas {
             spec.mode = Mode::Replicated { replicas };
@@ -328,9 +320,7 @@ impl Common {
         set_text(&mut container.workdir, workdir);
         set_text(&mut container.hostname, hostname);
         set(&mut container.command, entrypoint.map(|Words(words)| words));
-        set(&mut container.init, init);
         set(&mut container.read_only, read_only);
-        set(&mut container.tty, tty);
     }
 }
 
