@@ -252,7 +252,7 @@ impl Member {
         const LOOK: Duration = Duration::from_secs(1);
         loop {
             let ill = async {
-                let Some(manager) = self.manager() else { return None };
+                let manager = self.manager()?;
                 let mut status = manager.cluster().log().watch();
                 let ill = status.wait_for(|status| status.failed.is_some() || status.stalled).await.ok()?;
                 Some(ill.failed.clone().unwrap_or_else(|| "entries are committed but not applied".into()))
@@ -471,9 +471,9 @@ impl FindLeader for Member {
                         None => {}
                     }
                     // Belief also comes and goes with time alone.
-                    match tokio::time::timeout(Duration::from_millis(50), status.changed()).await {
-                        Ok(Err(_)) => return Err(Status::unavailable("this manager is stopping")),
-                        Ok(Ok(())) | Err(_) => {}
+                    let changed = tokio::time::timeout(Duration::from_millis(50), status.changed()).await;
+                    if let Ok(Err(_)) = changed {
+                        return Err(Status::unavailable("this manager is stopping"));
                     }
                 }
             };

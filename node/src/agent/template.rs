@@ -62,7 +62,7 @@ mod tests {
     #[rustfmt::skip]
     fn known_placeholders_are_filled_and_others_left_alone() {
         let task = AssignedTask {
-            id: TaskId(7), service: ServiceId(8), service_name: "web".into(), slot: 3,
+            id: TaskId(7), service: ServiceId(8), service_name: "web".into(), slot: rswarm_control::model::Slot::Replica(3),
             spec: Arc::new(TaskSpec::default()), desired: Desired::Running, ended: false, started: false,
             addresses: Vec::new(),
         };
