@@ -1,6 +1,7 @@
 //! The cluster's objects, as the command line asks for them. Runs on the leader: other managers pass calls on.
 
-use super::{logs, watch};
+use super::logs::{self, Whose};
+use super::watch;
 use crate::identity::token::JoinToken;
 use crate::identity::{ca, random, token};
 use crate::image::{self, Reference};
@@ -426,20 +427,21 @@ impl pb::control_server::Control for Control {
     async fn logs(&self, request: Request<pb::LogsRequest>) -> Result<Response<Self::LogsStream>, Status> {
         let state = self.fresh().await?;
         let request = request.into_inner();
-        let tasks: Vec<Arc<Task>> = match find_service(&state, &request.of) {
-            Ok(service) => state.tasks_of(service.id).cloned().collect(),
+        let whose = match find_service(&state, &request.of) {
+            Ok(service) => Whose::Service(service.id),
             Err(Refused::NotFound(nothing)) => {
                 let task = find_task(&state, &request.of);
                 // What is said of services names a near spelling, if there is one.
                 let nothing = nothing.replacen("no such service", "no such service or task", 1);
-                vec![task.map_err(|_| Status::not_found(nothing))?]
+                Whose::Task(task.map_err(|_| Status::not_found(nothing))?.id)
             }
             Err(error) => return Err(refused(error)),
         };
         let dialer =
             (self.dialer)().ok_or_else(|| Status::unavailable("this node is leaving the cluster"))?;
+        let view = self.cluster()?.view().clone();
         let (sender, receiver) = mpsc::channel(256);
-        tokio::spawn(async move { logs::collect(&state, tasks, &request, dialer, sender).await });
+        tokio::spawn(logs::collect(view, whose, request, dialer, sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
