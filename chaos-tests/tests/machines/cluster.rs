@@ -157,6 +157,12 @@ pub struct Task {
 }
 
 impl Task {
+    /// Whether it shall run, and has not come to an end.
+    pub fn is_wanted(&self) -> bool {
+        let ended = ["Orphaned", "Failed", "Rejected", "Shutdown", "Complete"];
+        self.desired_state == "Running" && !ended.iter().any(|state| self.current_state.starts_with(state))
+    }
+
     pub fn runs(&self) -> bool {
         self.desired_state == "Running" && self.current_state.starts_with("Running")
     }
@@ -220,7 +226,7 @@ impl Cluster {
         eventually(&format!("{service} runs {count} times"), seconds, || {
             let tasks = self.tasks(node, service)?;
             found = tasks.iter().filter(|task| task.runs()).cloned().collect();
-            let wanted = tasks.iter().filter(|task| task.desired_state == "Running").count();
+            let wanted = tasks.iter().filter(|task| task.is_wanted()).count();
             ensure!(found.len() == count && wanted == count, "{}", told(&tasks));
             Ok(true)
         })?;
