@@ -183,6 +183,10 @@ impl NetStreamAppend<Types> for Client {
             return stream_append_sequential(self, input, option);
         }
         Box::pin(async move {
+            // openraft waits out its backoff where the first request is drawn, so that comes before connecting;
+            // else a manager that is gone would be dialled without a pause.
+            let mut input = input.peekable();
+            Pin::new(&mut input).peek().await;
             let owed = Arc::new(AtomicU64::new(0));
             let frames = {
                 let (ties, to, owed) = (self.ties.clone(), self.to.id, owed.clone());

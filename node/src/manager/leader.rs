@@ -155,6 +155,10 @@ fn next_step(cluster: &Cluster, state: &State) -> Option<Step> {
     let status = cluster.log().status();
     let voters: BTreeSet<RaftId> = status.voters.iter().map(|member| RaftId(member.id.0)).collect();
     let seats = membership::raft_membership(state);
+    if seats.is_empty() {
+        // The cluster's first facts are still on their way.
+        return None;
+    }
     // A node has one seat at a time: one that was demoted and promoted again gives its old one up first.
     let old = |node: &str| {
         status.voters.iter().find(|voter| voter.node == node && !seats.contains_key(&RaftId(voter.id.0)))
