@@ -486,7 +486,8 @@ fn services_are_made_changed_and_removed() {
             (&template["Resources"]["Limits"]["MemoryBytes"], "67108864"),
             (&template["RestartPolicy"]["Delay"], "1000000000"),
         ] {
-            ensure!(found.to_string() == wanted, "{found} should be {wanted} in {spec:#}");
+            let found = found.to_string();
+            ensure!(found == wanted, "{found} should be {wanted} in {spec:#}");
         }
         cluster.answers(&["n1", "n2"], 8080, 10)?;
         let environment = get(cluster.address("n1")?, 8080, "/env")?;
