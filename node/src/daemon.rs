@@ -130,6 +130,10 @@ impl Roles for Daemon {
     fn is_manager(&self, _: NodeId) -> bool {
         false
     }
+
+    fn is_seated(&self, _: NodeId) -> bool {
+        false
+    }
 }
 
 impl FindLeader for Daemon {

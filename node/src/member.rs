@@ -286,6 +286,10 @@ impl Member {
 
     async fn be(&self, list: &pb::ManagerList) -> Result<()> {
         let _changing = self.changing.lock().await;
+        if list.role() == pb::Role::Unspecified {
+            // Who does not lead says where the managers are, not what this node should be.
+            return Ok(());
+        }
         let manages = self.manager.load().is_some();
         let shall = list.role() == pb::Role::Manager && list.raft_id != 0;
         let seat = {
@@ -422,6 +426,13 @@ impl Roles for Member {
         // A worker, and a manager that has not caught up yet, believe the list that the leader sent.
         let text = node.to_string();
         self.agent.managers().iter().any(|manager| manager.node == text)
+    }
+
+    fn is_seated(&self, node: NodeId) -> bool {
+        let text = node.to_string();
+        let seated =
+            |manager: &Arc<Manager>| manager.cluster().log().status().member_by_node(&text).is_some();
+        self.is_manager(node) || self.manager.load().as_ref().is_some_and(seated)
     }
 }
 

@@ -139,7 +139,11 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
         let mut incoming = request.into_inner();
         let Some(office) = manager.office() else {
             return Ok(once(vec![
-                Down::Managers(managers(&manager, node)),
+                // What this node should be is for the leader to say.
+                Down::Managers(pb::ManagerList {
+                    role: pb::Role::Unspecified.into(),
+                    ..managers(&manager, node)
+                }),
                 refusal(pb::refusal::Reason::NotLeader, "another manager leads"),
             ]));
         };

@@ -36,6 +36,8 @@ enum Allow {
     Member,
     /// A node that is a manager now.
     Manager,
+    /// A node that has a seat in the Raft group now. One that was demoted keeps it until its vote is removed.
+    Seated,
 }
 
 /// Paths that end in `*` cover a whole service.
@@ -45,7 +47,7 @@ const TABLE: [(&str, Allow); 6] = [
     ("/rswarm.v1.Dispatcher/*", Allow::Member),
     ("/rswarm.v1.Join/*", Allow::Anyone),
     ("/rswarm.v1.Local/*", Allow::Local),
-    ("/rswarm.v1.Raft/*", Allow::Manager),
+    ("/rswarm.v1.Raft/*", Allow::Seated),
 ];
 
 fn rule(path: &str) -> Option<Allow> {
@@ -62,6 +64,8 @@ pub trait Roles: Send + Sync + 'static {
     fn is_member(&self, node: NodeId) -> bool;
     /// Whether it is a manager now.
     fn is_manager(&self, node: NodeId) -> bool;
+    /// Whether it has a seat in the Raft group now, or is to get one.
+    fn is_seated(&self, node: NodeId) -> bool;
 }
 
 /// Decides on one call.
@@ -77,6 +81,7 @@ pub fn check(path: &str, peer: &Peer, roles: &dyn Roles) -> Result<(), Status> {
         Allow::Operator => *peer == Peer::Local || node.is_some_and(|node| roles.is_manager(node)),
         Allow::Member => node.is_some_and(|node| roles.is_member(node)),
         Allow::Manager => node.is_some_and(|node| roles.is_manager(node)),
+        Allow::Seated => node.is_some_and(|node| roles.is_seated(node)),
     };
     match (allowed, node) {
         (true, _) => Ok(()),
@@ -228,6 +233,10 @@ mod tests {
         fn is_manager(&self, node: NodeId) -> bool {
             node.0 < 3
         }
+
+        fn is_seated(&self, node: NodeId) -> bool {
+            node.0 < 4
+        }
     }
 
     fn allowed(path: &str, peer: &Peer) -> bool {
@@ -246,6 +255,7 @@ mod tests {
             ("Join/IssueCertificate", [true, true, true, true, true]),
             ("Local/Init", [true, false, false, false, false]),
             ("Raft/Append", [false, true, false, false, false]),
+            ("Raft/Call", [false, true, false, false, false]),
             ("Raft2/Append", [false; 5]),
         ];
         let callers = [Peer::Local, remote(Some(1)), remote(Some(5)), remote(Some(50)), remote(None)];
