@@ -210,15 +210,21 @@ pub async fn run(config: Config) -> Result<()> {
     }
     stop.cancel();
     served.abort();
-    let _ = std::fs::remove_file(&config.socket);
+    daemon.ground.executor.tidy().await;
+    for file in [&config.socket, &config.run_dir.join(RUN_LOCK)] {
+        let _ = std::fs::remove_file(file);
+    }
     Ok(())
 }
+
+/// In the run directory, which is left empty by a daemon that was told to stop.
+const RUN_LOCK: &str = "run.lock";
 
 /// One daemon to a state directory, and to a run directory, where its containers and networks are known.
 fn lock(config: &Config) -> Result<[File; 2]> {
     Ok([
         lock_directory(&config.state_dir, "lock", "state directory", "--state-dir")?,
-        lock_directory(&config.run_dir, "run.lock", "run directory", "--run-dir")?,
+        lock_directory(&config.run_dir, RUN_LOCK, "run directory", "--run-dir")?,
     ])
 }
 

@@ -345,6 +345,20 @@ impl Executor {
             .map_err(io_error(format!("cannot read the log of container {id}")))
     }
 
+    /// Removes the cgroups around containers if there is no container, as far as nobody else uses them.
+    pub async fn tidy(&self) {
+        let executor = self.clone();
+        blocking(move || {
+            let inner = &executor.inner;
+            let Some(layout) = inner.layout.as_ref().filter(|_| executor.list().is_empty()) else { return };
+            for path in [shims_path(&inner.config), inner.config.cgroup_parent.clone()] {
+                // What is still in use stays, and is no error.
+                let _ = Cgroup { layout: layout.clone(), path }.remove(Duration::ZERO);
+            }
+        })
+        .await;
+    }
+
     /// Removes every container, and what the executor itself has made.
     pub async fn purge(&self) -> Result<()> {
         for container in self.list() {
