@@ -447,6 +447,24 @@ fn managers_come_and_go() {
         eventually("writes go on", 10, || cluster.write(other, "after").map(|()| true))?;
         ensure!(cluster.services(other)?.len() == 4, "nothing is lost");
         eventually("it is a ready worker", 20, || Ok(cluster.of_node(other, &leader, "Status")? == "Ready"))?;
+
+        // Of the two that are left, the one that leads is demoted, and promoted again; twice.
+        let left: Vec<&str> = ["n1", "n2", "n3"].into_iter().filter(|node| *node != leader).collect();
+        for round in 0..2 {
+            let leader = cluster.leader(left[0])?;
+            let rest = if leader == left[0] { left[1] } else { left[0] };
+            cluster.ok(rest, &["node", "demote", &leader])?;
+            eventually("the other leads alone", 20, || {
+                let listed = cluster.rswarm(rest, &["node", "ls"])?.code == 0;
+                Ok(listed && cluster.leader(rest)? == rest)
+            })?;
+            let name = format!("alone-{round}");
+            eventually("writes go on", 10, || cluster.write(rest, &name).map(|()| true))?;
+            cluster.ok(rest, &["node", "promote", &leader])?;
+            eventually("there are two managers again", 20, || {
+                Ok(cluster.ok(rest, &["status"])?.contains("2 of 2"))
+            })?;
+        }
         Ok(())
     });
 }

@@ -416,14 +416,15 @@ impl Roles for Member {
     fn is_manager(&self, node: NodeId) -> bool {
         if let Some(manager) = self.manager.load().as_ref() {
             let state = manager.cluster().state();
-            if let Some(node) = state.node(node) {
-                return node.role == Role::Manager;
-            }
             if state.removed_at(node).is_some() {
                 return false;
             }
+            if state.node(node).is_some_and(|node| node.role == Role::Manager) {
+                return true;
+            }
         }
-        // A worker, and a manager that has not caught up yet, believe the list that the leader sent.
+        // A manager that is still catching up reads old roles in its state, a worker has no state at all: both
+        // believe the list that the leader sends.
         let text = node.to_string();
         self.agent.managers().iter().any(|manager| manager.node == text)
     }
