@@ -23,7 +23,7 @@ const HEARTBEAT: Duration = Duration::from_millis(250);
 /// A leader that has not answered for so long is looked for again.
 const SILENCE: Duration = Duration::from_millis(1500);
 /// How long opening a session may take.
-const OPEN: Duration = Duration::from_secs(3);
+const OPEN: Duration = Duration::from_millis(1500);
 /// Between attempts, doubling.
 const BACKOFF: std::ops::Range<Duration> = Duration::from_millis(50)..Duration::from_millis(1000);
 
@@ -203,7 +203,10 @@ impl Session {
                     match message.what {
                         Some(Down::Refusal(refusal)) => return self.refused(refusal).await,
                         Some(what) => {
-                            self.contact.send_replace(Some(last));
+                            // Also one that does not lead says where the managers are; the leader says more.
+                            if !matches!(what, Down::Managers(_)) {
+                                self.contact.send_replace(Some(last));
+                            }
                             self.take(what).await?;
                         }
                         None => {}

@@ -386,6 +386,20 @@ fn leaving_manager(manager: &Manager, member: &Member) -> String {
     )
 }
 
+/// The leader, which a worker may still be looking for after an election.
+async fn found_leader(member: &Member) -> Result<ManagerAddr> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    let found = async {
+        loop {
+            if let Some(leader) = member.agent().leader() {
+                return leader;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.context("no leader is known")
+}
+
 /// Tells the leader that this node goes.
 async fn goodbye(member: &Member, force: bool) -> Result<()> {
     use crate::rpc::forward::FindLeader;
@@ -404,7 +418,7 @@ async fn goodbye(member: &Member, force: bool) -> Result<()> {
         pb::control_client::ControlClient::new(channel).leave(request).await?;
         return Ok(());
     }
-    let leader = member.agent().leader().context("no leader is known")?;
+    let leader = found_leader(member).await?;
     let channel = member.dialer().channel(&leader.node, &leader.addr, Line::Calls)?;
     pb::dispatcher_client::DispatcherClient::new(channel).goodbye(pb::GoodbyeRequest {}).await?;
     Ok(())

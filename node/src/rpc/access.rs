@@ -1,5 +1,4 @@
-//! Who may call what. One table, denied by default: a call that is not in it is refused, and a test holds the
-//! table against the services' descriptors.
+//! Who may call what. One table, denied by default: a call that is not in it is refused.
 
 use rswarm_control::ids::NodeId;
 use std::net::SocketAddr;
