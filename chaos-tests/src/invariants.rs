@@ -199,7 +199,7 @@ fn forward(step: &Step<'_>) -> Finding {
 
 fn placed(step: &Step<'_>) -> Finding {
     for change in &step.proposal.changes {
-        let Change::Assign { task, node } = change else { continue };
+        let Change::Assign { task, node, .. } = change else { continue };
         // Within the same entry it may have been marked for removal, never forgotten.
         let (Some(task), Some(node)) = (step.after.task(*task), step.after.node(*node)) else { continue };
         if node.status != NodeStatus::Ready || node.availability != Availability::Active {
@@ -219,17 +219,21 @@ fn meets(node: &Node, constraint: &Constraint) -> bool {
         "arm64" | "aarch64" => "aarch64".to_owned(),
         other => other.to_owned(),
     };
-    let (is, wanted) = match &constraint.key {
-        ConstraintKey::NodeId => (node.id.to_string(), constraint.value.clone()),
-        ConstraintKey::Hostname => (node.hostname.clone(), constraint.value.clone()),
-        ConstraintKey::Role => (node.role.to_string(), constraint.value.clone()),
-        ConstraintKey::Label(key) => {
-            (node.labels.get(key).cloned().unwrap_or_default(), constraint.value.clone())
-        }
-        ConstraintKey::PlatformOs => (node.description.os.clone(), constraint.value.clone()),
-        ConstraintKey::PlatformArch => (arch(&node.description.arch), arch(&constraint.value)),
+    let one = |value: &String| {
+        let (is, wanted) = match &constraint.key {
+            ConstraintKey::NodeId => (node.id.to_string(), value.clone()),
+            ConstraintKey::Hostname => (node.hostname.clone(), value.clone()),
+            ConstraintKey::Role => (node.role.to_string(), value.clone()),
+            ConstraintKey::Label(key) => (node.labels.get(key).cloned().unwrap_or_default(), value.clone()),
+            ConstraintKey::EngineLabel(key) => {
+                (node.description.labels.get(key).cloned().unwrap_or_default(), value.clone())
+            }
+            ConstraintKey::PlatformOs => (node.description.os.clone(), value.clone()),
+            ConstraintKey::PlatformArch => (arch(&node.description.arch), arch(value)),
+        };
+        is.eq_ignore_ascii_case(&wanted)
     };
-    is.eq_ignore_ascii_case(&wanted) == (constraint.op == ConstraintOp::Equal)
+    constraint.values.iter().any(one) == (constraint.op == ConstraintOp::Equal)
 }
 
 fn one_wanted(scene: &Scene<'_>) -> Finding {

@@ -2,7 +2,7 @@
 //! as differences after that; equal assignments need not be sent at all.
 
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
-use crate::model::{Desired, Network, Observed, Slot, Task, TaskSpec};
+use crate::model::{Claims, Desired, Network, Observed, Slot, Task, TaskSpec};
 use crate::state::State;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -39,6 +39,8 @@ pub struct AssignedTask {
     pub started: bool,
     /// Its address on each of its networks.
     pub addresses: Vec<(NetworkId, Ipv4Addr)>,
+    /// The named things of its node that it was given.
+    pub claims: Claims,
 }
 
 impl AssignedTask {
@@ -53,7 +55,21 @@ impl AssignedTask {
             ended: !task.is_live(),
             started: task.observed >= Observed::Starting,
             addresses: task.addresses.clone(),
+            claims: task.claims.clone(),
         }
+    }
+
+    /// What tells its containers which generic resources they have: the kind in capitals, and how many or, where
+    /// they have names, which. The names of the variables are Docker's.
+    pub fn generic_env(&self) -> Vec<(String, String)> {
+        let entry = |(kind, count): (&String, &u64)| {
+            let value = match self.claims.get(kind) {
+                Some(names) => names.iter().cloned().collect::<Vec<_>>().join(","),
+                None => count.to_string(),
+            };
+            (format!("DOCKER_RESOURCE_{}", kind.to_uppercase()), value)
+        };
+        self.spec.resources.generic.iter().map(entry).collect()
     }
 
     /// Whether it may run, now or after its restart delay.

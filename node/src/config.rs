@@ -1,6 +1,7 @@
 //! How a daemon is told where things are: flags, and `/etc/rswarm/rswarm.toml` for what flags do not say.
 
 use anyhow::{Context, Result};
+use rswarm_control::model::{Labels, Stocks, stocks};
 use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -39,6 +40,10 @@ struct File {
     listen_addr: Option<SocketAddr>,
     #[serde(default)]
     insecure_registries: Vec<String>,
+    #[serde(default)]
+    labels: Vec<String>,
+    #[serde(default)]
+    generic_resources: Vec<String>,
 }
 
 /// A daemon's configuration, complete.
@@ -56,12 +61,18 @@ pub struct Config {
     pub listen_addr: SocketAddr,
     /// Registries that are spoken to without TLS, as "host:port".
     pub insecure_registries: Vec<String>,
+    /// What constraints read as `engine.labels.KEY`.
+    pub labels: Labels,
+    /// What else this machine has to give to tasks.
+    pub generic: Stocks,
 }
 
 impl Config {
     /// Puts flags, file and defaults together. A missing file is an empty one.
     pub fn new(flags: Flags, socket: Option<PathBuf>) -> Result<Self> {
         let file = read(&flags.config)?;
+        let path = flags.config.display().to_string();
+        let unusable = || format!("{path} cannot be used");
         let socket = socket.or(file.socket);
         let beside = socket.as_deref().and_then(Path::parent).map(Path::to_path_buf);
         let run_dir = flags.run_dir.or(file.run_dir).or(beside).unwrap_or_else(|| "/run/rswarm".into());
@@ -75,8 +86,23 @@ impl Config {
                 .or(file.listen_addr)
                 .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT))),
             insecure_registries: file.insecure_registries,
+            labels: labels(&file.labels).with_context(unusable)?,
+            generic: stocks(&file.generic_resources).with_context(unusable)?,
         })
     }
+}
+
+/// `KEY=VALUE`, each key once.
+fn labels(texts: &[String]) -> Result<Labels> {
+    let mut labels = Labels::new();
+    for text in texts {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        let sound =
+            !key.is_empty() && key.len() <= 255 && !key.chars().any(|c| c.is_whitespace() || c.is_control());
+        anyhow::ensure!(sound, "label `{text}`: write KEY=VALUE, the key without spaces");
+        anyhow::ensure!(labels.insert(key.into(), value.into()).is_none(), "label `{key}` is given twice");
+    }
+    Ok(labels)
 }
 
 /// As a path below the root of the hierarchies: `/rswarm` and `rswarm` are the same group.
@@ -183,6 +209,32 @@ mod tests {
         assert_eq!(cgroup_parent(None).unwrap(), "rswarm");
         for bad in ["", "/", "../x", "a//b"] {
             assert!(cgroup_parent(Some(bad.into())).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn labels_and_generic_resources_come_from_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = |text: &str| {
+            let path = dir.path().join("rswarm.toml");
+            std::fs::write(&path, text).unwrap();
+            let flags = Flags {
+                state_dir: None,
+                run_dir: None,
+                cgroup_parent: None,
+                listen_addr: None,
+                config: path,
+            };
+            Config::new(flags, None)
+        };
+        let good = config("labels = [\"rack=r1\", \"fast\"]\ngeneric-resources = [\"gpu=2\", \"nic=eth1\"]")
+            .unwrap();
+        assert_eq!(good.labels["rack"], "r1");
+        assert_eq!(good.labels["fast"], "");
+        assert_eq!(good.generic["gpu"].len(), 2);
+        for bad in ["labels = [\"=x\"]", "labels = [\"a=1\", \"a=2\"]", "generic-resources = [\"gpu\"]"] {
+            let error = format!("{:#}", config(bad).unwrap_err());
+            assert!(error.contains("rswarm.toml cannot be used"), "{error}");
         }
     }
 

@@ -21,6 +21,8 @@ pub fn describe(ground: &Ground) -> Description {
         kernel: kernel.map(|names| names.release().to_string_lossy().into_owned()).unwrap_or_default(),
         engine_version: env!("CARGO_PKG_VERSION").into(),
         warnings: ground.executor.limits_unenforced().map(str::to_owned).into_iter().collect(),
+        labels: ground.config.labels.clone(),
+        generic: ground.config.generic.clone(),
     }
 }
 

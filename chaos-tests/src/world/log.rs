@@ -448,7 +448,7 @@ fn brief(change: &Change) -> String {
         Change::RemoveNetwork { network } => format!("network {network} removed"),
         Change::CreateTask(new) => format!("task {} {}.{} {}", new.id, new.service, new.slot, new.desired),
         Change::Allocate { task, .. } => format!("allocate {task}"),
-        Change::Assign { task, node } => format!("{task}→{node}"),
+        Change::Assign { task, node, .. } => format!("{task}→{node}"),
         Change::Note { task, note } => format!("{task} waits: {note}"),
         Change::SetDesired { task, desired } => format!("{task} wanted {desired}"),
         Change::Report(report) => format!("{} is {}", report.task, report.observed),

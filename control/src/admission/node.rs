@@ -2,7 +2,9 @@
 
 use super::{Answer, Refused, find_node, no_cluster, out_of_sequence, validate};
 use crate::ids::NodeId;
-use crate::model::{Availability, Description, Labels, Meta, Node, NodeStatus, Role, Secret};
+use crate::model::{
+    Availability, Description, Labels, Meta, Node, NodeStatus, Role, Secret, Taint, Toleration,
+};
 use crate::state::{Change, State};
 use crate::time::Timestamp;
 use std::net::SocketAddr;
@@ -22,6 +24,10 @@ pub struct NodeUpdate {
     pub labels_add: Labels,
     /// Labels to remove; it is no mistake if one is not there.
     pub labels_rm: Vec<String>,
+    /// Taints to set; one of the same key and effect is replaced.
+    pub taints_add: Vec<Taint>,
+    /// Which taints to remove; it is no mistake if there is none.
+    pub taints_rm: Vec<Toleration>,
 }
 
 /// A machine that wants to become a node.
@@ -51,6 +57,9 @@ pub struct Session {
     /// What it says of itself.
     pub description: Description,
 }
+
+/// No node has more taints than this.
+const TAINTS_MAX: usize = 64;
 
 type Admitted = Result<(Vec<Change>, Answer), Refused>;
 
@@ -94,6 +103,7 @@ pub(super) fn build(
         raft: None,
         availability: join.availability,
         labels: Labels::new(),
+        taints: Vec::new(),
         status: NodeStatus::Unknown,
         status_since: now,
         message: String::new(),
@@ -139,6 +149,7 @@ pub(super) fn update(state: &State, update: &NodeUpdate) -> Admitted {
     let mut labels = node.labels.clone();
     labels.retain(|key, _| !update.labels_rm.contains(key));
     labels.extend(update.labels_add.clone());
+    let taints = taints(&node, update)?;
     let role = update.role.unwrap_or(node.role);
     let availability = update.availability.unwrap_or(node.availability);
     if role == Role::Worker {
@@ -151,11 +162,33 @@ pub(super) fn update(state: &State, update: &NodeUpdate) -> Admitted {
         )));
     }
     let answer = Answer::Node(node.id);
-    if role == node.role && availability == node.availability && labels == node.labels {
+    if role == node.role
+        && availability == node.availability
+        && labels == node.labels
+        && taints == node.taints
+    {
         return Ok((Vec::new(), answer));
     }
     let (id, version) = (node.id, node.meta.version);
-    Ok((vec![Change::UpdateNode { node: id, version, role, availability, labels }], answer))
+    Ok((vec![Change::UpdateNode { node: id, version, role, availability, labels, taints }], answer))
+}
+
+/// The taints a node has from now on, in order.
+fn taints(node: &Node, update: &NodeUpdate) -> Result<Vec<Taint>, Refused> {
+    let mut taints = node.taints.clone();
+    taints.retain(|taint| !update.taints_rm.iter().any(|gone| gone.covers(taint)));
+    for added in &update.taints_add {
+        if added.value.len() > 255 || added.value.chars().any(char::is_control) {
+            return validate::invalid(format!("taint `{}`: its value is too long or unprintable", added.key));
+        }
+        taints.retain(|taint| (&taint.key, taint.effect) != (&added.key, added.effect));
+        taints.push(added.clone());
+    }
+    if taints.len() > TAINTS_MAX {
+        return validate::invalid(format!("a node has at most {TAINTS_MAX} taints"));
+    }
+    taints.sort();
+    Ok(taints)
 }
 
 pub(super) fn remove(state: &State, text: &str, force: bool) -> Admitted {
@@ -198,6 +231,7 @@ pub(super) fn leave(state: &State, id: NodeId, force: bool) -> Admitted {
             role,
             availability,
             labels: node.labels.clone(),
+            taints: node.taints.clone(),
         });
     }
     if node.status != NodeStatus::Left {

@@ -1,7 +1,10 @@
 //! What a spec must look like.
 
 use super::Refused;
-use crate::model::{ContainerSpec, EndpointSpec, Mount, PortMode, Resources, ServiceSpec, TaskSpec};
+use crate::model::{AffinityRule, Preference, WEIGHT_MAX};
+use crate::model::{
+    ContainerSpec, EndpointSpec, Mount, Placement, PortMode, Resources, ServiceSpec, TaskSpec,
+};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -11,6 +14,8 @@ const REPLICAS_MAX: u32 = 100_000;
 const NANO_CPUS_MIN: u64 = 1_000_000;
 /// No container starts with less memory.
 const MEMORY_BYTES_MIN: u64 = 4 << 20;
+/// Rules of one kind in a placement: constraints, preferences, …
+const RULES_MAX: usize = 32;
 /// Longest text that is kept anywhere in a spec, in bytes.
 const TEXT_MAX: usize = 64 << 10;
 
@@ -24,6 +29,7 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refused> {
         return invalid("update: the failure ratio lies between 0 and 1");
     }
     task(&spec.task)?;
+    placement(&spec.task.placement)?;
     endpoint(&spec.endpoint)
 }
 
@@ -62,6 +68,12 @@ fn task(spec: &TaskSpec) -> Result<(), Refused> {
     }
     resources("limit", spec.resources.limits)?;
     resources("reservation", spec.resources.reservations)?;
+    if spec.resources.generic.len() > RULES_MAX {
+        return invalid(format!("generic resources: more than {RULES_MAX} kinds are not possible"));
+    }
+    if let Some((kind, _)) = spec.resources.generic.iter().find(|(_, count)| **count == 0) {
+        return invalid(format!("generic resource `{kind}`: none of it is nothing to ask for; leave it out"));
+    }
     let (limits, reserved) = (spec.resources.limits, spec.resources.reservations);
     let exceeds = |reserved: u64, limit: u64| limit != 0 && reserved > limit;
     if exceeds(reserved.memory_bytes, limits.memory_bytes) || exceeds(reserved.nano_cpus, limits.nano_cpus) {
@@ -80,6 +92,43 @@ fn resources(what: &str, resources: Resources) -> Result<(), Refused> {
     }
     if (1..MEMORY_BYTES_MIN).contains(&resources.memory_bytes) {
         return invalid(format!("{what}: less than 4 MiB of memory is not possible"));
+    }
+    Ok(())
+}
+
+fn placement(placement: &Placement) -> Result<(), Refused> {
+    let Placement { constraints, platforms, tolerations, affinities, preferences, .. } = placement;
+    for (what, count) in [
+        ("constraints", constraints.len()),
+        ("platforms", platforms.len()),
+        ("tolerations", tolerations.len()),
+        ("affinities", affinities.len()),
+        ("preferences", preferences.len()),
+    ] {
+        if count > RULES_MAX {
+            return invalid(format!("{what}: more than {RULES_MAX} are not possible"));
+        }
+    }
+    let weights = preferences.iter().filter_map(|preference| match preference {
+        Preference::Weighted { weight, .. } => Some(*weight),
+        Preference::Spread(_) => None,
+    });
+    let weights = weights.chain(affinities.iter().filter_map(|affinity| affinity.weight));
+    if let Some(weight) = weights.into_iter().find(|weight| *weight == 0 || weight.abs() > WEIGHT_MAX) {
+        return invalid(format!("placement: {weight} is no weight; it is a number from 1 to {WEIGHT_MAX}"));
+    }
+    for affinity in affinities {
+        name("service", &affinity.service)?;
+        let opposite = |other: &&crate::model::Affinity| {
+            other.service == affinity.service && other.over == affinity.over && other.weight.is_none()
+        };
+        let apart = affinities.iter().filter(opposite).any(|other| other.rule == AffinityRule::Apart);
+        if affinity.rule == AffinityRule::Together && affinity.weight.is_none() && apart {
+            return invalid(format!(
+                "affinity: a task cannot be both near to {} and far from it",
+                affinity.service
+            ));
+        }
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The cluster itself: its authority, its tokens, its settings.
 
-use super::{Meta, Subnet};
+use super::{Filling, Meta, Subnet};
 use crate::ids::{ClusterId, NetworkId};
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -51,6 +51,8 @@ pub struct Settings {
     pub address_pools: Vec<Subnet>,
     /// Prefix length of the subnets cut from the pools.
     pub address_pool_prefix: u8,
+    /// How nodes are filled with the tasks of services that do not say so themselves.
+    pub placement: Filling,
 }
 
 impl Default for Settings {
@@ -60,6 +62,7 @@ impl Default for Settings {
             cert_expiry: Duration::from_secs(90 * 24 * 3600),
             address_pools: vec![Subnet::new(Ipv4Addr::new(10, 0, 0, 0), 8).expect("10.0.0.0/8 is a subnet")],
             address_pool_prefix: 24,
+            placement: Filling::default(),
         }
     }
 }

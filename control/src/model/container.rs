@@ -1,7 +1,8 @@
 //! What a task runs: a sandbox of one or more containers that share a network namespace.
 
-use super::{Constraint, Labels};
+use super::{Labels, Placement};
 use crate::ids::NetworkId;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Everything that, when it changes, makes a running task out of date.
@@ -133,12 +134,14 @@ pub struct Resources {
 }
 
 /// What a task may use and what is set aside for it. Zero means: not limited, nothing reserved.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TaskResources {
     /// The most it may use.
     pub limits: Resources,
     /// What the scheduler sets aside for it.
     pub reservations: Resources,
+    /// What else it needs of its node, by kind, and how many.
+    pub generic: BTreeMap<String, u64>,
 }
 
 /// Whether and when an ended task is replaced. A task lost with its node is always replaced, at once.
@@ -170,11 +173,4 @@ pub enum RestartCondition {
     OnFailure,
     /// None.
     None,
-}
-
-/// Which nodes may run a task.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Placement {
-    /// All must hold.
-    pub constraints: Vec<Constraint>,
 }

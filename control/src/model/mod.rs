@@ -3,18 +3,24 @@
 mod cluster;
 mod constraint;
 mod container;
+mod generic;
 mod network;
 mod node;
+mod placement;
 mod service;
 mod subnet;
 mod task;
 
 pub use cluster::{Cluster, JoinTokens, Secret, Settings};
 pub use constraint::{Constraint, ConstraintKey, ConstraintOp, NotAConstraint};
-pub use container::{ContainerSpec, EnvVar, Mount, Placement, Resources, RestartCondition};
+pub use container::{ContainerSpec, EnvVar, Mount, Resources, RestartCondition};
 pub use container::{RestartPolicy, TaskResources, TaskSpec};
+pub use generic::{Claims, Need, NotGeneric, Stock, Stocks, stock_texts, stocks};
 pub use network::Network;
 pub use node::{Availability, Description, Node, NodeStatus, Role};
+pub(crate) use placement::one_arch;
+pub use placement::{Affinity, AffinityRule, Effect, Filling, NotPlacement, Placement, Platform, Preference};
+pub use placement::{Taint, Toleration, WEIGHT_MAX};
 pub use service::{Endpoint, EndpointMode, EndpointSpec, FailureAction, Mode, PortMode, PortSpec};
 pub use service::{Protocol, PublishedPort, Revision, Service, ServiceSpec, UpdateConfig, UpdateOrder};
 pub use service::{UpdateState, UpdateStatus};

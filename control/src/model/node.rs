@@ -1,6 +1,6 @@
 //! Machines.
 
-use super::{Labels, Meta, Resources};
+use super::{Labels, Meta, Resources, Stocks, Taint};
 use crate::ids::{NodeId, RaftId};
 use crate::time::Timestamp;
 use std::fmt;
@@ -24,6 +24,8 @@ pub struct Node {
     pub availability: Availability,
     /// Set by administrators, read by constraints.
     pub labels: Labels,
+    /// Set by administrators; keep away tasks that do not tolerate them.
+    pub taints: Vec<Taint>,
     /// Whether it is heard from.
     pub status: NodeStatus,
     /// When it took that status.
@@ -105,4 +107,8 @@ pub struct Description {
     pub engine_version: String,
     /// What the machine cannot do, for people: for example enforce memory limits.
     pub warnings: Vec<String>,
+    /// As its daemon was configured, read by constraints as `engine.labels.KEY`.
+    pub labels: Labels,
+    /// What else its tasks may use, as its daemon was configured.
+    pub generic: Stocks,
 }

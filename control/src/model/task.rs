@@ -1,6 +1,6 @@
 //! Tasks: single attempts to run one slot of a service.
 
-use super::{Meta, TaskSpec};
+use super::{Claims, Meta, TaskSpec};
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
 use crate::time::Timestamp;
 use std::fmt;
@@ -35,6 +35,8 @@ pub struct Task {
     pub status: TaskStatus,
     /// Its address on each of its networks.
     pub addresses: Vec<(NetworkId, Ipv4Addr)>,
+    /// The named things of its node that it was given.
+    pub claims: Claims,
     /// Why it waits; empty when nothing holds it up.
     pub note: String,
     /// When a task held at [`Desired::Ready`] may run.

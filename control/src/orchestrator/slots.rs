@@ -116,12 +116,11 @@ pub(super) fn release(draft: &mut Draft, service: ServiceId) {
     }
 }
 
-/// Whether a task's node is neither being drained nor excluded by a label that was changed since the task
-/// was placed.
+/// Whether a task's node is neither being drained nor excluded by a label or taint that was changed since the
+/// task was placed.
 fn may_stay(state: &State, task: &Task) -> bool {
     let Some(node) = state.home(task) else { return true };
-    let constraints = &task.spec.placement.constraints;
-    node.availability != Availability::Drain && constraints.iter().all(|c| constraint::holds(c, node))
+    node.availability != Availability::Drain && constraint::may_stay(&task.spec.placement, node)
 }
 
 /// What a task that takes over from `last` inherits.

@@ -51,8 +51,7 @@ pub(crate) fn is_current(state: &State, service: &Service, task: &Task) -> bool 
         return true;
     }
     let placement = service.spec.task.placement.clone();
-    let fits = |node| placement.constraints.iter().all(|c| constraint::holds(c, node));
-    let placed_well = state.home(task).is_some_and(|node| fits(node));
+    let placed_well = state.home(task).is_some_and(|node| constraint::may_stay(&placement, node));
     placed_well && TaskSpec { placement, ..TaskSpec::clone(&task.spec) } == *service.spec.task
 }
 

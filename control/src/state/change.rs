@@ -2,7 +2,9 @@
 
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
 use crate::model::UpdateStatus;
-use crate::model::{Availability, Cluster, Description, Desired, Endpoint, JoinTokens, Labels};
+use crate::model::{
+    Availability, Claims, Cluster, Description, Desired, Endpoint, JoinTokens, Labels, Taint,
+};
 use crate::model::{Network, Node, NodeStatus, Observed, Role, Service, ServiceSpec, Settings, Slot};
 use crate::time::Timestamp;
 use std::net::Ipv4Addr;
@@ -55,6 +57,8 @@ pub enum Change {
         availability: Availability,
         /// All of its labels.
         labels: Labels,
+        /// All of its taints.
+        taints: Vec<Taint>,
     },
     /// A node's daemon has opened a session, so the node is ready. Older epochs are stale.
     OpenSession {
@@ -142,6 +146,8 @@ pub enum Change {
         task: TaskId,
         /// Where.
         node: NodeId,
+        /// The named things of the node that it is given, which nobody else may have.
+        claims: Claims,
     },
     /// Why a task waits; empty when nothing holds it up.
     Note {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{ContainerSpec, Slot, TaskSpec};
+use crate::model::{Claims, ContainerSpec, Slot, TaskSpec};
 use expect_test::{Expect, expect};
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ fn task(id: u64, desired: Desired) -> AssignedTask {
         ended: false,
         started: false,
         addresses: Vec::new(),
+        claims: Claims::new(),
     }
 }
 

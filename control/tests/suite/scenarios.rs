@@ -73,6 +73,13 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
             let role = option(words, "role")
                 .map(|text| if text == "manager" { Role::Manager } else { Role::Worker });
             let (node, labels_add) = (name.into(), labels(words));
+            let taints = |prefix: &str| {
+                words
+                    .iter()
+                    .filter_map(|word| word.strip_prefix(prefix))
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            };
             ask(
                 world,
                 Request::UpdateNode(NodeUpdate {
@@ -80,6 +87,11 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
                     availability,
                     role,
                     labels_add,
+                    taints_add: taints("taint:").iter().map(|text| text.parse().expect("a taint")).collect(),
+                    taints_rm: taints("untaint:")
+                        .iter()
+                        .map(|text| text.parse().expect("a pattern"))
+                        .collect(),
                     ..NodeUpdate::default()
                 }),
             )
@@ -164,8 +176,8 @@ fn labels(words: &[&str]) -> Labels {
 fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
     let task = Arc::make_mut(&mut spec.task);
     for word in words.iter().skip(2) {
-        if let Some(constraint) = word.strip_prefix("constraint:") {
-            task.placement.constraints.push(constraint.parse().expect("a constraint"));
+        if let Some((kind, text)) = word.split_once(':').filter(|(kind, _)| !kind.contains('=')) {
+            rule(&mut task.placement, kind, text);
             continue;
         }
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
@@ -173,6 +185,7 @@ fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
             "replicas" => spec.mode = Mode::Replicated { replicas: value.parse().expect("a number") },
             "image" => task.containers[0].image = value.into(),
             "memory" => task.resources.reservations.memory_bytes = value.parse::<u64>().expect("GiB") * GIB,
+            "max" => task.placement.max_per_node = value.parse().expect("a number"),
             "unconstrained" => task.placement.constraints.clear(),
             "force" => task.force += 1,
             "delay" => task.restart.delay = duration(value),
@@ -199,6 +212,18 @@ fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
         }
     }
     spec
+}
+
+fn rule(placement: &mut Placement, kind: &str, text: &str) {
+    let near = |rule| Affinity::parse(rule, text).expect("a rule");
+    match kind {
+        "constraint" => placement.constraints.push(text.parse().expect("a constraint")),
+        "pref" => placement.preferences.push(text.parse().expect("a preference")),
+        "near" => placement.affinities.push(near(AffinityRule::Together)),
+        "far" => placement.affinities.push(near(AffinityRule::Apart)),
+        "tolerate" => placement.tolerations.push(text.parse().expect("a toleration")),
+        other => panic!("no such rule: {other}"),
+    }
 }
 
 fn duration(text: &str) -> Duration {

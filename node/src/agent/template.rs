@@ -64,7 +64,7 @@ mod tests {
         let task = AssignedTask {
             id: TaskId(7), service: ServiceId(8), service_name: "web".into(), slot: rswarm_control::model::Slot::Replica(3),
             spec: Arc::new(TaskSpec::default()), desired: Desired::Running, ended: false, started: false,
-            addresses: Vec::new(),
+            addresses: Vec::new(), claims: Default::default(),
         };
         let words = Words::new(&task, "0n1", "n1");
         for (text, filled) in [

@@ -170,7 +170,7 @@ impl Hands {
         Ok(request)
     }
 
-    /// The image's environment, then who the task is, then what the service says; later ones win.
+    /// The image's environment, then who the task is and what it was given, then what the service says; later ones win.
     fn env(
         &self,
         task: &AssignedTask,
@@ -185,10 +185,11 @@ impl Hands {
             ("RSWARM_NODE", crate::machine::hostname()),
             ("RSWARM_NODE_ID", self.node.clone()),
         ];
+        let given = who.map(|(name, value)| (name.to_owned(), value)).into_iter().chain(task.generic_env());
         let said = spec.env.iter().map(|var| format!("{}={}", var.name, words.fill(&var.value)));
         let mut env: Vec<String> = Vec::new();
         for line in
-            config.env.iter().cloned().chain(who.map(|(name, value)| format!("{name}={value}"))).chain(said)
+            config.env.iter().cloned().chain(given.map(|(name, value)| format!("{name}={value}"))).chain(said)
         {
             let name = line.split('=').next().unwrap_or_default();
             env.retain(|known| known.split('=').next() != Some(name));

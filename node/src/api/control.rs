@@ -14,7 +14,7 @@ use rswarm_control::admission::{
     find_task,
 };
 use rswarm_control::model::{
-    Availability, NodeStatus, Observed, Role, Secret, Service, ServiceSpec, Subnet, Task,
+    Availability, Filling, NodeStatus, Observed, Role, Secret, Service, ServiceSpec, Subnet, Task,
 };
 use rswarm_control::state::State;
 use rswarm_proto::Problem;
@@ -77,6 +77,8 @@ impl Control {
         let Some(ground) = (self.ground)() else { return Vec::new() };
         let mut warnings = Vec::new();
         let task = Arc::make_mut(&mut spec.task);
+        // With several containers only a machine that runs all of them would do; the first speaks for them.
+        let mut platforms = None;
         for (index, container) in task.containers.iter_mut().enumerate() {
             // Whoever wants it looked up again leaves the digest out.
             let same = before.and_then(|before| before.task.containers.get(index));
@@ -85,6 +87,7 @@ impl Control {
                 continue;
             }
             container.image_digest = None;
+            platforms = platforms.or(Some(Vec::new()));
             let Ok(reference) = container.image.parse::<Reference>() else { continue };
             let here = ground.images.clone();
             let name = reference.to_string();
@@ -96,10 +99,16 @@ impl Control {
             let found =
                 tokio::time::timeout(LOOK_UP, ground.images.look_up(&reference, &ground.registries)).await;
             match found {
-                Ok(Ok(digest)) => container.image_digest = Some(digest.to_string()),
+                Ok(Ok(found)) => {
+                    container.image_digest = Some(found.digest.to_string());
+                    platforms = Some(found.platforms);
+                }
                 Ok(Err(error)) => warnings.push(unpinned(&container.image, &error.to_string())),
                 Err(_) => warnings.push(unpinned(&container.image, "the registry does not answer")),
             }
+        }
+        if let Some(platforms) = platforms {
+            task.placement.platforms = platforms;
         }
         warnings
     }
@@ -122,6 +131,15 @@ fn version(said: u64) -> Option<u64> {
 fn spec(said: Option<pb::ServiceSpec>) -> Result<ServiceSpec, Status> {
     let said = said.ok_or_else(|| Status::invalid_argument("spec: is missing"))?;
     ServiceSpec::try_from(said).map_err(|error| Status::invalid_argument(format!("spec.{error}")))
+}
+
+/// What texts stand for.
+fn rules<T: std::str::FromStr<Err: std::fmt::Display>>(
+    field: &str,
+    texts: &[String],
+) -> Result<Vec<T>, Status> {
+    let read = |text: &String| text.parse().map_err(|error| format!("{field}: {error}"));
+    texts.iter().map(read).collect::<Result<_, _>>().map_err(Status::invalid_argument)
 }
 
 fn role(said: pb::Role) -> Result<Role, Status> {
@@ -171,6 +189,23 @@ impl pb::control_server::Control for Control {
             created_at_ms: cluster.meta.created_at.0,
             ca_cert_pem: cluster.ca_cert_pem.clone(),
         }))
+    }
+
+    async fn update_cluster(
+        &self,
+        request: Request<pb::UpdateClusterRequest>,
+    ) -> Result<Response<pb::UpdateClusterResponse>, Status> {
+        let request = request.into_inner();
+        let state = self.fresh().await?;
+        let cluster = state.cluster().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
+        let mut settings = cluster.settings.clone();
+        if request.placement.is_some() {
+            settings.placement = Filling::try_from(request.placement())
+                .map_err(|problem: Problem| Status::invalid_argument(format!("placement: {problem}")))?;
+        }
+        settings.task_history_limit = request.task_history_limit.unwrap_or(settings.task_history_limit);
+        self.admit(Ask::UpdateSettings { version: Some(cluster.meta.version), settings }).await?;
+        Ok(Response::new(pb::UpdateClusterResponse {}))
     }
 
     async fn get_join_tokens(
@@ -225,6 +260,8 @@ impl pb::control_server::Control for Control {
             availability,
             labels_add: request.labels_add.into_iter().collect(),
             labels_rm: request.labels_rm,
+            taints_add: rules("taints_add", &request.taints_add)?,
+            taints_rm: rules("taints_rm", &request.taints_rm)?,
         };
         let (_, state) = self.admit(Ask::UpdateNode(update)).await?;
         let node =

@@ -83,7 +83,9 @@ async fn admit(
                 other.try_into().map_err(|problem: Problem| Status::invalid_argument(problem.to_string()))?
             }
         },
-        description: description.into(),
+        description: description
+            .try_into()
+            .map_err(|error| Status::invalid_argument(format!("description.{error}")))?,
     });
     let (answer, _) = manager.cluster().admit(&join).await?;
     let Answer::Node(id) = answer else { return Err(Status::internal("joining did not make a node")) };

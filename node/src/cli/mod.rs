@@ -18,6 +18,7 @@ pub mod output;
 pub mod service;
 pub mod start;
 pub mod status;
+pub mod update;
 pub mod version;
 pub mod view;
 
@@ -66,6 +67,7 @@ pub enum Command {
     Leave(leave::Leave),
     JoinToken(join_token::JoinToken),
     Status(status::StatusArgs),
+    Update(update::Update),
     Version(version::Version),
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -90,6 +92,7 @@ impl Command {
             Self::Leave(command) => command.run(cx).await,
             Self::JoinToken(command) => command.run(cx).await,
             Self::Status(command) => command.run(cx).await,
+            Self::Update(command) => command.run(cx).await,
             Self::Version(command) => command.run(cx).await,
             Self::Node(command) => command.run(cx).await,
             Self::Service(command) => command.run(cx).await,

@@ -12,6 +12,8 @@ use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use tokio_util::task::TaskTracker;
 
+use rswarm_control::model::Platform;
+
 use super::load::{Descriptor, Manifest, UNPACKERS, distinct};
 use super::scratch::{Adding, Ingest, is_disk};
 use super::store::DOCUMENT_MAX;
@@ -64,6 +66,18 @@ pub enum Progress {
 
 type Report<'a> = &'a (dyn Fn(Progress) + Send + Sync);
 
+/// Platforms of an image that are remembered.
+const PLATFORMS_MAX: usize = 32;
+
+/// What a name means at its registry.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Of its manifest, or of its index of several.
+    pub digest: Digest,
+    /// What it was built for, in order; empty where nobody says so.
+    pub platforms: Vec<Platform>,
+}
+
 impl Store {
     /// Fetches an image, or what is new of it, and returns it. The built-in image needs no fetching.
     ///
@@ -106,18 +120,36 @@ impl Store {
         result
     }
 
-    /// What a name means at its registry now, so that all of a service's tasks can run the same.
+    /// What a name means at its registry now, and what it was built for, so that all of a service's tasks can run the same.
     ///
     /// # Errors
     /// [`Error::Registry`] if the registry cannot be reached, does not have the image or refuses it.
-    pub async fn look_up(&self, reference: &Reference, registries: &Registries) -> Result<Digest> {
+    pub async fn look_up(&self, reference: &Reference, registries: &Registries) -> Result<Found> {
         let workers = Workers::default();
         let source = Source::connect(self, reference.registry(), reference, registries, &workers)?;
-        let digest = source.client.fetch_manifest_digest(&source.image, &source.auth).await;
-        digest
-            .map_err(|error| source.failed(&error))?
-            .parse()
-            .or_else(|_| refused(reference.familiar(), "the registry's digest of it is malformed"))
+        let (digest, manifest) = source.manifest(None).await?;
+        let platforms = match &manifest.config {
+            None => manifest.manifests.into_iter().filter_map(|entry| entry.platform).collect(),
+            Some(config) => {
+                source.blob(config, DOCUMENT_MAX, None).await?;
+                let (store, config) = (self.clone(), config.digest.clone());
+                let document = workers.run(move || store.document(&config)).await?;
+                // What an image's configuration says of its platform; it is checked when the image is pulled.
+                serde_json::from_slice(&document).into_iter().collect::<Vec<super::load::Platform>>()
+            }
+        };
+        let stated = |platform: &super::load::Platform| {
+            !platform.os.is_empty() && !platform.architecture.is_empty() && platform.os != "unknown"
+        };
+        let mut platforms: Vec<Platform> = platforms
+            .into_iter()
+            .filter(stated)
+            .map(|platform| Platform { os: platform.os, arch: platform.architecture })
+            .collect();
+        platforms.sort();
+        platforms.dedup();
+        platforms.truncate(PLATFORMS_MAX);
+        Ok(Found { digest, platforms })
     }
 
     /// The lock that lets one pull of a name work at a time.

@@ -177,7 +177,10 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
 
 /// Records the session and returns its number. The inner error is what the node is told instead of being served.
 async fn open(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<Result<u64, Down>, Status> {
-    let description = hello.description.clone().unwrap_or_default().into();
+    let description = hello.description.clone().unwrap_or_default();
+    let description = description
+        .try_into()
+        .map_err(|error| Status::invalid_argument(format!("hello.description.{error}")))?;
     let state = manager.cluster().state();
     let known = match state.node(node) {
         Some(known) => known,

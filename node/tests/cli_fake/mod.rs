@@ -157,6 +157,13 @@ impl Control for Answers {
         unknown()
     }
 
+    async fn update_cluster(
+        &self,
+        _: Request<pb::UpdateClusterRequest>,
+    ) -> Answer<pb::UpdateClusterResponse> {
+        ok(pb::UpdateClusterResponse {})
+    }
+
     async fn get_join_tokens(
         &self,
         _: Request<pb::GetJoinTokensRequest>,

@@ -2,7 +2,8 @@
 //! the receiver reads them from it.
 
 use super::{
-    Invalid, attachments, attachments_out, choice, each, nested, parsed, parsed_each, slot, slot_out,
+    Invalid, attachments, attachments_out, choice, claims, claims_out, each, nested, parsed, parsed_each,
+    slot, slot_out,
 };
 use crate::v1 as pb;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
@@ -11,7 +12,18 @@ use std::sync::Arc;
 
 impl From<&AssignedTask> for pb::AssignedTask {
     fn from(task: &AssignedTask) -> Self {
-        let AssignedTask { id, service, service_name, slot, spec, desired, ended, started, addresses } = task;
+        let AssignedTask {
+            id,
+            service,
+            service_name,
+            slot,
+            spec,
+            desired,
+            ended,
+            started,
+            addresses,
+            claims,
+        } = task;
         Self {
             id: id.to_string(),
             service: service.to_string(),
@@ -22,6 +34,7 @@ impl From<&AssignedTask> for pb::AssignedTask {
             ended: *ended,
             started: *started,
             addresses: attachments_out(addresses),
+            claims: claims_out(claims),
         }
     }
 }
@@ -40,6 +53,7 @@ impl TryFrom<pb::AssignedTask> for AssignedTask {
             ended: wire.ended,
             started: wire.started,
             addresses: attachments("addresses", wire.addresses)?,
+            claims: claims(wire.claims),
         })
     }
 }

@@ -5,16 +5,19 @@
 mod assignment;
 mod network;
 mod node;
+mod placement;
 mod service;
 mod table;
 mod task;
 
+pub(crate) use placement::filling;
 pub use task::report;
 pub(crate) use task::{slot, slot_out, task, task_without_spec};
 
 use crate::v1 as pb;
-use rswarm_control::model::{Meta, Resources};
+use rswarm_control::model::{Claims, Meta, Resources};
 use rswarm_control::{NetworkId, Timestamp};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -95,6 +98,27 @@ pub(crate) fn parsed_each<T: FromStr<Err: fmt::Display>>(
     texts: &[String],
 ) -> Result<Vec<T>, Invalid> {
     texts.iter().enumerate().map(|(index, text)| parsed(&format!("{field}[{index}]"), text)).collect()
+}
+
+/// What [`parsed_each`] reads.
+pub(crate) fn texts<T: fmt::Display>(values: &[T]) -> Vec<String> {
+    values.iter().map(ToString::to_string).collect()
+}
+
+pub(crate) fn claims_out(claims: &Claims) -> Vec<pb::Claim> {
+    let one = |(kind, names): (&String, &BTreeSet<String>)| {
+        let claim = |name: &String| pb::Claim { kind: kind.clone(), name: name.clone() };
+        names.iter().map(claim).collect::<Vec<_>>()
+    };
+    claims.iter().flat_map(one).collect()
+}
+
+pub(crate) fn claims(wire: Vec<pb::Claim>) -> Claims {
+    let mut claims = Claims::new();
+    for claim in wire {
+        claims.entry(claim.kind).or_default().insert(claim.name);
+    }
+    claims
 }
 
 /// Nothing where the text is empty.

@@ -1,8 +1,8 @@
 //! Machines.
 
-use super::{Invalid, Problem, choice, choices, meta, parsed};
+use super::{Invalid, Problem, choice, choices, meta, nested, parsed, parsed_each, texts};
 use crate::v1 as pb;
-use rswarm_control::model::{Availability, Description, Node, NodeStatus, Role};
+use rswarm_control::model::{Availability, Description, Node, NodeStatus, Role, stock_texts, stocks};
 use rswarm_control::{RaftId, Timestamp};
 
 choices! {
@@ -22,6 +22,7 @@ impl From<&Node> for pb::Node {
             raft,
             availability,
             labels,
+            taints,
             status,
             status_since,
             message,
@@ -42,6 +43,7 @@ impl From<&Node> for pb::Node {
             message: message.clone(),
             description: Some(description.into()),
             session: *session,
+            taints: texts(taints),
         }
     }
 }
@@ -59,10 +61,11 @@ impl TryFrom<pb::Node> for Node {
             raft: (wire.raft_id != 0).then_some(RaftId(wire.raft_id)),
             availability: choice::<pb::Availability, _>("availability", wire.availability)?,
             labels: wire.labels,
+            taints: parsed_each("taints", &wire.taints)?,
             status: choice::<pb::NodeStatus, _>("status", wire.status)?,
             status_since: Timestamp(wire.status_since_ms),
             message: wire.message,
-            description: wire.description.unwrap_or_default().into(),
+            description: nested("description", Some(wire.description.unwrap_or_default()))?,
             session: wire.session,
         })
     }
@@ -70,7 +73,8 @@ impl TryFrom<pb::Node> for Node {
 
 impl From<&Description> for pb::NodeDescription {
     fn from(description: &Description) -> Self {
-        let Description { capacity, os, arch, kernel, engine_version, warnings } = description;
+        let Description { capacity, os, arch, kernel, engine_version, warnings, labels, generic } =
+            description;
         Self {
             capacity: Some(capacity.into()),
             os: os.clone(),
@@ -78,19 +82,26 @@ impl From<&Description> for pb::NodeDescription {
             kernel: kernel.clone(),
             engine_version: engine_version.clone(),
             warnings: warnings.clone(),
+            labels: labels.clone(),
+            generic: stock_texts(generic),
         }
     }
 }
 
-impl From<pb::NodeDescription> for Description {
-    fn from(wire: pb::NodeDescription) -> Self {
-        Self {
+impl TryFrom<pb::NodeDescription> for Description {
+    type Error = Invalid;
+
+    fn try_from(wire: pb::NodeDescription) -> Result<Self, Invalid> {
+        Ok(Self {
             capacity: wire.capacity.unwrap_or_default().into(),
             os: wire.os,
             arch: wire.arch,
             kernel: wire.kernel,
             engine_version: wire.engine_version,
             warnings: wire.warnings,
-        }
+            labels: wire.labels,
+            generic: stocks(&wire.generic)
+                .map_err(|error| Invalid::new("generic", Problem::Malformed(error.to_string())))?,
+        })
     }
 }

@@ -9,9 +9,7 @@ use rswarm_control::Timestamp;
 use rswarm_control::model::{
     ContainerSpec, Endpoint, EndpointMode, EndpointSpec, EnvVar, FailureAction, Mode,
 };
-use rswarm_control::model::{
-    Mount, Placement, PortMode, PortSpec, Protocol, PublishedPort, RestartCondition,
-};
+use rswarm_control::model::{Mount, PortMode, PortSpec, Protocol, PublishedPort, RestartCondition};
 use rswarm_control::model::{RestartPolicy, Revision, Service, ServiceSpec, TaskResources, TaskSpec};
 use rswarm_control::model::{UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
 use std::net::Ipv4Addr;
@@ -296,18 +294,16 @@ impl TryFrom<pb::PublishedPort> for PublishedPort {
 impl From<&TaskSpec> for pb::TaskSpec {
     fn from(spec: &TaskSpec) -> Self {
         let TaskSpec { containers, resources, restart, placement, networks, force } = spec;
-        let TaskResources { limits, reservations } = resources;
-        let Placement { constraints } = placement;
+        let TaskResources { limits, reservations, generic } = resources;
         Self {
             containers: containers.iter().map(Into::into).collect(),
             resources: Some(pb::TaskResources {
                 limits: Some(limits.into()),
                 reservations: Some(reservations.into()),
+                generic: generic.clone(),
             }),
             restart: Some(restart.into()),
-            placement: Some(pb::Placement {
-                constraints: constraints.iter().map(ToString::to_string).collect(),
-            }),
+            placement: Some(placement.into()),
             networks: networks.iter().map(ToString::to_string).collect(),
             force: *force,
         }
@@ -319,21 +315,18 @@ impl TryFrom<pb::TaskSpec> for TaskSpec {
 
     fn try_from(wire: pb::TaskSpec) -> Result<Self, Invalid> {
         let resources = wire.resources.unwrap_or_default();
-        let placement = wire.placement.unwrap_or_default();
         Ok(Self {
             containers: each("containers", wire.containers)?,
             resources: TaskResources {
                 limits: resources.limits.unwrap_or_default().into(),
                 reservations: resources.reservations.unwrap_or_default().into(),
+                generic: resources.generic,
             },
             restart: match wire.restart {
                 Some(restart) => nested("restart", Some(restart))?,
                 None => RestartPolicy::default(),
             },
-            placement: Placement {
-                constraints: parsed_each("constraints", &placement.constraints)
-                    .map_err(|error| error.within("placement"))?,
-            },
+            placement: nested("placement", Some(wire.placement.unwrap_or_default()))?,
             networks: parsed_each("networks", &wire.networks)?,
             force: wire.force,
         })

@@ -1,6 +1,7 @@
 //! Tasks, and what nodes report of them.
 
 use super::{Invalid, Problem, attachments, attachments_out, choice, choices, meta, nested, parsed};
+use super::{claims, claims_out};
 use super::{parsed_or_none, required};
 use crate::v1 as pb;
 use rswarm_control::model::{Desired, Observed, Slot, Task, TaskSpec, TaskStatus};
@@ -36,6 +37,7 @@ pub(crate) fn task_without_spec(task: &Task) -> pb::Task {
         observed,
         status,
         addresses,
+        claims,
         note,
         start_at,
         restarts,
@@ -58,6 +60,7 @@ pub(crate) fn task_without_spec(task: &Task) -> pb::Task {
         start_at_ms: start_at.0,
         restarts: *restarts,
         failures: *failures,
+        claims: claims_out(claims),
     }
 }
 
@@ -85,6 +88,7 @@ pub(crate) fn task(wire: pb::Task, spec: Arc<TaskSpec>) -> Result<Task, Invalid>
         observed: choice::<pb::Observed, _>("observed", wire.observed)?,
         status: wire.status.unwrap_or_default().into(),
         addresses: attachments("addresses", wire.addresses)?,
+        claims: claims(wire.claims),
         note: wire.note,
         start_at: Timestamp(wire.start_at_ms),
         restarts: wire.restarts,

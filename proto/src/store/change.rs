@@ -1,11 +1,11 @@
 //! Changes, and the objects that only the log and snapshots know.
 
 use crate::convert::{Invalid, Problem, attachments, attachments_out, choice, each, nanos, nested, parsed};
-use crate::convert::{required, slot, slot_out};
+use crate::convert::{claims, claims_out, filling, parsed_each, required, slot, slot_out, texts};
 use crate::v1 as pb;
 use crate::v1::store as disk;
 use crate::v1::store::change as wire;
-use rswarm_control::model::{Cluster, Description, JoinTokens, Secret, Settings};
+use rswarm_control::model::{Cluster, JoinTokens, Secret, Settings};
 use rswarm_control::{Change, NewTask, Report, Timestamp};
 use std::time::Duration;
 
@@ -26,13 +26,14 @@ impl From<&Change> for wire::What {
                 Self::SetSettings(wire::SetSettings { version: *version, settings: Some(settings.into()) })
             }
             Change::CreateNode(node) => Self::CreateNode(node.as_ref().into()),
-            Change::UpdateNode { node, version, role, availability, labels } => {
+            Change::UpdateNode { node, version, role, availability, labels, taints } => {
                 Self::UpdateNode(wire::UpdateNode {
                     node: node.to_string(),
                     version: *version,
                     role: pb::Role::from(*role).into(),
                     availability: pb::Availability::from(*availability).into(),
                     labels: labels.clone(),
+                    taints: texts(taints),
                 })
             }
             Change::OpenSession { node, epoch, hostname, addr, description } => {
@@ -83,9 +84,11 @@ impl From<&Change> for wire::What {
                 task: task.to_string(),
                 addresses: attachments_out(addresses),
             }),
-            Change::Assign { task, node } => {
-                Self::Assign(wire::Assign { task: task.to_string(), node: node.to_string() })
-            }
+            Change::Assign { task, node, claims } => Self::Assign(wire::Assign {
+                task: task.to_string(),
+                node: node.to_string(),
+                claims: claims_out(claims),
+            }),
             Change::Note { task, note } => {
                 Self::Note(wire::Note { task: task.to_string(), note: note.clone() })
             }
@@ -126,13 +129,14 @@ impl TryFrom<wire::What> for Change {
                 Self::SetSettings { version, settings: nested("settings", settings)? }
             }
             What::CreateNode(node) => Self::CreateNode(Box::new(node.try_into()?)),
-            What::UpdateNode(wire::UpdateNode { node, version, role, availability, labels }) => {
+            What::UpdateNode(wire::UpdateNode { node, version, role, availability, labels, taints }) => {
                 Self::UpdateNode {
                     node: parsed("node", &node)?,
                     version,
                     role: choice::<pb::Role, _>("role", role)?,
                     availability: choice::<pb::Availability, _>("availability", availability)?,
                     labels,
+                    taints: parsed_each("taints", &taints)?,
                 }
             }
             What::OpenSession(wire::OpenSession { node, epoch, hostname, addr, description }) => {
@@ -141,7 +145,7 @@ impl TryFrom<wire::What> for Change {
                     epoch,
                     hostname,
                     addr,
-                    description: Description::from(description.unwrap_or_default()),
+                    description: nested("description", Some(description.unwrap_or_default()))?,
                 }
             }
             What::SetNodeStatus(wire::SetNodeStatus { node, was, status, message }) => Self::SetNodeStatus {
@@ -181,8 +185,9 @@ impl TryFrom<wire::What> for Change {
                 task: parsed("task", &task)?,
                 addresses: attachments("addresses", addresses)?,
             },
-            What::Assign(wire::Assign { task, node }) => {
-                Self::Assign { task: parsed("task", &task)?, node: parsed("node", &node)? }
+            What::Assign(wire::Assign { task, node, claims: given }) => {
+                let (task, node) = (parsed("task", &task)?, parsed("node", &node)?);
+                Self::Assign { task, node, claims: claims(given) }
             }
             What::Note(wire::Note { task, note }) => Self::Note { task: parsed("task", &task)?, note },
             What::SetDesired(wire::SetDesired { task, desired }) => Self::SetDesired {
@@ -330,12 +335,14 @@ impl From<disk::JoinTokens> for JoinTokens {
 
 impl From<&Settings> for disk::Settings {
     fn from(settings: &Settings) -> Self {
-        let Settings { task_history_limit, cert_expiry, address_pools, address_pool_prefix } = settings;
+        let Settings { task_history_limit, cert_expiry, address_pools, address_pool_prefix, placement } =
+            settings;
         Self {
             task_history_limit: *task_history_limit,
             cert_expiry_ns: nanos(*cert_expiry),
             address_pools: address_pools.iter().map(Into::into).collect(),
             address_pool_prefix: u32::from(*address_pool_prefix),
+            placement: pb::Filling::from(*placement).into(),
         }
     }
 }
@@ -357,6 +364,7 @@ impl TryFrom<disk::Settings> for Settings {
                     )
                 },
             )?,
+            placement: filling("placement", settings.placement)?.unwrap_or_default(),
         })
     }
 }

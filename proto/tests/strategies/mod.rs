@@ -81,24 +81,32 @@ fn node_status() -> BoxedStrategy<NodeStatus> {
 }
 
 fn description() -> BoxedStrategy<Description> {
-    (resources(), text(), text(), text(), text(), vec(text(), 0..3))
-        .prop_map(|(capacity, os, arch, kernel, engine_version, warnings)| Description {
+    let generic = prop::sample::subsequence(vec!["gpu=4", "nic=eth1", "nic=eth2"], 0..3);
+    let generic = generic.prop_map(|texts| stocks(&texts).expect("they make sense"));
+    (resources(), text(), text(), text(), text(), vec(text(), 0..3), labels(), generic)
+        .prop_map(|(capacity, os, arch, kernel, engine_version, warnings, labels, generic)| Description {
             capacity,
             os,
             arch,
             kernel,
             engine_version,
             warnings,
+            labels,
+            generic,
         })
         .boxed()
 }
 
 pub fn node() -> BoxedStrategy<Node> {
     let who = (node_id(), meta(), text(), text(), role(), option::of((1..=u64::MAX).prop_map(RaftId)));
-    let how = (availability(), labels(), node_status(), at(), text(), description(), any::<u64>());
+    let taints = prop::sample::subsequence(vec!["gpu:no-schedule", "a=b:no-execute"], 0..2);
+    let taints =
+        taints.prop_map(|texts| texts.iter().map(|t| t.parse().expect("a taint")).collect::<Vec<_>>());
+    let labels = (labels(), taints);
+    let how = (availability(), labels, node_status(), at(), text(), description(), any::<u64>());
     (who, how)
         .prop_map(|((id, meta, hostname, addr, role, raft), how)| {
-            let (availability, labels, status, status_since, message, description, session) = how;
+            let (availability, (labels, taints), status, status_since, message, description, session) = how;
             Node {
                 id,
                 meta,
@@ -108,6 +116,7 @@ pub fn node() -> BoxedStrategy<Node> {
                 raft,
                 availability,
                 labels,
+                taints,
                 status,
                 status_since,
                 message,
@@ -216,11 +225,43 @@ fn constraint() -> BoxedStrategy<Constraint> {
         .boxed()
 }
 
+fn placement() -> BoxedStrategy<Placement> {
+    let preferences = vec!["spread=node.labels.zone", "prefer=node.role==worker,weight=-7"];
+    let preferences = prop::sample::subsequence(preferences, 0..=2);
+    let rules = vec!["db", "web,over=engine.labels.rack", "cache,over=node.labels.zone,weight=9"];
+    let rule = prop::sample::select(vec![AffinityRule::Together, AffinityRule::Apart]);
+    let affinities = (rule, prop::sample::select(rules));
+    let affinities = affinities.prop_map(|(rule, text)| Affinity::parse(rule, text).expect("a rule"));
+    let tolerations = prop::sample::subsequence(vec!["*", "gpu", "a=b:no-execute"], 0..=2);
+    let filling = prop::sample::select(vec![Filling::Spread, Filling::BinPack]);
+    let platform = (text(), text()).prop_map(|(os, arch)| Platform { os, arch });
+    let soft = (preferences, vec(affinities, 0..3), tolerations);
+    (vec(constraint(), 0..3), vec(platform, 0..2), any::<u32>(), soft, option::of(filling))
+        .prop_map(
+            |(constraints, platforms, max_per_node, (preferences, affinities, tolerations), filling)| {
+                Placement {
+                    constraints,
+                    platforms,
+                    max_per_node,
+                    tolerations: tolerations.iter().map(|text| text.parse().expect("a toleration")).collect(),
+                    affinities,
+                    preferences: preferences.iter().map(|text| text.parse().expect("a preference")).collect(),
+                    filling,
+                }
+            },
+        )
+        .boxed()
+}
+
+fn claims() -> BoxedStrategy<Claims> {
+    let names = prop::collection::btree_set("[a-z]{1,4}", 1..3);
+    prop::collection::btree_map("[a-z]{1,4}", names, 0..3).boxed()
+}
+
 fn task_spec() -> BoxedStrategy<TaskSpec> {
-    let resources =
-        (resources(), resources()).prop_map(|(limits, reservations)| TaskResources { limits, reservations });
-    let placement = vec(constraint(), 0..3).prop_map(|constraints| Placement { constraints });
-    (vec(container(), 0..3), resources, restart(), placement, vec(network_id(), 0..3), any::<u64>())
+    let resources = (resources(), resources(), prop::collection::btree_map("[a-z]{1,4}", 1..9u64, 0..3))
+        .prop_map(|(limits, reservations, generic)| TaskResources { limits, reservations, generic });
+    (vec(container(), 0..3), resources, restart(), placement(), vec(network_id(), 0..3), any::<u64>())
         .prop_map(|(containers, resources, restart, placement, networks, force)| TaskSpec {
             containers,
             resources,
@@ -352,11 +393,20 @@ fn task_status() -> BoxedStrategy<TaskStatus> {
 pub fn task() -> BoxedStrategy<Task> {
     let what = (task_id(), meta(), service_id(), text(), slot(), task_spec(), any::<u64>());
     let counts = any::<(u32, u32)>();
-    let how =
-        (option::of(node_id()), desired(), observed(), task_status(), addresses(), text(), at(), counts);
+    let how = (
+        option::of(node_id()),
+        desired(),
+        observed(),
+        task_status(),
+        (addresses(), claims()),
+        text(),
+        at(),
+        counts,
+    );
     (what, how)
         .prop_map(|((id, meta, service, service_name, slot, spec, spec_version), how)| {
-            let (node, desired, observed, status, addresses, note, start_at, (restarts, failures)) = how;
+            let (node, desired, observed, status, (addresses, claims), note, start_at, (restarts, failures)) =
+                how;
             Task {
                 id,
                 meta,
@@ -370,6 +420,7 @@ pub fn task() -> BoxedStrategy<Task> {
                 observed,
                 status,
                 addresses,
+                claims,
                 note,
                 start_at,
                 restarts,
@@ -381,8 +432,8 @@ pub fn task() -> BoxedStrategy<Task> {
 
 fn assigned_task() -> BoxedStrategy<AssignedTask> {
     let what = (task_id(), service_id(), text(), slot(), task_spec());
-    (what, desired(), any::<bool>(), any::<bool>(), addresses())
-        .prop_map(|((id, service, service_name, slot, spec), desired, ended, started, addresses)| {
+    (what, desired(), any::<bool>(), any::<bool>(), addresses(), claims())
+        .prop_map(|((id, service, service_name, slot, spec), desired, ended, started, addresses, claims)| {
             AssignedTask {
                 id,
                 service,
@@ -393,6 +444,7 @@ fn assigned_task() -> BoxedStrategy<AssignedTask> {
                 ended,
                 started,
                 addresses,
+                claims,
             }
         })
         .boxed()
@@ -483,12 +535,10 @@ fn tokens() -> BoxedStrategy<JoinTokens> {
 }
 
 fn settings() -> BoxedStrategy<Settings> {
-    (any::<u32>(), duration(), vec(subnet(), 0..3), 0u8..=32)
-        .prop_map(|(task_history_limit, cert_expiry, address_pools, address_pool_prefix)| Settings {
-            task_history_limit,
-            cert_expiry,
-            address_pools,
-            address_pool_prefix,
+    let filling = prop::sample::select(vec![Filling::Spread, Filling::BinPack]);
+    (any::<u32>(), duration(), vec(subnet(), 0..3), 0u8..=32, filling)
+        .prop_map(|(task_history_limit, cert_expiry, address_pools, address_pool_prefix, placement)| {
+            Settings { placement, task_history_limit, cert_expiry, address_pools, address_pool_prefix }
         })
         .boxed()
 }
@@ -540,7 +590,8 @@ fn change() -> BoxedStrategy<Change> {
                 version,
                 role,
                 availability,
-                labels
+                labels,
+                taints: vec!["gpu=x:prefer-no-schedule".parse().expect("a taint")],
             }
         ),
         (node_id(), any::<u64>(), text(), text(), description()).prop_map(
@@ -574,7 +625,11 @@ fn change() -> BoxedStrategy<Change> {
     ];
     let tasks = prop_oneof![
         (task_id(), addresses()).prop_map(|(task, addresses)| Change::Allocate { task, addresses }),
-        (task_id(), node_id()).prop_map(|(task, node)| Change::Assign { task, node }),
+        (task_id(), node_id(), claims()).prop_map(|(task, node, claims)| Change::Assign {
+            task,
+            node,
+            claims
+        }),
         (task_id(), text()).prop_map(|(task, note)| Change::Note { task, note }),
         (task_id(), desired()).prop_map(|(task, desired)| Change::SetDesired { task, desired }),
         (task_id(), observed(), text()).prop_map(|(task, observed, message)| Change::EndTask {

@@ -6,7 +6,7 @@ mod tasks;
 
 use super::{Applied, Change, Event, EventKind, Object, Proposal, Stale, State, stale};
 use crate::ids::ClusterId;
-use crate::model::{Cluster, Meta};
+use crate::model::{Cluster, Meta, Node};
 use crate::time::Timestamp;
 use std::sync::Arc;
 
@@ -57,8 +57,13 @@ impl Turn {
                 self.update_cluster(*version, |cluster| cluster.settings = settings.clone())
             }
             Change::CreateNode(node) => self.create_node(node),
-            Change::UpdateNode { node, version, role, availability, labels } => {
-                self.update_node(*node, *version, *role, *availability, labels)
+            Change::UpdateNode { node, version, role, availability, labels, taints } => {
+                let alter = |node: &mut Node| {
+                    node.availability = *availability;
+                    node.labels.clone_from(labels);
+                    node.taints.clone_from(taints);
+                };
+                self.update_node(*node, *version, *role, alter)
             }
             Change::OpenSession { node, epoch, hostname, addr, description } => {
                 self.open_session(*node, *epoch, hostname, addr, description)
@@ -79,7 +84,7 @@ impl Turn {
             Change::RemoveNetwork { network } => self.remove_network(*network),
             Change::CreateTask(task) => self.create_task(task),
             Change::Allocate { task, addresses } => self.allocate(*task, addresses),
-            Change::Assign { task, node } => self.assign(*task, *node),
+            Change::Assign { task, node, claims } => self.assign(*task, *node, claims),
             Change::Note { task, note } => self.note(*task, note),
             Change::SetDesired { task, desired } => self.set_desired(*task, *desired),
             Change::Report(report) => self.report(report),

@@ -2,7 +2,7 @@
 
 use super::Turn;
 use crate::ids::{NodeId, RaftId};
-use crate::model::{Availability, Description, Labels, Node, NodeStatus, Observed, Role};
+use crate::model::{Description, Node, NodeStatus, Observed, Role};
 use crate::state::{EventKind, Object, Stale, stale};
 use std::sync::Arc;
 
@@ -25,8 +25,7 @@ impl Turn {
         id: NodeId,
         version: u64,
         role: Role,
-        availability: Availability,
-        labels: &Labels,
+        alter: impl FnOnce(&mut Node),
     ) -> Result<(), Stale> {
         let node = self.versioned_node(id, version)?;
         if node.role == Role::Manager && role == Role::Worker && self.state.managers() == 1 {
@@ -36,8 +35,7 @@ impl Turn {
         self.change_node(id, |node| {
             node.role = role;
             node.raft = raft;
-            node.availability = availability;
-            node.labels = labels.clone();
+            alter(node);
         })
     }
 

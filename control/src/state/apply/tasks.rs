@@ -2,7 +2,7 @@
 
 use super::Turn;
 use crate::ids::{NetworkId, NodeId, TaskId};
-use crate::model::{Availability, Desired, NodeStatus, Observed, Task, TaskStatus};
+use crate::model::{Availability, Claims, Desired, NodeStatus, Observed, Stock, Task, TaskStatus};
 use crate::state::{EventKind, NewTask, Object, Owner, Report, Stale, stale};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -32,6 +32,7 @@ impl Turn {
             observed: Observed::New,
             status: TaskStatus { at: self.at, ..TaskStatus::default() },
             addresses: Vec::new(),
+            claims: Claims::new(),
             note: String::new(),
             start_at: new.start_at,
             restarts: new.restarts,
@@ -65,7 +66,7 @@ impl Turn {
         })
     }
 
-    pub(super) fn assign(&mut self, id: TaskId, node: NodeId) -> Result<(), Stale> {
+    pub(super) fn assign(&mut self, id: TaskId, node: NodeId, claims: &Claims) -> Result<(), Stale> {
         let task = self.known_task(id)?;
         if task.observed != Observed::Pending || task.node.is_some() || !task.is_wanted() {
             return stale(format!("task {id} does not wait for a node"));
@@ -76,8 +77,12 @@ impl Turn {
         if !open {
             return stale(format!("node {node} takes no tasks"));
         }
+        if !claims.is_empty() {
+            self.check_claims(node, claims)?;
+        }
         let at = self.at;
         self.change_task(id, |task| {
+            task.claims.clone_from(claims);
             task.node = Some(node);
             task.observed = Observed::Assigned;
             task.status.at = at;
@@ -86,6 +91,26 @@ impl Turn {
         self.state.tasks_by_node.entry(node).or_default().insert(id);
         self.applied.assignments.insert(node);
         self.applied.endpoints = true;
+        Ok(())
+    }
+
+    /// Whether a node has these things, and nobody else has been given them.
+    fn check_claims(&self, node: NodeId, claims: &Claims) -> Result<(), Stale> {
+        let stocks = self.state.node(node).map(|node| &node.description.generic);
+        for (kind, names) in claims {
+            let there = match stocks.and_then(|stocks| stocks.get(kind)) {
+                Some(Stock::Named(there)) => names.is_subset(there),
+                Some(Stock::Count(_)) | None => false,
+            };
+            let taken = self
+                .state
+                .tasks_on(node)
+                .filter(|task| task.is_live())
+                .any(|task| task.claims.get(kind).is_some_and(|held| !held.is_disjoint(names)));
+            if !there || taken {
+                return stale(format!("node {node} has other {kind} to give"));
+            }
+        }
         Ok(())
     }
 

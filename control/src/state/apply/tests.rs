@@ -95,7 +95,8 @@ fn seats_in_the_consensus_group_are_never_given_twice() {
     for role in [Role::Manager, Role::Worker, Role::Manager] {
         let version = bed.state.node(node).expect("a member").meta.version;
         let (availability, labels) = (Availability::Active, Labels::new());
-        bed.commit(vec![Change::UpdateNode { node, version, role, availability, labels }]).expect("in time");
+        bed.commit(vec![Change::UpdateNode { node, version, role, availability, labels, taints: vec![] }])
+            .expect("in time");
         seats.push(bed.state.node(node).expect("a member").raft.map(|raft| raft.0));
     }
     assert_eq!(seats, [Some(2), None, Some(3)]);
@@ -109,7 +110,7 @@ fn two_demotions_at_once_leave_a_manager() {
     let set = |bed: &Bed, node, role| {
         let version = bed.state.node(node).expect("a member").meta.version;
         let (availability, labels) = (Availability::Active, Labels::new());
-        Change::UpdateNode { node, version, role, availability, labels }
+        Change::UpdateNode { node, version, role, availability, labels, taints: vec![] }
     };
     let promote = set(&bed, node, Role::Manager);
     bed.commit(vec![promote]).expect("in time");

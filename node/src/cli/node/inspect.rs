@@ -6,7 +6,7 @@ use crate::cli::output::{inspect, units};
 use crate::cli::view;
 use crate::cli::view::node::Manager;
 use anyhow::Result;
-use rswarm_control::model::{Node, Role};
+use rswarm_control::model::{Node, Role, stock_texts};
 use rswarm_proto::v1 as pb;
 use std::fmt::Write as _;
 
@@ -65,6 +65,12 @@ fn pretty(node: &Node, manager: Option<Manager>) -> Result<String, std::fmt::Err
             writeln!(text, " - {key}={value}")?;
         }
     }
+    if !node.taints.is_empty() {
+        writeln!(text, "Taints:")?;
+        for taint in &node.taints {
+            writeln!(text, " - {taint}")?;
+        }
+    }
     writeln!(text, "Hostname:\t\t{}", node.hostname)?;
     writeln!(text, "Joined at:\t\t{}", units::long_time(node.meta.created_at.0.saturating_mul(1_000_000)))?;
     writeln!(text, "Status:")?;
@@ -87,6 +93,15 @@ fn pretty(node: &Node, manager: Option<Manager>) -> Result<String, std::fmt::Err
     writeln!(text, "Resources:")?;
     writeln!(text, " CPUs:\t\t\t{}", units::cpus(description.capacity.nano_cpus))?;
     writeln!(text, " Memory:\t\t{}", units::memory(description.capacity.memory_bytes))?;
+    for stock in stock_texts(&description.generic) {
+        writeln!(text, " Generic:\t\t{stock}")?;
+    }
+    if !description.labels.is_empty() {
+        writeln!(text, "Engine Labels:")?;
+        for (key, value) in &description.labels {
+            writeln!(text, " - {key}={value}")?;
+        }
+    }
     writeln!(text, "Engine Version:\t\t{}", description.engine_version)?;
     for warning in &description.warnings {
         writeln!(text, "Warning:\t\t{warning}")?;

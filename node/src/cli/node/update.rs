@@ -5,6 +5,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::refused;
 use crate::cli::service::flags::Label;
 use anyhow::{Context as _, Result};
+use rswarm_control::model::{Taint, Toleration};
 use rswarm_proto::v1 as pb;
 
 /// Change a node
@@ -24,6 +25,12 @@ pub struct Update {
     /// Remove a label
     #[arg(long, value_name = "KEY")]
     label_rm: Vec<String>,
+    /// Keep tasks away that do not tolerate it; the effects are no-schedule, prefer-no-schedule and no-execute
+    #[arg(long, value_name = "KEY[=VALUE]:EFFECT")]
+    taint_add: Vec<Taint>,
+    /// Remove the taints of this key
+    #[arg(long, value_name = "KEY[=VALUE][:EFFECT]")]
+    taint_rm: Vec<Toleration>,
 }
 
 impl Update {
@@ -40,6 +47,8 @@ impl Update {
             role: self.role.map(|role| pb::Role::from(role).into()),
             labels_add: self.label_add.into_iter().map(|label| (label.key, label.value)).collect(),
             labels_rm: self.label_rm,
+            taints_add: self.taint_add.iter().map(ToString::to_string).collect(),
+            taints_rm: self.taint_rm.iter().map(ToString::to_string).collect(),
         };
         let updated = client.control.update_node(request).await;
         updated

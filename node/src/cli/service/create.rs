@@ -1,6 +1,7 @@
 //! `rswarm service create --name web --replicas 3 -p 8080:80 rswarm/demo`
 
 use super::flags::{Common, Env, Label, MountArg, Publish, main, set_env};
+use super::placement::Rules;
 use super::wait;
 use crate::cli::context::Context;
 use crate::cli::failure::refused;
@@ -38,6 +39,8 @@ pub struct Create {
     /// Run only on nodes that match, for example node.labels.disk==ssd
     #[arg(long = "constraint", value_name = "KEY==VALUE")]
     constraints: Vec<Constraint>,
+    #[command(flatten)]
+    rules: Rules,
     /// Publish a port on every node
     #[arg(short, long = "publish", value_name = "[PUBLISHED:]TARGET[/PROTOCOL]")]
     publish: Vec<Publish>,
@@ -94,6 +97,7 @@ impl Create {
         }
         container.mounts = self.mounts.into_iter().map(|MountArg(mount)| mount).collect();
         task.placement.constraints = self.constraints;
+        self.rules.apply(&mut task);
         let ports = self.publish.into_iter().map(|Publish(port)| port).collect();
         let mut spec = ServiceSpec {
             name: self.name.unwrap_or_else(made_up_name),

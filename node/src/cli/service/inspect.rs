@@ -6,6 +6,7 @@ use crate::cli::output::{inspect, units};
 use crate::cli::view;
 use crate::cli::view::service::{image, protocol_name, update_state};
 use anyhow::Result;
+use rswarm_control::model::{AffinityRule, Filling, Placement, TaskSpec};
 use rswarm_control::model::{Mount, PortMode, Resources, RestartCondition, Service};
 use std::fmt::Write as _;
 
@@ -56,10 +57,7 @@ fn pretty(service: &Service) -> Result<String, std::fmt::Error> {
             writeln!(out, " Message:\t{}", status.message)?;
         }
     }
-    let constraints: Vec<String> = task.placement.constraints.iter().map(ToString::to_string).collect();
-    if !constraints.is_empty() {
-        writeln!(out, "Placement:\n Constraints:\t[{}]", constraints.join(" "))?;
-    }
+    placement(out, task)?;
     restart(out, service)?;
     for container in &task.containers {
         writeln!(out, "ContainerSpec:\n Image:\t\t{}", image(container))?;
@@ -78,6 +76,9 @@ fn pretty(service: &Service) -> Result<String, std::fmt::Error> {
         }
     }
     amounts(out, "Reservations", &task.resources.reservations)?;
+    for (kind, count) in &task.resources.generic {
+        writeln!(out, "Generic Resource:\t{kind}={count}")?;
+    }
     amounts(out, "Limits", &task.resources.limits)?;
     let networks: Vec<String> = task.networks.iter().map(ToString::to_string).collect();
     writeln!(out, "Networks:\t{}", networks.join(" "))?;
@@ -95,6 +96,40 @@ fn pretty(service: &Service) -> Result<String, std::fmt::Error> {
         writeln!(out, "  TargetPort = {}\n  PublishMode = {mode}", port.target)?;
     }
     Ok(text)
+}
+
+fn placement(out: &mut String, task: &TaskSpec) -> std::fmt::Result {
+    let placement = &task.placement;
+    if *placement != Placement::default() {
+        writeln!(out, "Placement:")?;
+    }
+    let constraints: Vec<String> = placement.constraints.iter().map(ToString::to_string).collect();
+    if !constraints.is_empty() {
+        writeln!(out, " Constraints:\t[{}]", constraints.join(" "))?;
+    }
+    for preference in &placement.preferences {
+        writeln!(out, " Preference:\t{preference}")?;
+    }
+    for rule in &placement.affinities {
+        let kind = if rule.rule == AffinityRule::Together { "Affinity" } else { "Anti-affinity" };
+        writeln!(out, " {kind}:\t{rule}")?;
+    }
+    for toleration in &placement.tolerations {
+        writeln!(out, " Toleration:\t{toleration}")?;
+    }
+    if placement.max_per_node > 0 {
+        writeln!(out, " Max Replicas Per Node:\t{}", placement.max_per_node)?;
+    }
+    match placement.filling {
+        Some(Filling::Spread) => writeln!(out, " Filling:\tspread")?,
+        Some(Filling::BinPack) => writeln!(out, " Filling:\tbinpack")?,
+        None => {}
+    }
+    let platforms: Vec<String> = placement.platforms.iter().map(ToString::to_string).collect();
+    if !platforms.is_empty() {
+        writeln!(out, " Platforms:\t{}", platforms.join(" "))?;
+    }
+    Ok(())
 }
 
 fn restart(out: &mut String, service: &Service) -> std::fmt::Result {

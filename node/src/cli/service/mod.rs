@@ -5,6 +5,7 @@ pub mod flags;
 pub mod inspect;
 pub mod logs;
 pub mod ls;
+pub mod placement;
 pub mod ps;
 pub mod rm;
 pub mod scale;

@@ -1,6 +1,7 @@
 //! `rswarm service update --image rswarm/demo:2 web`
 
 use super::flags::{Common, Env, Label, MountArg, Publish, TargetPort, Words, main, set_env, words};
+use super::placement::Changes;
 use super::wait;
 use crate::cli::client::{Client, one};
 use crate::cli::context::Context;
@@ -45,6 +46,8 @@ pub struct Update {
     /// Remove a constraint
     #[arg(long, value_name = "KEY==VALUE")]
     constraint_rm: Vec<Constraint>,
+    #[command(flatten)]
+    rules: Changes,
     /// Publish a port, or publish it differently
     #[arg(long, value_name = "[PUBLISHED:]TARGET[/PROTOCOL]")]
     publish_add: Vec<Publish>,
@@ -141,6 +144,7 @@ impl Update {
                 constraints.push(added);
             }
         }
+        self.rules.apply(task);
         task.force += u64::from(self.force);
 
         let container = main(task);

@@ -1,7 +1,7 @@
 //! Nodes.
 
 use crate::cli::output::value::{Struct, Value};
-use rswarm_control::model::{Availability, Node, NodeStatus, Resources};
+use rswarm_control::model::{Availability, Node, NodeStatus, Resources, Stock, Stocks};
 
 /// What the answering manager knows of a manager.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,7 @@ pub struct Manager {
 pub fn node(node: &Node, manager: Option<Manager>) -> Value {
     let spec = Struct::new("NodeSpec")
         .with("Labels", &node.labels)
+        .maybe("Taints", node.taints.iter().map(ToString::to_string).collect::<Vec<_>>())
         .with("Role", node.role.to_string())
         .with("Availability", availability(node.availability));
     let description = &node.description;
@@ -24,8 +25,16 @@ pub fn node(node: &Node, manager: Option<Manager>) -> Value {
     let description = Struct::new("NodeDescription")
         .with("Hostname", &node.hostname)
         .with("Platform", platform)
-        .with("Resources", resources(&description.capacity))
-        .with("Engine", Struct::new("EngineDescription").with("EngineVersion", &description.engine_version))
+        .with(
+            "Resources",
+            resources(&description.capacity).maybe("GenericResources", generic(&description.generic)),
+        )
+        .with(
+            "Engine",
+            Struct::new("EngineDescription")
+                .with("EngineVersion", &description.engine_version)
+                .maybe("Labels", &description.labels),
+        )
         .with("Kernel", &description.kernel)
         .maybe("Warnings", description.warnings.as_slice());
     let (address, _) = node.addr.rsplit_once(':').unwrap_or((&node.addr, ""));
@@ -46,6 +55,21 @@ pub fn node(node: &Node, manager: Option<Manager>) -> Value {
         .with("Status", status)
         .maybe("ManagerStatus", manager)
         .into()
+}
+
+fn generic(stocks: &Stocks) -> Vec<Struct> {
+    let named = |kind: &String, value: &String| {
+        let one = Struct::new("NamedGenericResource").with("Kind", kind).with("Value", value);
+        Struct::new("GenericResource").with("NamedResourceSpec", one)
+    };
+    let stock = |(kind, stock): (&String, &Stock)| match stock {
+        Stock::Count(count) => {
+            let all = Struct::new("DiscreteGenericResource").with("Kind", kind).with("Value", *count);
+            vec![Struct::new("GenericResource").with("DiscreteResourceSpec", all)]
+        }
+        Stock::Named(names) => names.iter().map(|name| named(kind, name)).collect(),
+    };
+    stocks.iter().flat_map(stock).collect()
 }
 
 /// An amount, as nodes and services show it.

@@ -2,6 +2,7 @@
 
 use super::node::resources;
 use crate::cli::output::value::{Struct, Value};
+use rswarm_control::model::{AffinityRule, Filling, Placement, Platform, Preference};
 use rswarm_control::model::{
     ContainerSpec, EndpointMode, EndpointSpec, FailureAction, Mode, Mount, PortMode,
 };
@@ -44,7 +45,7 @@ fn spec(spec: &ServiceSpec) -> Struct {
 fn task(task: &TaskSpec) -> Struct {
     let limits = Struct::new("ResourceRequirements")
         .maybe("Limits", resources(&task.resources.limits))
-        .maybe("Reservations", resources(&task.resources.reservations));
+        .maybe("Reservations", reservations(task));
     let condition = match task.restart.condition {
         RestartCondition::Any => "any",
         RestartCondition::OnFailure => "on-failure",
@@ -55,7 +56,6 @@ fn task(task: &TaskSpec) -> Struct {
         .with("Delay", task.restart.delay)
         .with("MaxAttempts", task.restart.max_attempts.unwrap_or(0))
         .maybe("Window", task.restart.window);
-    let constraints: Vec<String> = task.placement.constraints.iter().map(ToString::to_string).collect();
     let network = |id: &rswarm_control::NetworkId| {
         Struct::new("NetworkAttachmentConfig").with("Target", id.to_string())
     };
@@ -66,10 +66,52 @@ fn task(task: &TaskSpec) -> Struct {
         .maybe("Sidecars", containers.collect::<Vec<_>>())
         .maybe("Resources", limits)
         .with("RestartPolicy", restart)
-        .maybe("Placement", Struct::new("Placement").maybe("Constraints", constraints))
+        .maybe("Placement", placement(&task.placement))
         .maybe("Networks", task.networks.iter().map(network).collect::<Vec<_>>())
         .with("ForceUpdate", task.force)
         .with("Runtime", "container")
+}
+
+fn reservations(task: &TaskSpec) -> Struct {
+    let generic = |(kind, count): (&String, &u64)| {
+        let amount = Struct::new("DiscreteGenericResource").with("Kind", kind).with("Value", *count);
+        Struct::new("GenericResource").with("DiscreteResourceSpec", amount)
+    };
+    let generic: Vec<Struct> = task.resources.generic.iter().map(generic).collect();
+    resources(&task.resources.reservations).maybe("GenericResources", generic)
+}
+
+fn placement(placement: &Placement) -> Struct {
+    let spread = |preference: &Preference| match preference {
+        Preference::Spread(key) => Struct::new("PlacementPreference")
+            .with("Spread", Struct::new("SpreadOver").with("SpreadDescriptor", key.to_string())),
+        Preference::Weighted { when, weight } => Struct::new("PlacementPreference").with(
+            "Weighted",
+            Struct::new("WeightedPreference")
+                .with("When", when.to_string())
+                .with("Weight", Value::Int((*weight).into())),
+        ),
+    };
+    let rules = |rule| {
+        let rules = placement.affinities.iter().filter(move |affinity| affinity.rule == rule);
+        rules.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let platform = |platform: &Platform| {
+        Struct::new("Platform").with("Architecture", &platform.arch).with("OS", &platform.os)
+    };
+    let filling = placement.filling.map(|filling| match filling {
+        Filling::Spread => "spread",
+        Filling::BinPack => "binpack",
+    });
+    Struct::new("Placement")
+        .maybe("Constraints", placement.constraints.iter().map(ToString::to_string).collect::<Vec<_>>())
+        .maybe("Preferences", placement.preferences.iter().map(spread).collect::<Vec<_>>())
+        .maybe("MaxReplicas", placement.max_per_node)
+        .maybe("Platforms", placement.platforms.iter().map(platform).collect::<Vec<_>>())
+        .maybe("Affinities", rules(AffinityRule::Together))
+        .maybe("AntiAffinities", rules(AffinityRule::Apart))
+        .maybe("Tolerations", placement.tolerations.iter().map(ToString::to_string).collect::<Vec<_>>())
+        .maybe("Filling", filling)
 }
 
 /// The image with its digest, if that is known.

@@ -1,0 +1,133 @@
+//! All nodes of the cluster, and the tasks that are put on them one after another.
+
+use super::constraint;
+use super::filter::Refusals;
+use super::group::Group;
+use super::seat::Seat;
+use crate::ids::{NodeId, ServiceId, TaskId};
+use crate::model::{AffinityRule, Claims, ConstraintKey, Filling, Task};
+use crate::state::State;
+use crate::time::Timestamp;
+use std::collections::BTreeMap;
+
+/// Groups whose scores are remembered. Tasks come in the order of their age, those of one service mostly together.
+const GROUPS_MAX: usize = 8;
+
+/// The nodes as they would be after what was placed so far.
+pub(crate) struct Board {
+    pub(super) seats: Vec<Seat>,
+    pub(super) filling: Filling,
+    /// Who got a task, and of which service, in order.
+    pub(super) touched: Vec<(u32, ServiceId)>,
+    columns: Vec<Column>,
+    places: BTreeMap<NodeId, u32>,
+    keep_apart: BTreeMap<String, Vec<(ServiceId, Option<ConstraintKey>)>>,
+    groups: Vec<Group>,
+}
+
+/// The nodes by what they have in one place: the domains over which a service is spread.
+pub(super) struct Column {
+    key: ConstraintKey,
+    /// The domain of each seat.
+    pub(super) of: Vec<u32>,
+    /// How many domains there are.
+    pub(super) domains: usize,
+}
+
+impl Board {
+    /// The nodes as they are, but `without` one of the tasks.
+    pub(crate) fn new(state: &State, now: Timestamp, without: Option<TaskId>) -> Self {
+        let seats: Vec<Seat> = state.nodes().map(|node| Seat::new(state, node, now, without)).collect();
+        let places = (0u32..).zip(&seats).map(|(place, seat)| (seat.node.id, place)).collect();
+        let mut keep_apart: BTreeMap<String, Vec<_>> = BTreeMap::new();
+        for service in state.services() {
+            let rules = service.spec.task.placement.affinities.iter();
+            for rule in rules.filter(|rule| rule.rule == AffinityRule::Apart && rule.weight.is_none()) {
+                keep_apart.entry(rule.service.clone()).or_default().push((service.id, rule.over.clone()));
+            }
+        }
+        let filling = state.cluster().map_or(Filling::default(), |cluster| cluster.settings.placement);
+        Self {
+            seats,
+            filling,
+            touched: Vec::new(),
+            columns: Vec::new(),
+            places,
+            keep_apart,
+            groups: Vec::new(),
+        }
+    }
+
+    /// Puts a task on the best node, if one can take it.
+    pub(crate) fn place(&mut self, state: &State, task: &Task) -> Option<(NodeId, Claims)> {
+        self.prepare(state, task);
+        let group = self.groups.last_mut()?;
+        let place = group.best()?;
+        let seat = &mut self.seats[place as usize];
+        let claims = seat.claims(&group.spec);
+        seat.occupy(&group.spec, &group.ports, &claims);
+        seat.count(task.service);
+        self.touched.push((place, task.service));
+        Some((seat.node.id, claims))
+    }
+
+    /// Why no node can take a task; nothing if one can.
+    pub(crate) fn refusals(&mut self, state: &State, task: &Task) -> Option<Refusals> {
+        self.prepare(state, task);
+        let group = self.groups.last()?;
+        let mut refusals = Refusals::default();
+        for (place, seat) in (0u32..).zip(&self.seats) {
+            refusals.add(group.refusal(seat, place)?, seat, &group.spec);
+        }
+        Some(refusals)
+    }
+
+    /// Makes the group of a task the last one, and brings it up to date.
+    fn prepare(&mut self, state: &State, task: &Task) {
+        let known = self.groups.iter().position(|group| group.is_of(task));
+        let mut group = match known {
+            Some(position) => self.groups.remove(position),
+            None => {
+                if self.groups.len() == GROUPS_MAX {
+                    self.groups.remove(0);
+                }
+                Group::new(self, state, task)
+            }
+        };
+        group.catch_up(self);
+        self.groups.push(group);
+    }
+
+    /// The nodes by one of their attributes; the number of the column.
+    pub(super) fn column(&mut self, key: &ConstraintKey) -> usize {
+        if let Some(known) = self.columns.iter().position(|column| column.key == *key) {
+            return known;
+        }
+        let mut numbers = BTreeMap::new();
+        let mut of = Vec::with_capacity(self.seats.len());
+        for seat in &self.seats {
+            let next = u32::try_from(numbers.len()).unwrap_or(u32::MAX);
+            of.push(*numbers.entry(constraint::value(key, &seat.node).into_owned()).or_insert(next));
+        }
+        self.columns.push(Column { key: key.clone(), of, domains: numbers.len() });
+        self.columns.len() - 1
+    }
+
+    pub(super) fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    /// The services that want none of this one's tasks near theirs.
+    pub(super) fn keep_apart(&self, service: &str) -> Vec<(ServiceId, Option<ConstraintKey>)> {
+        self.keep_apart.get(service).cloned().unwrap_or_default()
+    }
+
+    /// Where the tasks of a service are that stay, each once.
+    pub(super) fn places_of(&self, state: &State, service: ServiceId) -> Vec<(u32, u32)> {
+        let nodes: std::collections::BTreeSet<NodeId> =
+            state.tasks_of(service).filter(|task| task.is_live()).filter_map(|task| task.node).collect();
+        let places = nodes.iter().filter_map(|node| self.places.get(node).copied());
+        let counted = places.map(|place| (place, self.seats[place as usize].of(service)));
+        counted.filter(|(_, count)| *count > 0).collect()
+    }
+}
