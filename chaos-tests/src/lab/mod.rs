@@ -239,8 +239,6 @@ impl Lab {
         Ok(self.subnet()?.host())
     }
 
-    /// How it is now.
-
     fn groups(&self) -> Groups {
         groups_of(&self.directory)
     }

@@ -89,8 +89,7 @@ fn listen(port: u16) -> Result<TcpListener> {
             Err(error) => last = Some(error),
         }
     }
-    Err(last.map_or_else(|| io::ErrorKind::AddrInUse.into(), |error| error))
-        .context("no port of 127.0.0.1 is free")
+    Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into())).context("no port of 127.0.0.1 is free")
 }
 
 /// The hidden command.
