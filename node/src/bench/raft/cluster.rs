@@ -169,7 +169,7 @@ fn rswarm(program: &Path, dir: &Path) -> Result<Cluster> {
         let mut child = spawn(&mut command, dir, number)?;
         let orders = child.stdin.take().zip(child.stdout.take());
         let orders = orders.map(|(orders, answers)| (orders, BufReader::new(answers).lines()));
-        members.push(Process { child: child, addr: *addr, orders });
+        members.push(Process { child, addr: *addr, orders });
     }
     let home = dir.join("client");
     certify("client", &home)?;
@@ -207,7 +207,7 @@ fn etcd(make: Make, program: &Path, dir: &Path) -> Result<Cluster> {
         }
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let child = spawn(&mut command, dir, number)?;
-        members.push(Process { child: child, addr: *client, orders: None });
+        members.push(Process { child, addr: *client, orders: None });
     }
     let client = match secure {
         true => {
