@@ -51,6 +51,8 @@ pub enum Words {
     Talk(Command),
     Lab(lab::Command),
     Bench(bench::Command),
+    #[command(hide = true)]
+    BenchMember(crate::bench::raft::member::MemberArgs),
     Daemon(Flags),
     /// Be the demo service (what the image rswarm/demo runs)
     #[command(hide = true)]
@@ -110,6 +112,7 @@ pub fn main() -> ExitCode {
         Words::Talk(command) => command,
         Words::Lab(lab) => return concluded(lab.run(&mut std::io::stdout().lock())),
         Words::Bench(bench) => return concluded(bench.run(&mut std::io::stdout().lock())),
+        Words::BenchMember(member) => return member.run(),
         Words::Daemon(flags) => return daemon(flags, cli.socket),
         Words::Demo(demo) => return demo.run(),
     };
