@@ -398,11 +398,12 @@ fn parts(directory: &Path) -> Vec<PathBuf> {
 /// Removes the cgroups inside a cgroup; says whether there were any and all are gone.
 fn remove_parts(directory: &Path) -> bool {
     let parts = parts(directory);
-    let gone = |part: &PathBuf| {
-        remove_parts(part);
-        fs::remove_dir(part).is_ok()
-    };
-    !parts.is_empty() && parts.iter().map(gone).fold(true, |all, gone| all && gone)
+    let mut gone = !parts.is_empty();
+    for part in parts {
+        remove_parts(&part);
+        gone &= fs::remove_dir(&part).is_ok();
+    }
+    gone
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {
