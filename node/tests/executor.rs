@@ -1108,6 +1108,7 @@ mod inside {
     }
 
     /// Starts a child in a session of its own, and then hangs or leaves it alone.
+    #[allow(clippy::zombie_processes, reason = "a bad program leaves its children alone")]
     fn brood(then: &str) {
         use std::os::unix::process::CommandExt;
         let mut child = Command::new("/bin/inside");
