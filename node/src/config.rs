@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use rswarm_control::model::{Labels, Stocks, stocks};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -44,6 +45,20 @@ struct File {
     labels: Vec<String>,
     #[serde(default)]
     generic_resources: Vec<String>,
+    #[serde(default)]
+    registry: BTreeMap<String, Registry>,
+}
+
+/// How one registry is spoken to: `[registry."lan:5000"]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Registry {
+    /// Hosts that are asked before it, in this order.
+    pub mirrors: Vec<String>,
+    /// Certificate (PEM) of the authority that signs for it, beside those the machine trusts.
+    pub ca: Option<PathBuf>,
+    /// Spoken to without TLS.
+    pub insecure: bool,
 }
 
 /// A daemon's configuration, complete.
@@ -65,6 +80,8 @@ pub struct Config {
     pub labels: Labels,
     /// What else this machine has to give to tasks.
     pub generic: Stocks,
+    /// How single registries are spoken to, by "host" or "host:port".
+    pub registries: BTreeMap<String, Registry>,
 }
 
 impl Config {
@@ -88,6 +105,7 @@ impl Config {
             insecure_registries: file.insecure_registries,
             labels: labels(&file.labels).with_context(unusable)?,
             generic: stocks(&file.generic_resources).with_context(unusable)?,
+            registries: file.registry,
         })
     }
 }
