@@ -98,6 +98,10 @@ impl Core {
 
     /// The leader's part: confirms with a quorum that it still leads.
     pub(crate) async fn leader_index(&self) -> Result<u64, ReadError> {
+        #[cfg(feature = "sim")]
+        if self.config.sim.flaws.read_local_state && self.status.borrow().is_leader() {
+            return Ok(self.status.borrow().applied);
+        }
         let confirmed = self.raft.get_read_linearizer(ReadPolicy::ReadIndex);
         let lost = || ReadError::Unavailable("the leader hears from no majority".into());
         match timeout(self.config.quorum_patience(), confirmed).await.map_err(|_| lost())? {

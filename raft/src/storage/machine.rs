@@ -192,5 +192,5 @@ impl RaftStateMachine<Types> for Machine {
 pub(crate) async fn blocking<T: Send + 'static>(
     act: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    super::off_thread(act).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
