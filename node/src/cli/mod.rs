@@ -12,6 +12,8 @@ pub mod join;
 pub mod join_token;
 pub mod lab;
 pub mod leave;
+pub mod login;
+pub mod logout;
 pub mod network;
 pub mod node;
 pub mod output;
@@ -77,6 +79,8 @@ pub enum Command {
     Network(network::NetworkCommand),
     #[command(subcommand)]
     Image(image::ImageCommand),
+    Login(login::Login),
+    Logout(logout::Logout),
     Completion(completion::Completion),
 }
 
@@ -97,6 +101,8 @@ impl Command {
             Self::Service(command) => command.run(cx).await,
             Self::Network(command) => command.run(cx).await,
             Self::Image(command) => command.run(cx).await,
+            Self::Login(command) => command.run(cx).await,
+            Self::Logout(command) => command.run(cx).await,
             Self::Completion(command) => command.run(cx),
         }
     }
