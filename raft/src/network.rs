@@ -265,7 +265,7 @@ impl Client {
     fn own_vote(&self, request: &VoteRequest<Types>) -> Option<VoteResponse<Types>> {
         let first = RaftId(if self.ties.me == RaftId(1) { 2 } else { 1 });
         let twice = self.ties.flaws.vote_twice && self.to.id == first;
-        twice.then(|| VoteResponse {
+        twice.then_some(VoteResponse {
             vote: request.vote,
             vote_granted: true,
             last_log_id: request.last_log_id,
