@@ -26,7 +26,7 @@ pub struct Config {
     /// The longest such wait, and the length of the lease. Default 400 ms. A lost leader is replaced after
     /// between `election_max + election_min` and twice `election_max`.
     pub election_max: Duration,
-    /// A snapshot is made after this many entries. Default 10 000.
+    /// A snapshot is made after this many entries. Default 50 000.
     pub snapshot_after_entries: u64,
     /// How many entries a snapshot covers stay in the log, for followers that are a little behind. Default 10 000;
     /// smaller values are for tests, since they make an open bug of openraft likelier (an apply that was queued
@@ -63,7 +63,7 @@ impl Config {
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(200),
             election_max: Duration::from_millis(400),
-            snapshot_after_entries: 10_000,
+            snapshot_after_entries: 50_000,
             keep_entries: 10_000,
             log_bytes_max: 64 << 20,
             segment_bytes: 16 << 20,

@@ -79,6 +79,8 @@ pub(crate) struct Core {
     publisher: Arc<watch::Sender<Status>>,
     /// Held while the membership is being changed.
     pub(crate) changing: tokio::sync::Mutex<()>,
+    /// The index of the last entry that was applied here; ahead of the status.
+    pub(crate) applied: watch::Receiver<u64>,
     proposals: Semaphore,
     reads: Reads,
     store: LogStore,
@@ -116,6 +118,7 @@ impl Log {
             heard: Heard::default(),
         });
         let machine = Machine::new(Box::new(machine), snapshots.clone());
+        let applied = machine.applied();
         let started = Raft::new(config.id.0, settings, Network(ties.clone()), store.clone(), machine).await;
         let raft = match started {
             Ok(raft) => raft,
@@ -139,6 +142,7 @@ impl Log {
             raft,
             ties,
             status,
+            applied,
             publisher,
             reads,
             store,
@@ -321,11 +325,13 @@ impl Core {
             return Err(ProposeError::TooLarge { bytes: command.len() });
         }
         let deadline = Instant::now() + self.config.patience;
-        let turn = tokio::time::timeout_at(deadline, self.proposals.acquire()).await;
-        let _turn = match turn {
-            Ok(Ok(turn)) => turn,
-            Ok(Err(_)) => return Err(ProposeError::Stopped("it was shut down".into())),
-            Err(_) => return Err(ProposeError::Unavailable),
+        let _turn = match self.proposals.try_acquire() {
+            Ok(turn) => turn,
+            Err(_) => match tokio::time::timeout_at(deadline, self.proposals.acquire()).await {
+                Ok(Ok(turn)) => turn,
+                Ok(Err(_)) => return Err(ProposeError::Stopped("it was shut down".into())),
+                Err(_) => return Err(ProposeError::Unavailable),
+            },
         };
         let mut write = std::pin::pin!(self.raft.client_write(Command(command)));
         let written = loop {
