@@ -18,6 +18,7 @@ pub mod network;
 pub mod node;
 pub mod output;
 pub mod service;
+pub mod sim;
 pub mod start;
 pub mod status;
 pub mod version;
@@ -53,6 +54,7 @@ pub enum Words {
     Talk(Command),
     Lab(lab::Command),
     Bench(bench::Command),
+    Sim(sim::Command),
     #[command(hide = true)]
     BenchMember(crate::bench::raft::member::MemberArgs),
     Daemon(Flags),
@@ -117,6 +119,7 @@ pub fn main() -> ExitCode {
     let command = match cli.command {
         Words::Talk(command) => command,
         Words::Lab(lab) => return concluded(lab.run(&mut std::io::stdout().lock())),
+        Words::Sim(sim) => return concluded(sim.run(&mut std::io::stdout().lock())),
         Words::Bench(bench) => return concluded(bench.run(&mut std::io::stdout().lock())),
         Words::BenchMember(member) => return member.run(),
         Words::Daemon(flags) => return daemon(flags, cli.socket),
