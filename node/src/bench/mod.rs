@@ -9,6 +9,7 @@ mod machine;
 mod node_loss;
 mod process;
 pub mod raft;
+mod schedule;
 mod site;
 pub mod stamp;
 mod start;
@@ -38,6 +39,8 @@ pub enum Kind {
     Failover,
     /// The replicated log beside etcd: writes and linearizable reads a second
     Raft,
+    /// What the leader's thinking costs: decisions a second on 5,000 nodes, and a turn with nothing to do
+    Schedule,
     /// All of these, in this order
     All,
 }
@@ -61,7 +64,7 @@ pub struct Options {
 /// # Errors
 /// If the lab cannot be made, is interrupted, or does not do within bounds what it is asked to.
 pub fn run(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
-    if options.kind != Kind::Raft {
+    if needs_a_lab(options.kind) {
         rswarm_chaos::lab::require_root()?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
@@ -82,13 +85,23 @@ pub fn run(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
 }
 
 async fn measure(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<AtomicBool>) -> Result<()> {
-    if options.kind != Kind::Raft {
+    if needs_a_lab(options.kind) {
         on_a_lab(options, figures, interrupted).await?;
     }
     if matches!(options.kind, Kind::Raft | Kind::All) {
         figures.extend(raft::run(options.trials.unwrap_or(5)).await.context("raft")?);
     }
+    if matches!(options.kind, Kind::Schedule | Kind::All) {
+        let trials = options.trials.unwrap_or(5);
+        let measured = tokio::task::spawn_blocking(move || schedule::run(trials)).await;
+        figures.extend(measured.context("schedule")?.context("schedule")?);
+    }
     Ok(())
+}
+
+/// Whether nodes of this benchmark are real.
+fn needs_a_lab(kind: Kind) -> bool {
+    !matches!(kind, Kind::Raft | Kind::Schedule)
 }
 
 async fn on_a_lab(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<AtomicBool>) -> Result<()> {
