@@ -70,7 +70,7 @@ fn a_registry_with_tokens_over_tls_is_understood() {
     let image = pull_with(&place, &reference, &registries, |_| {}).unwrap();
     assert_eq!(image.digest, digest);
     let looked_up = block_on(place.store.look_up(&reference, &registries)).unwrap();
-    assert_eq!(looked_up, digest);
+    assert_eq!(looked_up.digest, digest);
     // The password goes to the token server alone.
     let shelves = registry.shelves.lock().unwrap();
     for (seen, shown) in shelves.seen.iter().zip(&shelves.shown) {
@@ -323,7 +323,10 @@ fn debians_registry_takes_gives_and_guards() {
     let other = Place::new();
     let got = pull_with(&other, &reference, &registries, |_| {}).unwrap();
     assert_eq!((got.digest, got.layers), (sent.digest.clone(), sent.layers));
-    assert_eq!(block_on(place.store.look_up(&reference, &registries)).unwrap(), sent.digest);
+    let found = block_on(place.store.look_up(&reference, &registries)).unwrap();
+    assert_eq!(found.digest, sent.digest);
+    let platforms: Vec<String> = found.platforms.iter().map(ToString::to_string).collect();
+    assert!(matches!(platforms.as_slice(), [one] if one.starts_with("linux/")), "{platforms:?}");
 }
 
 #[test]
