@@ -7,6 +7,7 @@ mod idle;
 mod load;
 mod machine;
 mod node_loss;
+mod overlay;
 mod process;
 mod site;
 pub mod stamp;
@@ -35,6 +36,8 @@ pub enum Kind {
     NodeLoss,
     /// From the leader's end until something can be written again
     Failover,
+    /// The containers' network beside the kernel's VXLAN, and what a lost node costs those who connect
+    Overlay,
     /// All of these, in this order
     All,
 }
@@ -77,13 +80,40 @@ pub fn run(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
 }
 
 async fn measure(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<AtomicBool>) -> Result<()> {
+    figures.push(binary()?);
+    if options.kind == Kind::Overlay {
+        for fact in machine::facts(&std::env::temp_dir())? {
+            note(&fact);
+        }
+    } else {
+        measure_cluster(options, figures, interrupted.clone()).await?;
+    }
+    if matches!(options.kind, Kind::Overlay | Kind::All) {
+        let trials = options.trials;
+        let measured = tokio::task::spawn_blocking(move || {
+            let mut figures = Vec::new();
+            let done = overlay::run(trials, &interrupted, &mut figures);
+            (figures, done)
+        });
+        let (measured, done) = measured.await.context("the benchmark broke off")?;
+        figures.extend(measured);
+        done.context("overlay")?;
+    }
+    Ok(())
+}
+
+/// What needs a cluster.
+async fn measure_cluster(
+    options: &Options,
+    figures: &mut Vec<Figure>,
+    interrupted: Arc<AtomicBool>,
+) -> Result<()> {
     let site = Site::up(&options.name, interrupted).await?;
     for fact in machine::facts(site.directory())?.into_iter().chain(machine::peers()) {
         note(&fact);
     }
     let trials = |usual: usize| options.trials.unwrap_or(usual);
     let chosen = |kind| options.kind == Kind::All || options.kind == kind;
-    figures.push(binary()?);
     if chosen(Kind::Idle) {
         figures.extend(idle::run(&site, options.seconds).await.context("idle")?);
     }
