@@ -122,8 +122,21 @@ impl Network {
     /// Fails with `EBUSY` while another process holds the TUN, and with `InvalidInput` if the gateway is not
     /// within the subnet.
     pub async fn ensure(spec: Spec) -> Result<(Self, Vec<OwnedFd>)> {
-        let subnet = spec.checked_subnet()?;
+        spec.checked_subnet()?;
         let netns = Netns::ensure(&spec.pin)?;
+        let links = Links::open(&netns)?;
+        let queues = open_tun(&spec, &netns, &links).await?;
+        let (nft, conntrack) = (Nft::open(&netns)?, Conntrack::open(&netns)?);
+        let network = Self { spec, netns, links, nft, conntrack };
+        network.settle().await?;
+        Ok((network, queues))
+    }
+
+    /// Makes the namespace's settings, addresses and routes what they should be: what is right already stays. Fails if
+    /// the TUN is gone; then the network has to be made again.
+    pub async fn settle(&self) -> Result<()> {
+        let Self { spec, netns, links, .. } = self;
+        let subnet = spec.checked_subnet()?;
         netns.set_sysctls(&[
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv4/conf/all/rp_filter", "0"),
@@ -138,11 +151,8 @@ impl Network {
                 _ => {}
             }
         }
-        let links = Links::open(&netns)?;
         links.set_up("lo").await?;
         links.ensure_address("lo", spec.gateway.into(), 32).await?;
-
-        let queues = open_tun(&spec, &netns, &links).await?;
         netns.set_sysctls(&[(&format!("net/ipv4/conf/{TUN_NAME}/rp_filter"), "0")])?;
         links.ensure_mtu(TUN_NAME, spec.mtu).await?;
         links.set_up(TUN_NAME).await?;
@@ -155,10 +165,7 @@ impl Network {
             local: true,
             ..Route::default()
         };
-        links.ensure_route(&local).await?;
-
-        let (nft, conntrack) = (Nft::open(&netns)?, Conntrack::open(&netns)?);
-        Ok((Self { spec, netns, links, nft, conntrack }, queues))
+        links.ensure_route(&local).await
     }
 
     /// Removes the network pinned at `pin`, with its TUN and the containers' links in it, if it is there.
