@@ -113,6 +113,8 @@ pub struct Network {
     links: Links,
     nft: Nft,
     conntrack: Conntrack,
+    /// Whether there is a TUN.
+    tun: bool,
 }
 
 impl Network {
@@ -120,14 +122,22 @@ impl Network {
     /// carry the packets for other nodes (see [`tun::open`]).
     ///
     /// Fails with `EBUSY` while another process holds the TUN, and with `InvalidInput` if the gateway is not
-    /// within the subnet.
+    /// within the subnet. In a user namespace to which the machine denies the device there is no TUN, and no
+    /// descriptor: the network then ends at this node.
     pub async fn ensure(spec: Spec) -> Result<(Self, Vec<OwnedFd>)> {
         spec.checked_subnet()?;
         let netns = Netns::ensure(&spec.pin)?;
         let links = Links::open(&netns)?;
-        let queues = open_tun(&spec, &netns, &links).await?;
+        let queues = match open_tun(&spec, &netns, &links).await {
+            // An ordinary user whose machine keeps the device to root. What is published still goes its way.
+            Err(error) if is_inside_user_namespace() && error.errno() == Some(libc::EACCES) => {
+                tracing::warn!(%error, "containers of this network do not reach those on other nodes");
+                Vec::new()
+            }
+            opened => opened?,
+        };
         let (nft, conntrack) = (Nft::open(&netns)?, Conntrack::open(&netns)?);
-        let network = Self { spec, netns, links, nft, conntrack };
+        let network = Self { spec, netns, links, nft, conntrack, tun: !queues.is_empty() };
         network.settle().await?;
         Ok((network, queues))
     }
@@ -135,7 +145,7 @@ impl Network {
     /// Makes the namespace's settings, addresses and routes what they should be: what is right already stays. Fails if
     /// the TUN is gone; then the network has to be made again.
     pub async fn settle(&self) -> Result<()> {
-        let Self { spec, netns, links, .. } = self;
+        let Self { spec, netns, links, tun, .. } = self;
         let subnet = spec.checked_subnet()?;
         netns.set_sysctls(&[
             ("net/ipv4/ip_forward", "1"),
@@ -153,10 +163,12 @@ impl Network {
         }
         links.set_up("lo").await?;
         links.ensure_address("lo", spec.gateway.into(), 32).await?;
-        netns.set_sysctls(&[(&format!("net/ipv4/conf/{TUN_NAME}/rp_filter"), "0")])?;
-        links.ensure_mtu(TUN_NAME, spec.mtu).await?;
-        links.set_up(TUN_NAME).await?;
-        links.ensure_route(&Route::direct(subnet.into(), spec.prefix_len, TUN_NAME)).await?;
+        if *tun {
+            netns.set_sysctls(&[(&format!("net/ipv4/conf/{TUN_NAME}/rp_filter"), "0")])?;
+            links.ensure_mtu(TUN_NAME, spec.mtu).await?;
+            links.set_up(TUN_NAME).await?;
+            links.ensure_route(&Route::direct(subnet.into(), spec.prefix_len, TUN_NAME)).await?;
+        }
 
         links.ensure_mark_rule(false, TRANSPARENT_MARK, TRANSPARENT_TABLE, TRANSPARENT_PRIORITY).await?;
         let local = Route {
@@ -340,6 +352,12 @@ async fn open_tun(spec: &Spec, netns: &Netns, links: &Links) -> Result<Vec<Owned
         }
         opened => opened,
     }
+}
+
+/// Whether this process is root of a user namespace only.
+fn is_inside_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 fn transparent_socket(client: SocketAddrV4) -> io::Result<Socket> {

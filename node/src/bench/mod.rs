@@ -9,6 +9,7 @@ mod machine;
 mod node_loss;
 mod overlay;
 mod process;
+pub mod raft;
 mod site;
 pub mod stamp;
 mod start;
@@ -36,6 +37,8 @@ pub enum Kind {
     NodeLoss,
     /// From the leader's end until something can be written again
     Failover,
+    /// The replicated log beside etcd: writes and linearizable reads a second
+    Raft,
     /// The containers' network beside the kernel's VXLAN, and what a lost node costs those who connect
     Overlay,
     /// All of these, in this order
@@ -61,7 +64,9 @@ pub struct Options {
 /// # Errors
 /// If the lab cannot be made, is interrupted, or does not do within bounds what it is asked to.
 pub fn run(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
-    rswarm_chaos::lab::require_root()?;
+    if options.kind != Kind::Raft {
+        rswarm_chaos::lab::require_root()?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let result = runtime.block_on(async {
@@ -80,13 +85,16 @@ pub fn run(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
 }
 
 async fn measure(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<AtomicBool>) -> Result<()> {
-    figures.push(binary()?);
-    if options.kind == Kind::Overlay {
-        for fact in machine::facts(&std::env::temp_dir())? {
-            note(&fact);
-        }
-    } else {
-        measure_cluster(options, figures, interrupted.clone()).await?;
+    if options.kind != Kind::Raft {
+        figures.push(binary()?);
+    }
+    match options.kind {
+        Kind::Raft => {}
+        Kind::Overlay => machine::facts(&std::env::temp_dir())?.iter().for_each(|fact| note(fact)),
+        _ => on_a_lab(options, figures, interrupted.clone()).await?,
+    }
+    if matches!(options.kind, Kind::Raft | Kind::All) {
+        figures.extend(raft::run(options.trials.unwrap_or(5)).await.context("raft")?);
     }
     if matches!(options.kind, Kind::Overlay | Kind::All) {
         let trials = options.trials;
@@ -102,12 +110,7 @@ async fn measure(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<
     Ok(())
 }
 
-/// What needs a cluster.
-async fn measure_cluster(
-    options: &Options,
-    figures: &mut Vec<Figure>,
-    interrupted: Arc<AtomicBool>,
-) -> Result<()> {
+async fn on_a_lab(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<AtomicBool>) -> Result<()> {
     let site = Site::up(&options.name, interrupted).await?;
     for fact in machine::facts(site.directory())?.into_iter().chain(machine::peers()) {
         note(&fact);
