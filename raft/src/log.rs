@@ -19,12 +19,12 @@ use crate::status::{Heard, Metrics, WatchReceiverOf};
 use crate::storage::log::LogStore;
 use crate::storage::machine::Machine;
 use crate::storage::snapshot::Snapshots;
-use crate::storage::wal::Wal;
+use crate::storage::wal::{Recovered, Wal};
 use crate::storage::{Dir, Identity};
 use crate::types::{Command, Types};
-use crate::wire::COMMAND_BYTES_MAX;
+use crate::wire::{COMMAND_BYTES_MAX, Life};
 use crate::{
-    Config, Member, OpenError, ProposeError, RaftId, Role, StateMachine, Status, TransferError, Transport,
+    Config, Incarnation, Member, OpenError, ProposeError, RaftId, Role, StateMachine, Status, TransferError, Transport,
     membership, reads, status,
 };
 
@@ -97,7 +97,7 @@ impl Log {
         transport: Arc<dyn Transport>,
     ) -> Result<Self, OpenError> {
         let settings = Arc::new(config.to_openraft()?);
-        let (store, snapshots) = {
+        let (store, snapshots, incarnation) = {
             let config = config.clone();
             tokio::task::spawn_blocking(move || open_storage(&config))
                 .await
@@ -105,13 +105,14 @@ impl Log {
         };
         let ties = Arc::new(Ties {
             me: config.id,
-            cluster: config.cluster,
+            life: Life { cluster: config.cluster, incarnation },
             transport,
             append_patience: config.append_patience,
             snapshot_patience: config.snapshot_patience,
             snapshots: snapshots.clone(),
             removed_by: AtomicU64::new(0),
             heard: Heard::default(),
+            superseded: AtomicU64::new(0),
         });
         let machine = Machine::new(Box::new(machine), snapshots.clone());
         let started = Raft::new(config.id.0, settings, Network(ties.clone()), store.clone(), machine).await;
@@ -125,7 +126,7 @@ impl Log {
         };
 
         let (publisher, status) =
-            watch::channel(Status { id: config.id, role: Role::Learner, ..Status::default() });
+            watch::channel(Status { id: config.id, role: Role::Learner, incarnation, ..Status::default() });
         let publisher = Arc::new(publisher);
         let publishing = status::publish(raft.metrics(), publisher.clone(), ties.clone(), config.stall);
         let mut tasks = vec![tokio::spawn(publishing)];
@@ -250,12 +251,22 @@ impl Log {
     }
 }
 
-fn open_storage(config: &Config) -> Result<(LogStore, Snapshots), OpenError> {
+pub(crate) fn open_wal(dir: &Dir, config: &Config) -> Result<(Wal, Recovered), OpenError> {
+    Wal::open(&dir.path, dir.identity, dir.key.clone(), config.segment_bytes, config.incarnation)
+}
+
+fn open_storage(config: &Config) -> Result<(LogStore, Snapshots, Incarnation), OpenError> {
     let identity = Identity { cluster: config.cluster, id: config.id };
     let dir = Arc::new(Dir::open(&config.dir, identity)?);
     let snapshots = Snapshots::open(dir.clone())?;
-    let (wal, recovered) = Wal::open(&dir.path, identity, dir.key.clone(), config.segment_bytes)?;
-    Ok((LogStore::new(wal, recovered), snapshots))
+    let (wal, recovered) = open_wal(&dir, config)?;
+    let incarnation = recovered.incarnation;
+    if incarnation.precedes(config.incarnation) {
+        let known = config.incarnation;
+        return Err(OpenError::Outdated { dir: config.dir.clone(), found: incarnation, known });
+    }
+    snapshots.reach(recovered.purged)?;
+    Ok((LogStore::new(wal, recovered), snapshots, incarnation))
 }
 
 /// The entries that stay even when they are large.

@@ -15,7 +15,7 @@ use super::seal::{FileKey, SALT_BYTES, TAG_BYTES, random, sync_dir};
 use super::{Dir, FORMAT};
 use crate::OpenError;
 use crate::format::SnapshotMetaPb;
-use crate::types::SnapshotMeta;
+use crate::types::{LogId, SnapshotMeta};
 
 const MAGIC: &[u8; 8] = b"RSWRSNP\n";
 const HEADER_BYTES: usize = 64;
@@ -78,6 +78,17 @@ impl Snapshots {
 
     pub(crate) fn newest(&self) -> Option<SnapshotFile> {
         self.state().newest.clone()
+    }
+
+    /// That the newest one covers what is no longer in the log. One that had to be passed over may have been the
+    /// only one that did.
+    pub(crate) fn reach(&self, purged: Option<LogId>) -> Result<(), OpenError> {
+        let newest = self.newest();
+        if newest.as_ref().and_then(|file| file.meta.last_log_id) >= purged {
+            return Ok(());
+        }
+        let path = newest.map_or_else(|| self.dir.path.clone(), |file| file.path);
+        Err(OpenError::damaged(&path, 0, "no readable snapshot covers the entries that were compacted"))
     }
 
     /// Begins a new file aside.

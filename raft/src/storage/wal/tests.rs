@@ -24,7 +24,7 @@ fn entry(term: u64, index: u64, len: usize) -> Entry {
 
 fn open(dir: &Path) -> Result<(Wal, Recovered), OpenError> {
     let key = Arc::new(MasterKey::load_or_create(dir, true).unwrap());
-    Wal::open(dir, IDENTITY, key, 16 << 10)
+    Wal::open(dir, IDENTITY, key, 16 << 10, Incarnation::FIRST)
 }
 
 type Told = oneshot::Receiver<io::Result<()>>;
