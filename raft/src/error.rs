@@ -15,12 +15,9 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
     },
-    /// A file's content is not what was once written and synced.
-    #[error(
-        "{} is damaged at byte {offset}: {what}; remove this manager from the cluster, wipe {}, and let it \
-         join again",
-        file.display(), file.parent().unwrap_or(file).display()
-    )]
+    /// A file's content is not what was once written and synced, or a file is missing. The manager must not go on
+    /// under its [`RaftId`]: wiped, it may join under another.
+    #[error("{} is damaged at byte {offset}: {what}", file.display())]
     Damaged {
         /// The damaged file.
         file: PathBuf,

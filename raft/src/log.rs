@@ -24,8 +24,8 @@ use crate::storage::{Dir, Identity};
 use crate::types::{Command, Types};
 use crate::wire::{COMMAND_BYTES_MAX, Life};
 use crate::{
-    Config, Incarnation, Member, OpenError, ProposeError, RaftId, Role, StateMachine, Status, TransferError, Transport,
-    membership, reads, status,
+    Config, Incarnation, Member, OpenError, ProposeError, RaftId, Role, StateMachine, Status, TransferError,
+    Transport, membership, reads, status,
 };
 
 pub(crate) type Raft = openraft::Raft<Types, Machine>;
@@ -112,6 +112,7 @@ impl Log {
             snapshots: snapshots.clone(),
             removed_by: AtomicU64::new(0),
             heard: Heard::default(),
+            seen: Mutex::default(),
             superseded: AtomicU64::new(0),
         });
         let machine = Machine::new(Box::new(machine), snapshots.clone());
@@ -200,6 +201,12 @@ impl Log {
     /// The state now.
     pub fn status(&self) -> Status {
         self.0.core.status()
+    }
+
+    /// When another member last said something here. Those that follow hear one another only while there is no leader.
+    pub fn heard_from(&self, id: RaftId) -> Option<std::time::Instant> {
+        let seen = self.0.core.ties.seen.lock().expect("nothing panics while it holds this lock");
+        seen.get(&id).copied()
     }
 
     /// Waits until the status satisfies `wanted`, and answers it; `None` if it did not within `patience`.

@@ -3,10 +3,11 @@
 //! Whatever goes wrong on the way is reported to openraft as unreachable, which makes it wait before the next
 //! try. Every exchange has a bound on how long nothing may happen.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -88,6 +89,8 @@ pub(crate) struct Ties {
     /// The index of a committed membership, heard from a peer, that leaves us out.
     pub(crate) removed_by: AtomicU64,
     pub(crate) heard: Heard,
+    /// When each peer last said something that was meant for us.
+    pub(crate) seen: Mutex<BTreeMap<RaftId, std::time::Instant>>,
     /// The later life of the cluster that a peer belongs to; 0 while none was heard of. From then on this manager
     /// neither says nor hears anything more.
     pub(crate) superseded: AtomicU64,
@@ -117,14 +120,22 @@ impl Ties {
     /// Takes a message out of its envelope, and takes note if it says that this manager's life is over.
     pub(crate) fn open(&self, frame: Bytes) -> Result<(RaftId, Body), String> {
         if let Some(now) = self.superseded() {
-            return Err(format!("this manager is of incarnation {}, the cluster goes on as {now}", self.life.incarnation));
+            return Err(format!(
+                "this manager is of incarnation {}, the cluster goes on as {now}",
+                self.life.incarnation
+            ));
         }
-        wire::open(self.life, self.me, frame).map_err(|unfit| {
+        let opened = wire::open(self.life, self.me, frame).map_err(|unfit| {
             if let Some(newer) = unfit.newer {
                 self.superseded.fetch_max(newer.0, Ordering::Relaxed);
             }
             unfit.words
-        })
+        });
+        if let Ok((from, _)) = &opened {
+            let mut seen = self.seen.lock().expect("nothing panics while it holds this lock");
+            seen.insert(*from, std::time::Instant::now());
+        }
+        opened
     }
 
     /// The later life of the cluster, if one was heard of.

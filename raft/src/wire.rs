@@ -383,9 +383,7 @@ pub(crate) fn open(life: Life, me: RaftId, frame: Bytes) -> Result<(RaftId, Body
         return Err(format!("the message is meant for manager {}, this is {me}", RaftId(envelope.to)).into());
     }
     if envelope.from == me.0 {
-        return Err(
-            format!("manager {me} is talking to itself; check the addresses of the managers").into()
-        );
+        return Err(format!("manager {me} is talking to itself; check the addresses of the managers").into());
     }
     let body = envelope.body.ok_or("an envelope without a message this version knows")?;
     Ok((RaftId(envelope.from), body))

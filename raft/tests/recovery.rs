@@ -114,7 +114,10 @@ impl Site {
 
     async fn force(&self, id: u64) -> Incarnation {
         let config = self.config(id);
-        tokio::task::spawn_blocking(move || force_new_cluster(&config, &member(id), 99)).await.unwrap().unwrap()
+        tokio::task::spawn_blocking(move || force_new_cluster(&config, &member(id), 99))
+            .await
+            .unwrap()
+            .unwrap()
     }
 }
 
@@ -209,6 +212,7 @@ async fn an_incarnation_outlives_restarts_and_compaction() {
 async fn nothing_is_forced_from_nothing() {
     let site = Site::new();
     let config = site.config(1);
-    let forced = tokio::task::spawn_blocking(move || force_new_cluster(&config, &member(1), 1)).await.unwrap();
+    let forced =
+        tokio::task::spawn_blocking(move || force_new_cluster(&config, &member(1), 1)).await.unwrap();
     assert!(matches!(forced, Err(OpenError::Empty { .. })), "{forced:?}");
 }

@@ -178,7 +178,8 @@ mod tests {
             std::fs::copy(self.0.path().join("raft.key"), root.path().join("raft.key")).unwrap();
             let dir = Arc::new(Dir::open(root.path(), IDENTITY).unwrap());
             let snapshots = Snapshots::open(dir.clone()).unwrap();
-            let (wal, recovered) = Wal::open(&dir.path, IDENTITY, dir.key.clone(), 64 << 10, Incarnation::FIRST).unwrap();
+            let (wal, recovered) =
+                Wal::open(&dir.path, IDENTITY, dir.key.clone(), 64 << 10, Incarnation::FIRST).unwrap();
             let machine = Machine::new(Box::new(Nothing), snapshots);
             Ok((root, LogStore::new(wal, recovered), machine))
         }

@@ -37,9 +37,9 @@ use self::segment::{
 use self::spares::{SPARE, Spares};
 use super::Identity;
 use super::seal::{MasterKey, TAG_BYTES, random, sync_dir};
-use crate::{Incarnation, OpenError};
 use crate::format::{LogIdPb, VotePb};
 use crate::types::{Entry, LogId, Types, Vote};
+use crate::{Incarnation, OpenError};
 
 pub(crate) use self::recover::Recovered;
 pub(crate) use self::segment::segments;

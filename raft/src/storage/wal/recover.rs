@@ -8,9 +8,9 @@ use std::path::Path;
 use super::super::Identity;
 use super::super::seal::MasterKey;
 use super::segment::{Header, Kind, Record, State, read_frames, segment_path, segments};
-use crate::{Incarnation, OpenError};
 use crate::format::{EntryPb, Malformed};
 use crate::types::{Entry, LogId, Vote};
+use crate::{Incarnation, OpenError};
 
 /// What the files say.
 #[derive(Debug, Default)]
