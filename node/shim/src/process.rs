@@ -229,7 +229,10 @@ fn become_user(user: &User, capabilities: u64) -> Result<()> {
     const VERSION_3: u32 = 0x2008_0522;
     // SAFETY: calls on this process only; the groups and the capability words outlive the calls.
     unsafe {
-        check(libc::setgroups(user.groups.len(), user.groups.as_ptr()), "setgroups")?;
+        // A user namespace of an ordinary user allows no change of groups; it has none to change either.
+        if !user.groups.is_empty() || !sys::in_user_namespace() {
+            check(libc::setgroups(user.groups.len(), user.groups.as_ptr()), "setgroups")?;
+        }
         for capability in 0..64 {
             let dropped = capabilities & (1 << capability) == 0;
             if dropped && libc::prctl(libc::PR_CAPBSET_READ, capability) == 1 {
