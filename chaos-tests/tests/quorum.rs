@@ -31,6 +31,13 @@ fn a_survivor_goes_on_alone_and_the_old_managers_rejoin_it() {
         for node in ["n2", "n3"] {
             cluster.lab.kill(node)?;
         }
+        eventually("the last one says who is missing and what to type", 20, || {
+            let status = cluster.ok("n1", &["status"])?;
+            for words in ["LOST", "1 of 3 managers", "manager n2 (", "manager n3 (", "--force-new-cluster"] {
+                ensure!(status.contains(words), "{words} is not in: {status}");
+            }
+            Ok(true)
+        })?;
         let said = cluster.ok("n1", &["init", "--force-new-cluster"])?;
         ensure!(said.contains("incarnation 2") && said.contains("rswarm rejoin"), "{said}");
         cluster.write("n1", "after")?;
@@ -100,8 +107,9 @@ fn a_manager_with_a_damaged_or_wiped_log_is_made_whole_by_the_others() {
             Ok(fs::write(&first, bytes)?)
         };
         let wipe = || -> Result<()> { Ok(fs::remove_dir_all(&raft)?) };
-        let damages: [(&str, &dyn Fn() -> Result<()>); 2] = [("damaged", &flip), ("is gone", &wipe)];
-        for (how, damage) in damages {
+        let damages: [(&str, &str, &dyn Fn() -> Result<()>); 2] =
+            [("is damaged", "damaged", &flip), ("is gone", "gone", &wipe)];
+        for (how, service, damage) in damages {
             let seat = fs::read_to_string(cluster.state(victim).join("raft.seat"))?;
             cluster.lab.daemon_kill(victim)?;
             damage()?;
@@ -109,11 +117,11 @@ fn a_manager_with_a_damaged_or_wiped_log_is_made_whole_by_the_others() {
             eventually(&format!("{victim} has another seat and its vote"), 40, || {
                 let now = fs::read_to_string(cluster.state(victim).join("raft.seat"))?;
                 ensure!(now != seat, "it still has the seat {seat}");
-                whole(cluster, victim, 3)
+                Ok(whole(cluster, victim, 3)? && whole(cluster, &leader, 3)?)
             })?;
             let log = fs::read_to_string(cluster.lab.node(victim).log())?;
             ensure!(log.contains(how), "its log says what happened: {how}");
-            cluster.write(victim, &format!("after-{}", how.len()))?;
+            cluster.write(victim, service)?;
             ensure!(container(&own.id)? == process, "its container was let alone");
         }
         Ok(())

@@ -133,7 +133,9 @@ fn manager_status(manager: &Manager, answer: &mut pb::StatusResponse, started_at
         .filter(|node| node.role == Role::Manager)
         .map(|node| {
             let id = node.id.to_string();
-            let voter = raft.voters.iter().find(|voter| voter.node == id);
+            // An earlier seat of the same node does not count.
+            let seat = node.raft.map(|seat| rswarm_raft::RaftId(seat.0));
+            let voter = raft.voters.iter().find(|voter| Some(voter.id) == seat);
             let missing = voter.and_then(|voter| missing(voter.id)).filter(|_| !answer.quorum);
             let as_written = matches!(node.status, NodeStatus::Ready | NodeStatus::Unknown);
             pb::ManagerStatus {

@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-/// How long somebody may still come to lead before a quorum counts as lost.
-const LEADERLESS: Duration = Duration::from_secs(3);
+/// How long somebody may still come to lead before a quorum counts as lost: several elections.
+const LEADERLESS: Duration = Duration::from_secs(4);
 
 /// What a node says of its seat, and whether its log is lost.
 pub(super) fn standing(identity: &Identity, lost: bool) -> Standing {
@@ -275,13 +275,10 @@ impl Member {
             bail!("this manager has lost the cluster's state ({lost}); type this on another that survived");
         }
         if let Some(manager) = self.manager() {
-            let led = |status: &rswarm_raft::Status| super::believed(status).is_some();
-            let leader = manager.cluster().log().wait(LEADERLESS, led).await;
-            if let Some(leader) = leader.and_then(|status| super::believed(&status)) {
+            if let Some(leader) = led(manager.cluster().log()).await {
                 bail!(
-                    "the cluster has a leader, the manager at {}, so nothing needs to be forced; add managers with \
-                     `rswarm join`, and remove lost ones with `rswarm node rm --force`",
-                    leader.addr
+                    "the cluster has a leader, the manager at {leader}, so nothing needs to be forced; add managers \
+                     with `rswarm join`, and remove lost ones with `rswarm node rm --force`"
                 );
             }
             manager.stop().await;
@@ -326,6 +323,18 @@ impl Member {
             .context("this manager has stopped")?;
         Ok(())
     }
+}
+
+/// Where the leader is, if one can show within some time that a majority follows it. What this manager believes
+/// does not count: the others may have been lost a moment ago, or be about to agree on another leader.
+async fn led(log: &rswarm_raft::Log) -> Option<String> {
+    let asked = async {
+        while log.read_index().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LEADERLESS, asked).await.ok()?;
+    Some(log.status().leader.map_or_else(|| "an unknown address".into(), |leader| leader.addr))
 }
 
 async fn force(place: Place, me: rswarm_raft::Member) -> Result<Incarnation> {
