@@ -42,8 +42,11 @@ fn a_survivor_goes_on_alone_and_the_old_managers_rejoin_it() {
         ensure!(said.contains("incarnation 2") && said.contains("rswarm rejoin"), "{said}");
         cluster.write("n1", "after")?;
         ensure!(container(&own.id)? == process, "what ran on the survivor runs on");
-        let after = cluster.runs("n1", "web", 3, 30)?;
-        ensure!(after.iter().any(|task| task.id == own.id) && after.iter().all(|task| task.node == "n1"));
+        eventually("the tasks of the lost nodes run on the survivor", 30, || {
+            let now = cluster.runs("n1", "web", 3, 1)?;
+            ensure!(now.iter().all(|task| task.node == "n1"), "{}", cluster::told(&now));
+            Ok(now.iter().any(|task| task.id == own.id))
+        })?;
 
         // Together the two old managers are a majority of what they remember.
         for node in ["n2", "n3"] {

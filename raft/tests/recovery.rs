@@ -216,3 +216,39 @@ async fn nothing_is_forced_from_nothing() {
         tokio::task::spawn_blocking(move || force_new_cluster(&config, &member(1), 1)).await.unwrap();
     assert!(matches!(forced, Err(OpenError::Empty { .. })), "{forced:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_lost_in_the_midst_of_a_change_leaves_none_half_done() {
+    for pause in [0, 2, 5, 12] {
+        let site = Site::new();
+        let mut managers = site.cluster(3).await;
+        managers.push(site.open(4).await);
+        let leader = managers.remove(0);
+        assert!(leader.log.status().is_leader());
+
+        let changing = leader.log.clone();
+        let change = tokio::spawn(async move { changing.add(member(4), AsWhat::Voter, PATIENCE).await });
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        site.network.unplug(RaftId(1));
+        change.abort();
+        drop(leader);
+
+        // Whoever leads now takes writes, and the same change can be made.
+        let settled =
+            |status: &Status| status.leader.as_ref().is_some_and(|by| by.id.0 != 1) && !status.joint;
+        until(&managers[0], "another leads, and nothing is half done", settled).await;
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = managers[0].log.add(member(4), AsWhat::Voter, PATIENCE).await {
+            assert!(Instant::now() < deadline, "after {pause} ms: {error}");
+        }
+        let all = |status: &Status| status.voters.len() == 4 && !status.joint;
+        for manager in &managers {
+            until(manager, "all know of the change", all).await;
+        }
+        // Also the dead one can be taken out.
+        managers[0].log.remove(RaftId(1)).await.unwrap();
+        for manager in managers {
+            site.close(manager).await;
+        }
+    }
+}
