@@ -61,13 +61,13 @@ pub fn kill_and_reap(child: &Child) {
     unsafe { libc::waitpid(child.pid, ptr::null_mut(), 0) };
 }
 
-/// Runs another program in the container whose first process is `target`.
-pub fn spawn_beside(target: &OwnedFd, cgroup: Option<&Cgroup>, program: &Program<'_>) -> Result<Child> {
+/// Runs another program in the container whose first process is `target`, inside all of `cgroups`.
+pub fn spawn_beside(target: &OwnedFd, cgroups: &[&Cgroup], program: &Program<'_>) -> Result<Child> {
     let (reports, child_reports) = sys::message_pair()?;
     let middle = match sys::clone(0, None)? {
         Side::Child => report_and_exit(&child_reports, || {
-            if let Some(cgroup) = cgroup {
-                let me = std::process::id() as i32;
+            let me = std::process::id() as i32;
+            for cgroup in cgroups {
                 cgroup.add(me, false).map_err(|error| Failure::setup(error.to_string()))?;
             }
             let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS;

@@ -99,7 +99,7 @@ fn mount_root(bundle: &Bundle, place: &Path) -> Result<()> {
     for (index, layer) in launch.lower.iter().enumerate() {
         match overlay.set("lowerdir+", Some(&bytes(layer))) {
             Ok(()) => {}
-            // Before Linux 6.8 there is no such option.
+            // From Linux 6.5 to 6.7 there is no such option.
             Err(error) if index == 0 && error.raw_os_error() == Some(libc::EINVAL) && layer.is_dir() => {
                 return mount_overlay_in_one(bundle, place);
             }
@@ -111,7 +111,11 @@ fn mount_root(bundle: &Bundle, place: &Path) -> Result<()> {
     }
     set("upperdir", &launch.upper)?;
     set("workdir", &launch.work)?;
-    sys::move_mount(&overlay.mount(0)?, &target)
+    match overlay.mount(0) {
+        Ok(tree) => sys::move_mount(&tree, &target),
+        // Before, options were only looked at here; any other reason is told by the second attempt as well.
+        Err(_) => mount_overlay_in_one(bundle, place),
+    }
 }
 
 /// All layers in one string of at most a page, which is why each is named by its descriptor.

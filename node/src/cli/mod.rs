@@ -12,11 +12,14 @@ pub mod join;
 pub mod join_token;
 pub mod lab;
 pub mod leave;
+pub mod login;
+pub mod logout;
 pub mod network;
 pub mod node;
 pub mod output;
 pub mod rejoin;
 pub mod service;
+pub mod sim;
 pub mod start;
 pub mod status;
 pub mod version;
@@ -52,6 +55,7 @@ pub enum Words {
     Talk(Command),
     Lab(lab::Command),
     Bench(bench::Command),
+    Sim(sim::Command),
     #[command(hide = true)]
     BenchMember(crate::bench::raft::member::MemberArgs),
     Daemon(Flags),
@@ -79,6 +83,8 @@ pub enum Command {
     Network(network::NetworkCommand),
     #[command(subcommand)]
     Image(image::ImageCommand),
+    Login(login::Login),
+    Logout(logout::Logout),
     Completion(completion::Completion),
 }
 
@@ -100,6 +106,8 @@ impl Command {
             Self::Service(command) => command.run(cx).await,
             Self::Network(command) => command.run(cx).await,
             Self::Image(command) => command.run(cx).await,
+            Self::Login(command) => command.run(cx).await,
+            Self::Logout(command) => command.run(cx).await,
             Self::Completion(command) => command.run(cx),
         }
     }
@@ -114,6 +122,7 @@ pub fn main() -> ExitCode {
     let command = match cli.command {
         Words::Talk(command) => command,
         Words::Lab(lab) => return concluded(lab.run(&mut std::io::stdout().lock())),
+        Words::Sim(sim) => return concluded(sim.run(&mut std::io::stdout().lock())),
         Words::Bench(bench) => return concluded(bench.run(&mut std::io::stdout().lock())),
         Words::BenchMember(member) => return member.run(),
         Words::Daemon(flags) => return daemon(flags, cli.socket),
