@@ -7,6 +7,7 @@ mod idle;
 mod load;
 mod machine;
 mod node_loss;
+mod overlay;
 mod process;
 pub mod raft;
 mod schedule;
@@ -41,6 +42,8 @@ pub enum Kind {
     Raft,
     /// What the leader's thinking costs: decisions a second on 5,000 nodes, and a turn with nothing to do
     Schedule,
+    /// The containers' network beside the kernel's VXLAN, and what a lost node costs those who connect
+    Overlay,
     /// All of these, in this order
     All,
 }
@@ -64,7 +67,7 @@ pub struct Options {
 /// # Errors
 /// If the lab cannot be made, is interrupted, or does not do within bounds what it is asked to.
 pub fn run(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
-    if needs_a_lab(options.kind) {
+    if needs_root(options.kind) {
         rswarm_chaos::lab::require_root()?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
@@ -85,8 +88,13 @@ pub fn run(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
 }
 
 async fn measure(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<AtomicBool>) -> Result<()> {
-    if needs_a_lab(options.kind) {
-        on_a_lab(options, figures, interrupted).await?;
+    if !matches!(options.kind, Kind::Raft | Kind::Schedule) {
+        figures.push(binary()?);
+    }
+    match options.kind {
+        Kind::Raft | Kind::Schedule => {}
+        Kind::Overlay => machine::facts(&std::env::temp_dir())?.iter().for_each(|fact| note(fact)),
+        _ => on_a_lab(options, figures, interrupted.clone()).await?,
     }
     if matches!(options.kind, Kind::Raft | Kind::All) {
         figures.extend(raft::run(options.trials.unwrap_or(5)).await.context("raft")?);
@@ -96,11 +104,22 @@ async fn measure(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<
         let measured = tokio::task::spawn_blocking(move || schedule::run(trials)).await;
         figures.extend(measured.context("schedule")?.context("schedule")?);
     }
+    if matches!(options.kind, Kind::Overlay | Kind::All) {
+        let trials = options.trials;
+        let measured = tokio::task::spawn_blocking(move || {
+            let mut figures = Vec::new();
+            let done = overlay::run(trials, &interrupted, &mut figures);
+            (figures, done)
+        });
+        let (measured, done) = measured.await.context("the benchmark broke off")?;
+        figures.extend(measured);
+        done.context("overlay")?;
+    }
     Ok(())
 }
 
-/// Whether nodes of this benchmark are real.
-fn needs_a_lab(kind: Kind) -> bool {
+/// Whether it makes network namespaces.
+fn needs_root(kind: Kind) -> bool {
     !matches!(kind, Kind::Raft | Kind::Schedule)
 }
 
@@ -111,7 +130,6 @@ async fn on_a_lab(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc
     }
     let trials = |usual: usize| options.trials.unwrap_or(usual);
     let chosen = |kind| options.kind == Kind::All || options.kind == kind;
-    figures.push(binary()?);
     if chosen(Kind::Idle) {
         figures.extend(idle::run(&site, options.seconds).await.context("idle")?);
     }
