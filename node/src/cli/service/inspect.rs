@@ -4,9 +4,9 @@ use crate::cli::client::checked;
 use crate::cli::context::Context;
 use crate::cli::output::{inspect, units};
 use crate::cli::view;
-use crate::cli::view::service::{image, protocol_name, update_state};
+use crate::cli::view::service::{action_name, image, order_name, protocol_name, update_state};
 use anyhow::Result;
-use rswarm_control::model::{Mount, PortMode, Resources, RestartCondition, Service};
+use rswarm_control::model::{Mount, PortMode, Resources, RestartCondition, Service, UpdateConfig};
 use std::fmt::Write as _;
 
 /// Show all there is to know of services
@@ -56,6 +56,8 @@ fn pretty(service: &Service) -> Result<String, std::fmt::Error> {
             writeln!(out, " Message:\t{}", status.message)?;
         }
     }
+    pace(out, "Update", &spec.update)?;
+    pace(out, "Rollback", &spec.rollback)?;
     let constraints: Vec<String> = task.placement.constraints.iter().map(ToString::to_string).collect();
     if !constraints.is_empty() {
         writeln!(out, "Placement:\n Constraints:\t[{}]", constraints.join(" "))?;
@@ -95,6 +97,25 @@ fn pretty(service: &Service) -> Result<String, std::fmt::Error> {
         writeln!(out, "  TargetPort = {}\n  PublishMode = {mode}", port.target)?;
     }
     Ok(text)
+}
+
+fn pace(out: &mut String, which: &str, config: &UpdateConfig) -> std::fmt::Result {
+    let UpdateConfig { parallelism, delay, monitor, max_failure_permille, .. } = config;
+    writeln!(out, "{which}Config:\n Parallelism:\t{parallelism}")?;
+    if !delay.is_zero() {
+        writeln!(out, " Delay:\t\t{}", units::duration(*delay))?;
+    }
+    writeln!(out, " On failure:\t{}", action_name(config.failure_action))?;
+    writeln!(out, " Monitoring Period: {}", units::duration(*monitor))?;
+    writeln!(out, " Max failure ratio: {}", f64::from(*max_failure_permille) / 1000.0)?;
+    writeln!(out, " {which} order:\t{}", order_name(config.order))?;
+    if !config.healthy_time.is_zero() {
+        writeln!(out, " Healthy time:\t{}", units::duration(config.healthy_time))?;
+    }
+    match config.progress_deadline.is_zero() {
+        true => Ok(()),
+        false => writeln!(out, " Progress deadline: {}", units::duration(config.progress_deadline)),
+    }
 }
 
 fn restart(out: &mut String, service: &Service) -> std::fmt::Result {
