@@ -251,8 +251,8 @@ fn one_wanted(scene: &Scene<'_>) -> Finding {
 /// Whether two tasks may run in one slot: one takes over from the other, and their service asks, or has asked,
 /// for the new one to come first. Why the old one goes (its spec, or its node is drained) may have changed since.
 fn may_overlap(state: &State, one: TaskId, other: TaskId) -> bool {
-    let (Some(one), Some(other)) = (state.task(one), state.task(other)) else { return true };
-    let Some(service) = state.service(one.service) else { return one.spec_version != other.spec_version };
+    let (Some(one), Some(_)) = (state.task(one), state.task(other)) else { return true };
+    let Some(service) = state.service(one.service) else { return true };
     let specs = service.previous.iter().map(|revision| &revision.spec).chain([&service.spec]);
     let mut ways = specs.flat_map(|spec| [&spec.update, &spec.rollback]);
     ways.any(|way| way.order == UpdateOrder::StartFirst)
@@ -474,7 +474,8 @@ fn drained(scene: &Scene<'_>) -> Finding {
     let held_up = |service| {
         scene.state.tasks_of(service).any(|task| task.is_live() && task.is_wanted() && !task.note.is_empty())
     };
-    let runs = |fact: &&Fact| fact.running && !held_up(fact.service) && !scene.hopeless.contains(&fact.service);
+    let runs =
+        |fact: &&Fact| fact.running && !held_up(fact.service) && !scene.hopeless.contains(&fact.service);
     for fact in scene.containers.iter().filter(runs) {
         let node = scene.state.node(fact.node);
         if node.is_some_and(|n| n.availability == Availability::Drain && n.status == NodeStatus::Ready) {

@@ -4,7 +4,9 @@
 //! theirs here, in the leader's turn. What has ended gives its addresses back when that is applied.
 
 use crate::ids::{NetworkId, ServiceId};
-use crate::model::{Endpoint, EndpointSpec, Network, Observed, Protocol, PublishedPort, ServiceSpec, Settings, Subnet, Task};
+use crate::model::{
+    Endpoint, EndpointSpec, Network, Observed, Protocol, PublishedPort, ServiceSpec, Settings, Subnet, Task,
+};
 use crate::plan::Draft;
 use crate::state::{Change, State};
 use std::collections::{BTreeMap, BTreeSet};

@@ -70,11 +70,15 @@ pub enum Planted {
     SkipsEntry,
     /// The leader forgets what its plan wanted stopped.
     NeverStops,
+    /// A leader that follows another does not look again when it meant to.
+    LostWakeUp,
+    /// The leader keeps a second task in a slot in which one runs.
+    KeepsSurplus,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::StaleAssignment,
         Self::DeafToSilence,
         Self::DoubleCreate,
@@ -83,6 +87,8 @@ impl Planted {
         Self::StartsAgain,
         Self::SkipsEntry,
         Self::NeverStops,
+        Self::LostWakeUp,
+        Self::KeepsSurplus,
     ];
 }
 

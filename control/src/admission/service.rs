@@ -88,7 +88,8 @@ pub(super) fn rollback(state: &State, text: &str, to: Option<u64>) -> Admitted {
             ))
         })?,
     };
-    if let Some(network) = former.spec.task.networks.iter().find(|network| state.network(**network).is_none()) {
+    if let Some(network) = former.spec.task.networks.iter().find(|network| state.network(**network).is_none())
+    {
         let number = former.number;
         return Err(Refused::FailedPrecondition(format!(
             "network {network}, which revision {number} of service {name} joins, is gone"

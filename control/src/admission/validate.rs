@@ -1,7 +1,9 @@
 //! What a spec must look like.
 
 use super::Refused;
-use crate::model::{ContainerSpec, EndpointSpec, FailureAction, Mount, PortMode, Resources, ServiceSpec, TaskSpec};
+use crate::model::{
+    ContainerSpec, EndpointSpec, FailureAction, Mount, PortMode, Resources, ServiceSpec, TaskSpec,
+};
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -54,8 +54,7 @@ pub(super) fn keep_one(draft: &mut Draft, service: &Service) {
 /// furthest.
 fn best(tasks: &[Arc<Task>]) -> Option<&Arc<Task>> {
     let running = tasks.iter().filter(|task| task.observed == Observed::Running);
-    let furthest =
-        || tasks.iter().max_by_key(|task| (task.observed, std::cmp::Reverse(task.meta.number)));
+    let furthest = || tasks.iter().max_by_key(|task| (task.observed, std::cmp::Reverse(task.meta.number)));
     running.max_by_key(|task| task.meta.number).or_else(furthest)
 }
 

@@ -237,9 +237,8 @@ fn problem(draft: &mut Draft, service: &Service, status: &UpdateStatus, all: &Sl
     let pace = service.pace();
     let last = status.since.max(last.unwrap_or_default()).after(pace.rest().max(pace.monitor));
     let due = last.after(deadline);
-    let outdated = |task: &Arc<Task>| {
-        task.is_live() && task.is_wanted() && !is_current(draft.state(), service, task)
-    };
+    let outdated =
+        |task: &Arc<Task>| task.is_live() && task.is_wanted() && !is_current(draft.state(), service, task);
     let left = is_awaited(draft.state(), all) || all.values().flatten().any(outdated);
     if !left {
         return None;
@@ -284,9 +283,8 @@ fn too_many_failures<'a>(
     if pace.failure_action == FailureAction::Continue {
         return None;
     }
-    let made = |task: &Task| {
-        task.spec_version == service.spec_version && task.meta.created_at >= status.since
-    };
+    let made =
+        |task: &Task| task.spec_version == service.spec_version && task.meta.created_at >= status.since;
     let failed = |task: &&Arc<Task>| made(task) && failed_early(task, pace);
     let failures: Vec<_> = all.values().filter_map(|tasks| tasks.iter().find(failed)).collect();
     let touched = |tasks: &&Vec<Arc<Task>>| {
@@ -317,7 +315,14 @@ fn give_up(draft: &mut Draft, service: &Service, status: UpdateStatus, problem: 
                 let rollback = Some(Rollback { message, failed_task, automatic: true });
                 let (id, version, author) = (service.id, service.meta.version, AUTHOR.to_owned());
                 let spec = Box::new(spec);
-                draft.propose(Change::UpdateService { service: id, version, spec, endpoint, author, rollback });
+                draft.propose(Change::UpdateService {
+                    service: id,
+                    version,
+                    spec,
+                    endpoint,
+                    author,
+                    rollback,
+                });
                 return;
             }
             Err(reason) => but = format!("; it cannot be rolled back: {reason}"),
@@ -380,7 +385,10 @@ pub(crate) fn unblock(draft: &mut Draft) {
     let mut stuck = Vec::new();
     for service in draft.state().services().filter(|s| s.pace().order == UpdateOrder::StartFirst) {
         let waits = |task: &&Arc<Task>| {
-            task.observed == Observed::Pending && task.node.is_none() && task.is_wanted() && !task.note.is_empty()
+            task.observed == Observed::Pending
+                && task.node.is_none()
+                && task.is_wanted()
+                && !task.note.is_empty()
         };
         for new in draft.state().tasks_of(service.id).filter(waits) {
             let old = draft.state().tasks_of(service.id).find(|old| {

@@ -1,9 +1,9 @@
 //! Changes: facts that the log carries and every manager applies.
 
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
-use crate::model::{UpdateState, UpdateStatus};
 use crate::model::{Availability, Cluster, Description, Desired, Endpoint, JoinTokens, Labels};
 use crate::model::{Network, Node, NodeStatus, Observed, Role, Service, ServiceSpec, Settings, Slot};
+use crate::model::{UpdateState, UpdateStatus};
 use crate::time::Timestamp;
 use std::net::Ipv4Addr;
 

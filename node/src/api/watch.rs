@@ -55,7 +55,10 @@ pub async fn report(
         let state = cluster.state();
         let (progress, next) = look(&state, service, until, began.elapsed());
         let stage = progress.state();
-        let ended = matches!(stage, Stage::Settled | Stage::Failed | Stage::Paused | Stage::Removed | Stage::RolledBack);
+        let ended = matches!(
+            stage,
+            Stage::Settled | Stage::Failed | Stage::Paused | Stage::Removed | Stage::RolledBack
+        );
         if last.as_ref() != Some(&progress) {
             if sink.send(Ok(progress.clone())).await.is_err() {
                 return;

@@ -176,16 +176,24 @@ impl TryFrom<wire::What> for Change {
                 Self::RemoveNode { node: parsed("node", &node)?, version }
             }
             What::CreateService(service) => Self::CreateService(Box::new(service.try_into()?)),
-            What::UpdateService(wire::UpdateService { service, version, spec, endpoint, author, rollback }) => {
-                Self::UpdateService {
-                    service: parsed("service", &service)?,
-                    version,
-                    spec: Box::new(nested("spec", spec)?),
-                    endpoint: nested("endpoint", endpoint)?,
-                    author,
-                    rollback: rollback.map(TryInto::try_into).transpose().map_err(|error: Invalid| error.within("rollback"))?,
-                }
-            }
+            What::UpdateService(wire::UpdateService {
+                service,
+                version,
+                spec,
+                endpoint,
+                author,
+                rollback,
+            }) => Self::UpdateService {
+                service: parsed("service", &service)?,
+                version,
+                spec: Box::new(nested("spec", spec)?),
+                endpoint: nested("endpoint", endpoint)?,
+                author,
+                rollback: rollback
+                    .map(TryInto::try_into)
+                    .transpose()
+                    .map_err(|error: Invalid| error.within("rollback"))?,
+            },
             What::SetUpdateStatus(wire::SetUpdateStatus { service, spec_version, was, status }) => {
                 Self::SetUpdateStatus {
                     service: parsed("service", &service)?,

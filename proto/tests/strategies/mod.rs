@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints::{self, Backend, NetworkTable, ServiceEntry, Table};
 use rswarm_control::model::*;
-use rswarm_control::{Change, ClusterId, NetworkId, NewTask, NodeId, Proposal, RaftId, Report, Rollback, ServiceId};
+use rswarm_control::{
+    Change, ClusterId, NetworkId, NewTask, NodeId, Proposal, RaftId, Report, Rollback, ServiceId,
+};
 use rswarm_control::{Snapshot, TaskId, Timestamp};
 use std::net::Ipv4Addr;
 use std::sync::Arc;

@@ -18,7 +18,8 @@ impl Turn {
         let (revision, spec_version) = (1, 1);
         let (previous, update_status) = (Vec::new(), None);
         let spec_since = self.at;
-        let service = Service { meta, spec_since, revision, spec_version, previous, update_status, ..service.clone() };
+        let service =
+            Service { meta, spec_since, revision, spec_version, previous, update_status, ..service.clone() };
         self.state.index_service(&service);
         self.event(Object::Service(service.id), EventKind::Created);
         self.applied.endpoints = true;
@@ -52,8 +53,7 @@ impl Turn {
         service.revision += 1;
         if spec.task != old.spec.task {
             service.spec_version += 1;
-            let state =
-                if rollback.is_some() { UpdateState::RollbackStarted } else { UpdateState::Updating };
+            let state = if rollback.is_some() { UpdateState::RollbackStarted } else { UpdateState::Updating };
             service.update_status = Some(UpdateStatus {
                 state,
                 started_at: self.at,

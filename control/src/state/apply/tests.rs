@@ -154,7 +154,14 @@ fn former_specs_are_kept_up_to_a_limit() {
         let service = bed.state.service(id).expect("it exists").clone();
         let spec = with_task(service.spec.clone(), |task| task.force = force);
         let (version, endpoint) = (service.meta.version, service.endpoint.clone());
-        let update = Change::UpdateService { service: id, version, spec: Box::new(spec), endpoint, author: String::new(), rollback: None };
+        let update = Change::UpdateService {
+            service: id,
+            version,
+            spec: Box::new(spec),
+            endpoint,
+            author: String::new(),
+            rollback: None,
+        };
         bed.commit(vec![update]).expect("in time");
     }
     let service = bed.state.service(id).expect("it exists");

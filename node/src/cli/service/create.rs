@@ -63,7 +63,8 @@ impl Create {
         let spec = self.spec()?;
         let name = spec.name.clone();
         let mut client = cx.client().await?;
-        let request = pb::CreateServiceRequest { spec: Some((&spec).into()), networks, author: crate::cli::author() };
+        let request =
+            pb::CreateServiceRequest { spec: Some((&spec).into()), networks, author: crate::cli::author() };
         let created = client.control.create_service(request).await.map_err(|status| refused(&status));
         let created = created.with_context(|| format!("cannot create `{name}`"))?.into_inner();
         cx.warn(&created.warnings)?;

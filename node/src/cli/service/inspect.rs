@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_service_is_told_to_people() {
-        expect![[r"
+        expect![[r#"
 
             ID:		000000000000c
             Name:		web
@@ -190,6 +190,20 @@ mod tests {
              tier=front
             Service Mode:	Replicated
              Replicas:	3
+            UpdateConfig:
+             Parallelism:	1
+             On failure:	pause
+             Monitoring Period: 5s
+             Max failure ratio: 0
+             Update order:	stop-first
+             Progress deadline: 10m0s
+            RollbackConfig:
+             Parallelism:	1
+             On failure:	pause
+             Monitoring Period: 5s
+             Max failure ratio: 0
+             Rollback order:	stop-first
+             Progress deadline: 10m0s
             Placement:
              Constraints:	[node.labels.disk==ssd]
             RestartPolicy:
@@ -214,7 +228,7 @@ mod tests {
               Protocol = tcp
               TargetPort = 80
               PublishMode = ingress
-        "]]
+        "#]]
         .assert_eq(&pretty(&samples::service("web")).expect("it renders"));
     }
 }

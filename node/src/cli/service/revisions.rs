@@ -186,6 +186,11 @@ mod tests {
             spec: service.spec.clone(),
         };
         service.previous = vec![former(1, "ann@n1", true), former(2, "bob@n2", false)];
-        expect![[r""]].assert_eq(&render(&service, service.spec_since.0 + 60_000, &Options::default()).expect("it renders"));
+        expect![[r#"
+            REVISION   SINCE                AUTHOR    IMAGE                                                                                   REPLICAS   STATE
+            3          About a minute ago   ann@n1    rswarm/demo:1@sha256:28402db69fec7c17e179ea87882667f1e054391138f77ffaf0c3eb388efc3ffb   3          current
+            2          About an hour ago    bob@n2    rswarm/demo:1@sha256:28402db69fec7c17e179ea87882667f1e054391138f77ffaf0c3eb388efc3ffb   3          incomplete
+            1          2 hours ago          ann@n1    rswarm/demo:1@sha256:28402db69fec7c17e179ea87882667f1e054391138f77ffaf0c3eb388efc3ffb   3
+        "#]].assert_eq(&render(&service, service.spec_since.0 + 60_000, &Options::default()).expect("it renders"));
     }
 }

@@ -66,7 +66,8 @@ pub async fn removed(
     service: &pb::RemoveServiceResponse,
     options: &Options,
 ) -> Result<()> {
-    let request = pb::WatchServiceRequest { service: service.id.clone(), removal: true, ..Default::default() };
+    let request =
+        pb::WatchServiceRequest { service: service.id.clone(), removal: true, ..Default::default() };
     watch(cx, client, &service.name, request, options).await
 }
 

@@ -120,16 +120,10 @@ fn update_config(config: &UpdateConfig) -> Struct {
     Struct::new("UpdateConfig")
         .with("Parallelism", config.parallelism)
         .maybe("Delay", config.delay)
-        .with(
-            "FailureAction",
-            action_name(config.failure_action),
-        )
+        .with("FailureAction", action_name(config.failure_action))
         .with("Monitor", config.monitor)
         .with("MaxFailureRatio", Value::Float(f64::from(config.max_failure_permille) / 1000.0))
-        .with(
-            "Order",
-            order_name(config.order),
-        )
+        .with("Order", order_name(config.order))
         .maybe("ProgressDeadline", config.progress_deadline)
         .maybe("HealthyTime", config.healthy_time)
 }
@@ -292,7 +286,16 @@ mod tests {
                         "FailureAction": "pause",
                         "Monitor": 5000000000,
                         "MaxFailureRatio": 0.0,
-                        "Order": "stop-first"
+                        "Order": "stop-first",
+                        "ProgressDeadline": 600000000000
+                    },
+                    "RollbackConfig": {
+                        "Parallelism": 1,
+                        "FailureAction": "pause",
+                        "Monitor": 5000000000,
+                        "MaxFailureRatio": 0.0,
+                        "Order": "stop-first",
+                        "ProgressDeadline": 600000000000
                     },
                     "EndpointSpec": {
                         "Mode": "vip",
@@ -332,7 +335,9 @@ mod tests {
                             "Addr": "10.0.1.2"
                         }
                     ]
-                }
+                },
+                "Revision": 1,
+                "Author": "ann@n1"
             }"#]]
         .assert_eq(&super::service(&samples::service("web")).to_json_pretty());
     }
