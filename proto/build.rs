@@ -1,7 +1,12 @@
 //! Generates Rust from the `.proto` files, without `protoc`.
 
-const FILES: [&str; 4] =
-    ["rswarm/v1/api.proto", "rswarm/v1/cluster.proto", "rswarm/v1/types.proto", "rswarm/v1/store.proto"];
+const FILES: [&str; 5] = [
+    "rswarm/v1/api.proto",
+    "rswarm/v1/cluster.proto",
+    "rswarm/v1/types.proto",
+    "rswarm/v1/store.proto",
+    "peers/etcd.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     for file in FILES {

@@ -120,7 +120,8 @@ impl Network {
     /// carry the packets for other nodes (see [`tun::open`]).
     ///
     /// Fails with `EBUSY` while another process holds the TUN, and with `InvalidInput` if the gateway is not
-    /// within the subnet.
+    /// within the subnet. In a user namespace to which the machine denies the device there is no TUN, and no
+    /// descriptor: the network then ends at this node.
     pub async fn ensure(spec: Spec) -> Result<(Self, Vec<OwnedFd>)> {
         let subnet = spec.checked_subnet()?;
         let netns = Netns::ensure(&spec.pin)?;
@@ -142,11 +143,21 @@ impl Network {
         links.set_up("lo").await?;
         links.ensure_address("lo", spec.gateway.into(), 32).await?;
 
-        let queues = open_tun(&spec, &netns, &links).await?;
-        netns.set_sysctls(&[(&format!("net/ipv4/conf/{TUN_NAME}/rp_filter"), "0")])?;
-        links.ensure_mtu(TUN_NAME, spec.mtu).await?;
-        links.set_up(TUN_NAME).await?;
-        links.ensure_route(&Route::direct(subnet.into(), spec.prefix_len, TUN_NAME)).await?;
+        let queues = match open_tun(&spec, &netns, &links).await {
+            // An ordinary user whose machine keeps the device to root. What is published still goes its way.
+            Err(error) if is_inside_user_namespace() && error.errno() == Some(libc::EACCES) => {
+                tracing::warn!(%error, "containers of this network do not reach those on other nodes");
+                Vec::new()
+            }
+            opened => {
+                let queues = opened?;
+                netns.set_sysctls(&[(&format!("net/ipv4/conf/{TUN_NAME}/rp_filter"), "0")])?;
+                links.ensure_mtu(TUN_NAME, spec.mtu).await?;
+                links.set_up(TUN_NAME).await?;
+                links.ensure_route(&Route::direct(subnet.into(), spec.prefix_len, TUN_NAME)).await?;
+                queues
+            }
+        };
 
         links.ensure_mark_rule(false, TRANSPARENT_MARK, TRANSPARENT_TABLE, TRANSPARENT_PRIORITY).await?;
         let local = Route {
@@ -333,6 +344,12 @@ async fn open_tun(spec: &Spec, netns: &Netns, links: &Links) -> Result<Vec<Owned
         }
         opened => opened,
     }
+}
+
+/// Whether this process is root of a user namespace only.
+fn is_inside_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 fn transparent_socket(client: SocketAddrV4) -> io::Result<Socket> {

@@ -439,11 +439,20 @@ impl Roles for Member {
 
 /// A follower that has not heard its leader for so long no longer believes in it.
 const FAITH: Duration = Duration::from_millis(1500);
+/// One that has not heard it for so long, three heartbeats, passes nothing on to it until it is heard again or
+/// another leads.
+const FRESH: Duration = Duration::from_millis(350);
+/// One that was passed a call and has been silent for so long will not answer it.
+const LOST: Duration = Duration::from_secs(3);
 
 /// Whom a manager may take for the leader: nobody, if it has long heard nothing of it.
 pub fn believed(status: &rswarm_raft::Status) -> Option<rswarm_raft::Member> {
+    heard_within(status, FAITH)
+}
+
+fn heard_within(status: &rswarm_raft::Status, time: Duration) -> Option<rswarm_raft::Member> {
     let alone = status.voters.len() < 2;
-    let recent = alone || status.quorum_heard_at.is_none_or(|at| at.elapsed() < FAITH);
+    let recent = alone || status.quorum_heard_at.is_none_or(|at| at.elapsed() < time);
     status.leader.clone().filter(|_| recent)
 }
 
@@ -465,8 +474,9 @@ impl FindLeader for Member {
             let mut status = log.watch();
             let found = async {
                 loop {
-                    let leader = believed(&status.borrow_and_update());
-                    match leader {
+                    status.mark_unchanged();
+                    let now = log.status();
+                    match believed(&now) {
                         Some(leader) if leader.node == self.node.to_string() => {
                             if manager.office().is_some() {
                                 return Ok(Leader::Me);
@@ -474,13 +484,13 @@ impl FindLeader for Member {
                             tokio::time::sleep(Duration::from_millis(5)).await;
                             continue;
                         }
-                        Some(leader) => {
+                        Some(leader) if heard_within(&now, FRESH).is_some() => {
                             let channel = self.dialer.channel(&leader.node, &leader.addr, Line::Calls);
                             return channel
                                 .map(|channel| Leader::Other { node: leader.node, channel })
                                 .map_err(|error| Status::unavailable(format!("{error:#}")));
                         }
-                        None => {}
+                        _ => {}
                     }
                     // Belief also comes and goes with time alone.
                     let changed = tokio::time::timeout(Duration::from_millis(50), status.changed()).await;
@@ -496,11 +506,20 @@ impl FindLeader for Member {
     fn replaced<'a>(&'a self, node: &'a str) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
         Box::pin(async move {
             let Some(manager) = self.manager() else { return };
-            let mut status = manager.cluster().log().watch();
-            // That the log is closed means that this manager stops, and nobody waits for it any more.
-            let _ = status
-                .wait_for(|status| status.leader.as_ref().is_some_and(|leader| leader.node != node))
-                .await;
+            let log = manager.cluster().log().clone();
+            let mut status = log.watch();
+            loop {
+                status.mark_unchanged();
+                let now = log.status();
+                let another = now.leader.as_ref().is_some_and(|leader| leader.node != node);
+                if another || now.quorum_heard_at.is_some_and(|at| at.elapsed() > LOST) {
+                    return;
+                }
+                // That the log is closed means that this manager stops, and nobody waits for it any more.
+                if let Ok(Err(_)) = tokio::time::timeout(FRESH, status.changed()).await {
+                    return;
+                }
+            }
         })
     }
 }

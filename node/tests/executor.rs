@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rswarm::executor::{
     Config, ContainerRequest, Error, Event, Exec, Executor, Limits, LogEntry, LogOptions, LogQuery,
-    LogStream, Mount, State,
+    LogStream, Mount, Probe, State,
 };
 
 /// No claim takes longer than this.
@@ -60,6 +60,9 @@ const CLAIMS: &[Claim] = &[
     ("names_are_generated", names_are_generated),
     ("privileges_are_given_only_when_asked_for", privileges_are_given_only_when_asked_for),
     ("another_program_runs_inside", another_program_runs_inside),
+    ("a_probe_tells_the_well_from_the_ill", a_probe_tells_the_well_from_the_ill),
+    ("a_probe_that_hangs_is_killed_with_its_children", a_probe_that_hangs_is_killed_with_its_children),
+    ("a_port_is_probed_inside_the_containers_network", a_port_is_probed_inside_the_containers_network),
     ("the_shim_is_sealed_and_small", the_shim_is_sealed_and_small),
     ("thirty_starts_leave_nothing", thirty_starts_leave_nothing),
 ];
@@ -843,7 +846,7 @@ fn another_program_runs_inside(bench: &mut Bench) {
     };
     let exec = |words: &[&str]| {
         let args = ["/bin/inside", "inside"].iter().chain(words).map(ToString::to_string).collect();
-        Exec { args, env: vec!["SHAPE=round".into()], user: None, workdir: None, timeout_ms: None }
+        Exec { args, env: vec!["SHAPE=round".into()], ..Exec::default() }
     };
     let (exit, output) = run(exec(&["names"]));
     assert_eq!(exit.unwrap().code, 0);
@@ -872,6 +875,103 @@ fn another_program_runs_inside(bench: &mut Bench) {
         }
         bench.executor.stop(&id, Duration::ZERO).await.unwrap();
     });
+}
+
+fn inside_words(words: &[&str]) -> Vec<String> {
+    ["/bin/inside", "inside"].iter().chain(words).map(ToString::to_string).collect()
+}
+
+fn a_probe_tells_the_well_from_the_ill(bench: &mut Bench) {
+    let request = bench.request(&["hang"]);
+    let id = bench.start(request).unwrap();
+    let probe = |words: &[&str]| {
+        let probe = Probe::Exec { args: inside_words(words) };
+        bench.wait(bench.executor.probe(&id, &probe, PATIENCE))
+    };
+    let well = probe(&["speak"]);
+    assert!(well.healthy && well.output.starts_with("one\nwrong\ntwo\nxxx"), "{well:?}");
+    // Far more was written, and nobody waited for it to be read.
+    assert_eq!(well.output.len(), 4096);
+    assert_eq!(
+        probe(&["exit", "3"]),
+        rswarm::executor::ProbeOutcome { healthy: false, output: "exit code 3".into() }
+    );
+    let missing = Probe::Exec { args: vec!["/nothing".into()] };
+    let ill = bench.wait(bench.executor.probe(&id, &missing, PATIENCE));
+    assert!(!ill.healthy && ill.output.contains("no such file"), "{ill:?}");
+    bench.wait(bench.executor.stop(&id, Duration::ZERO)).unwrap();
+    let ended = probe(&["exit", "0"]);
+    assert!(!ended.healthy && ended.output.contains("is not running"), "{ended:?}");
+    let unknown = bench.wait(bench.executor.probe("nobody", &missing, PATIENCE));
+    assert!(!unknown.healthy && unknown.output.contains("there is no container nobody"), "{unknown:?}");
+}
+
+fn a_probe_that_hangs_is_killed_with_its_children(bench: &mut Bench) {
+    let request = bench.request(&["hang"]);
+    let id = bench.start(request).unwrap();
+    let alone = |bench: &Bench| {
+        until("the probe's processes are gone", || {
+            processes().iter().filter(|line| line.contains("brood")).count() == 0
+        });
+        for cgroup in bench.cgroups() {
+            let own = fs::read_dir(cgroup).unwrap().map(|entry| entry.unwrap().path());
+            let own = own.filter(|path| path.is_dir()).find(|path| path.ends_with(&id));
+            assert!(
+                own.is_none_or(|own| fs::read_dir(own).unwrap().all(|entry| !entry.unwrap().path().is_dir()))
+            );
+        }
+    };
+    // Its child has left its session, and holds its output open.
+    let probe = Probe::Exec { args: inside_words(&["brood", "hang"]) };
+    let ill = bench.wait(bench.executor.probe(&id, &probe, Duration::from_millis(300)));
+    assert!(!ill.healthy && ill.output.contains("no answer within 300ms"), "{ill:?}");
+    assert!(ill.output.contains("hatched"), "what it wrote is kept: {ill:?}");
+    alone(bench);
+    // One that ends in good order leaves nothing either.
+    let probe = Probe::Exec { args: inside_words(&["brood", "leave"]) };
+    let well = bench.wait(bench.executor.probe(&id, &probe, PATIENCE));
+    assert!(well.healthy, "{well:?}");
+    alone(bench);
+    // Nor does one that nobody waits for any more.
+    let probe = Probe::Exec { args: inside_words(&["brood", "hang"]) };
+    bench.wait(async {
+        let mut probing = std::pin::pin!(bench.executor.probe(&id, &probe, PATIENCE));
+        let hatched = async {
+            while !processes().iter().any(|line| line.contains("brood")) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            found = &mut probing => panic!("it hangs, yet has answered {found:?}"),
+            () = hatched => {}
+        }
+    });
+    alone(bench);
+    assert!(matches!(bench.executor.inspect(&id).unwrap().state, State::Running(_)));
+}
+
+fn a_port_is_probed_inside_the_containers_network(bench: &mut Bench) {
+    let before = fs::read_link("/proc/thread-self/ns/net").unwrap();
+    let mut request = bench.request(&["serve"]);
+    request.privileges.cap_add = vec!["NET_ADMIN".into()];
+    let id = bench.start(request).unwrap();
+    bench.until_said(&id, "serving");
+    let probe = |probe: Probe| bench.wait(bench.executor.probe(&id, &probe, PATIENCE));
+    let http = |path: &str| probe(Probe::Http { port: 80, path: path.into() });
+    let well = http("/fine?really");
+    assert!(well.healthy && well.output == "HTTP 200 OK\nGET /fine?really", "{well:?}");
+    assert!(http("/moved").healthy);
+    let ill = http("/broken");
+    assert!(!ill.healthy && ill.output.starts_with("HTTP 500"), "{ill:?}");
+    let ill = http("/nonsense");
+    assert!(!ill.healthy && ill.output.starts_with("no HTTP on port 80"), "{ill:?}");
+    let hanging = Probe::Http { port: 80, path: "/hang".into() };
+    let ill = bench.wait(bench.executor.probe(&id, &hanging, Duration::from_millis(200)));
+    assert_eq!((ill.healthy, ill.output.as_str()), (false, "no answer within 200ms"));
+    assert!(probe(Probe::Tcp { port: 80 }).healthy);
+    let ill = probe(Probe::Tcp { port: 81 });
+    assert!(!ill.healthy && ill.output.contains("cannot connect to port 81"), "{ill:?}");
+    assert_eq!(fs::read_link("/proc/thread-self/ns/net").unwrap(), before);
 }
 
 fn the_shim_is_sealed_and_small(bench: &mut Bench) {
@@ -979,6 +1079,8 @@ mod inside {
                 File::create_new(path).unwrap();
             }
             ["names"] => names(),
+            ["brood", then] => brood(then),
+            ["serve"] => serve(),
             ["network"] => println!("{}", fs::read_link("/proc/self/ns/net").unwrap().display()),
             _ => panic!("{words:?} is nothing to do"),
         }
@@ -1003,6 +1105,57 @@ mod inside {
         println!("{}", "x".repeat(40_000));
         print!("no newline");
         std::io::stdout().flush().unwrap();
+    }
+
+    /// Starts a child in a session of its own, and then hangs or leaves it alone.
+    #[allow(clippy::zombie_processes, reason = "a bad program leaves its children alone")]
+    fn brood(then: &str) {
+        use std::os::unix::process::CommandExt;
+        let mut child = Command::new("/bin/inside");
+        child.args(["inside", "hang"]).arg0("brood");
+        // SAFETY: a system call that allocates nothing.
+        unsafe { child.pre_exec(|| Ok(nix::unistd::setsid().map(drop)?)) };
+        child.spawn().unwrap();
+        println!("hatched");
+        if then == "hang" {
+            loop {
+                std::thread::park();
+            }
+        }
+    }
+
+    /// Answers HTTP on port 80 of the loopback device, a connection at a time but for those it leaves hanging.
+    fn serve() {
+        // SAFETY: an all-zero request is valid, and outlives the call.
+        unsafe {
+            let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
+            let mut request: libc::ifreq = std::mem::zeroed();
+            request.ifr_name[0] = b'l' as libc::c_char;
+            request.ifr_name[1] = b'o' as libc::c_char;
+            request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+            assert_eq!(libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request), 0);
+        }
+        let listener = std::net::TcpListener::bind("127.0.0.1:80").unwrap();
+        println!("serving");
+        let mut hanging = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            std::io::BufReader::new(&stream).read_line(&mut line).unwrap();
+            let asked = line.trim_end().trim_end_matches(" HTTP/1.1");
+            let answer = match asked.rsplit('/').next().unwrap() {
+                "broken" => "HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n".to_owned(),
+                "moved" => "HTTP/1.1 302 There\r\ncontent-length: 0\r\n\r\n".to_owned(),
+                "nonsense" => "what?\r\n\r\n".to_owned(),
+                "hang" => {
+                    hanging.push(stream);
+                    continue;
+                }
+                _ => format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{asked}"),
+            };
+            // A probe of the port alone has left already.
+            let _ = stream.write_all(answer.as_bytes());
+        }
     }
 
     fn eat(mebibytes: usize) {

@@ -16,3 +16,9 @@ pub mod v1 {
         tonic::include_proto!("rswarm.v1.store");
     }
 }
+
+/// The calls of etcd's that benchmarks make.
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod etcd {
+    tonic::include_proto!("etcdserverpb");
+}

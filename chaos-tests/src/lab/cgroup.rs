@@ -62,6 +62,11 @@ impl Groups {
         &self.path
     }
 
+    /// Whether there are control groups. In a user namespace there are none: see [`super::standstill`].
+    pub fn exist(&self) -> bool {
+        self.hierarchies.roots().next().is_some()
+    }
+
     /// Makes the groups, with a leaf for the node's own processes. What exists is left as it is.
     pub fn create(&self) -> Result<()> {
         for directory in self.directories() {
@@ -226,6 +231,10 @@ impl Groups {
 
 impl Hierarchies {
     fn mounted() -> Self {
+        if super::rootless::is_inside() {
+            // They can be seen, but they are not ours.
+            return Self::default();
+        }
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut found = Self::default();
         for line in table.lines() {

@@ -11,7 +11,12 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{Lab, PATIENCE, Progress, machine::SOCKET, running, tail};
+use super::{
+    Lab, PATIENCE, Progress, Ran,
+    machine::SOCKET,
+    running,
+    talk::{order, tail},
+};
 
 /// The port of the control plane, on every node.
 const CONTROL_PORT: u16 = 2377;
@@ -70,7 +75,7 @@ impl Lab {
             &publish,
             "rswarm/demo",
         ];
-        let created = self.node(&first.name).rswarm_within(&words, DEMO_PATIENCE).and_then(super::Ran::ok);
+        let created = self.node(&first.name).rswarm_within(&words, DEMO_PATIENCE).and_then(Ran::ok);
         created.with_context(|| self.last_words(&first.name))?;
         let address = self.node(&first.name).address()?;
         let url = format!("http://{address}:{DEMO_PORT}");
@@ -92,7 +97,7 @@ impl Lab {
     }
 
     fn run(&self, node: &str, words: &[&str]) -> Result<String> {
-        let ran = self.node(node).rswarm(words).and_then(super::Ran::ok);
+        let ran = self.node(node).rswarm(words).and_then(Ran::ok);
         ran.with_context(|| self.last_words(node))
     }
 
@@ -101,7 +106,7 @@ impl Lab {
         let socket = format!("/proc/{}/root{SOCKET}", init.pid);
         let end = Instant::now() + PATIENCE;
         while UnixStream::connect(&socket).is_err() {
-            let state = super::order(init, "status")?;
+            let state = order(init, "status")?;
             if !state.starts_with("running") {
                 bail!("the daemon of {name} {state}. {}", self.last_words(name));
             }

@@ -40,7 +40,7 @@ use super::{
     groups_of,
     process::Process,
     record::{NodeRecord, Record},
-    wire,
+    rootless, wire,
 };
 
 pub(super) const INIT: &str = "lab-init";
@@ -76,6 +76,8 @@ pub fn dispatch() -> Option<ExitCode> {
         INIT => init(&arguments),
         SWITCH => switch(&arguments),
         ENTER => enter(&arguments),
+        rootless::GROUND => rootless::hold_ground(&arguments),
+        rootless::DOOR => rootless::hold_door(&arguments),
         _ => return None,
     };
     Some(result.unwrap_or_else(|error| {
@@ -121,7 +123,7 @@ fn init(arguments: &[OsString]) -> Result<ExitCode> {
 }
 
 /// Cuts the ties to terminal and directory of whoever typed the command.
-fn leave_caller() -> Result<()> {
+pub(super) fn leave_caller() -> Result<()> {
     std::env::set_current_dir("/").context("cannot change to /")?;
     // Only a process group's leader cannot have a session, and it has what it needs already.
     let _ = setsid();
@@ -129,7 +131,7 @@ fn leave_caller() -> Result<()> {
 }
 
 /// Forks. The parent reports the child on standard output and gets `false`, the child gets `true`.
-fn become_child() -> Result<bool> {
+pub(super) fn become_child() -> Result<bool> {
     // SAFETY: `dispatch` runs before any other thread exists, so the child inherits no lock.
     match unsafe { fork() }.context("cannot fork")? {
         ForkResult::Child => Ok(true),
@@ -141,7 +143,7 @@ fn become_child() -> Result<bool> {
     }
 }
 
-fn announce_ready() -> Result<()> {
+pub(super) fn announce_ready() -> Result<()> {
     println!("ready");
     // Whoever started this reads until the last writer is gone.
     dup2_stdout(std::io::stderr()).context("cannot redirect standard output")
@@ -254,7 +256,11 @@ impl Machine {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("cannot open {}", self.log.display()))?;
         let program = &self.command[0];
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        // The mask is this process's own business, and would be inherited.
+        // SAFETY: the closure makes one system call and touches no memory of the parent's.
+        unsafe { command.pre_exec(|| SigSet::empty().thread_set_mask().map_err(std::io::Error::from)) };
+        let child = command
             .args(&self.command[1..])
             .env_clear()
             .envs(environment())
@@ -404,8 +410,10 @@ fn enter(arguments: &[OsString]) -> Result<ExitCode> {
 
     groups_of(directory).node(&name).enter()?;
     setns(init, NAMESPACES).with_context(|| format!("cannot enter the namespaces of {name}"))?;
-    let home = if Path::new("/root").is_dir() { "/root" } else { "/" };
-    std::env::set_current_dir(home).with_context(|| format!("cannot change to {home}"))?;
+    // In a user namespace /root is somebody else's.
+    if std::env::set_current_dir("/root").is_err() {
+        std::env::set_current_dir("/").context("cannot change to /")?;
+    }
 
     let mut command = Command::new(program);
     command.args(rest).env_clear().envs(environment());

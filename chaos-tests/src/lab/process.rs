@@ -33,7 +33,7 @@ impl Process {
         let fd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
         // The number may have been given away before the descriptor was taken, so compare afterwards.
         let stat = stat(self.pid)?;
-        (stat.started == self.started && !stat.dead).then_some(fd)
+        (stat.started == self.started && !matches!(stat.state, 'Z' | 'X')).then_some(fd)
     }
 
     /// Whether it runs. One that has ended but was not yet waited for does not.
@@ -89,18 +89,30 @@ pub(super) fn all() -> impl Iterator<Item = Process> {
     entries.filter_map(|entry| Process::find(entry.file_name().to_str()?.parse().ok()?))
 }
 
+/// The process that made it, or that took it over; as numbered here.
+pub(super) fn parent(pid: i32) -> Option<i32> {
+    Some(stat(pid)?.parent)
+}
+
+/// The letter that says what it does: `R`, `S`, `T`, and so on.
+pub(super) fn state(pid: i32) -> Option<char> {
+    Some(stat(pid)?.state)
+}
+
 struct Stat {
+    state: char,
+    parent: i32,
     started: u64,
-    dead: bool,
 }
 
 fn stat(pid: i32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command's name stands in parentheses and may hold any character, parentheses too.
     let mut fields = text.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?;
-    let started = fields.nth(18)?.parse().ok()?;
-    Some(Stat { started, dead: matches!(state, "Z" | "X") })
+    let state = fields.next()?.chars().next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let started = fields.nth(17)?.parse().ok()?;
+    Some(Stat { state, parent, started })
 }
 
 #[cfg(test)]

@@ -178,9 +178,14 @@ impl Record {
     }
 }
 
-/// Where labs lie: `$RSWARM_LAB_DIR`, or `/var/lib/rswarm-lab`.
+/// Where labs lie: `$RSWARM_LAB_DIR`, or `/var/lib/rswarm-lab`; without root a directory of the user's own,
+/// `$XDG_STATE_HOME/rswarm-lab`, `~/.local/state/rswarm-lab`, or `/var/tmp/rswarm-lab-UID`.
 pub fn base_directory() -> PathBuf {
-    std::env::var_os("RSWARM_LAB_DIR").map_or_else(|| "/var/lib/rswarm-lab".into(), PathBuf::from)
+    match std::env::var_os("RSWARM_LAB_DIR") {
+        Some(directory) => directory.into(),
+        None if nix::unistd::geteuid().is_root() => "/var/lib/rswarm-lab".into(),
+        None => super::rootless::home(),
+    }
 }
 
 /// Makes a directory only its owner can look into. Fine if it exists.

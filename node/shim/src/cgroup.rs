@@ -296,12 +296,27 @@ impl Cgroup {
 
     /// The processes inside.
     pub fn processes(&self) -> Vec<i32> {
-        let Some(root) = self.layout.roots().last() else {
-            return Vec::new();
+        self.layout.roots().last().map(|root| processes(&root.join(&self.path))).unwrap_or_default()
+    }
+
+    /// Makes a cgroup inside this one for a part of its processes, in one hierarchy only: it is for telling them
+    /// apart and ending them, while the limits of this one go on to hold. None: there is no hierarchy for it.
+    pub fn divide(&self, name: &str) -> io::Result<Option<Self>> {
+        let controllers = &self.layout.controllers;
+        let (unified, controllers) = match &self.layout.unified {
+            Some(root) => (Some(root.clone()), Vec::new()),
+            None => {
+                let pids = controllers.iter().find(|(name, _)| name == "pids").or(controllers.first());
+                (None, pids.into_iter().cloned().collect())
+            }
         };
-        let text = fs::read_to_string(root.join(&self.path).join("cgroup.procs")).unwrap_or_default();
-        // A process of another pid namespace is listed as 0.
-        text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
+        let layout = Layout { unified, unified_controls: self.layout.unified_controls, controllers };
+        let part = Self { layout, path: format!("{}/{name}", self.path) };
+        let Some(directory) = part.layout.roots().next().map(|root| root.join(&part.path)) else {
+            return Ok(None);
+        };
+        make_directory(&directory)?;
+        Ok(Some(part))
     }
 
     /// Removes the cgroup, waiting up to `patience` for its dying processes. Absent is as good as removed.
@@ -313,8 +328,14 @@ impl Cgroup {
                 match fs::remove_dir(&directory) {
                     Ok(()) => break,
                     Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
-                        thread::sleep(Duration::from_millis(1));
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                        let parts_gone = remove_parts(&directory);
+                        if !parts_gone && Instant::now() >= deadline {
+                            return Err(named(&directory, "cannot remove cgroup", error));
+                        }
+                        if !parts_gone {
+                            thread::sleep(Duration::from_millis(1));
+                        }
                     }
                     Err(error) => return Err(named(&directory, "cannot remove cgroup", error)),
                 }
@@ -355,6 +376,34 @@ impl Cgroup {
             .and_then(|path| fs::read_to_string(path.join(file)).ok())
             .unwrap_or_default()
     }
+}
+
+/// The processes of a cgroup and of the cgroups inside it.
+fn processes(directory: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    // A process of another pid namespace is listed as 0.
+    let own = text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0);
+    own.chain(parts(directory).iter().flat_map(|part| processes(part))).collect()
+}
+
+/// The cgroups inside a cgroup.
+fn parts(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// Removes the cgroups inside a cgroup; says whether there were any and all are gone.
+fn remove_parts(directory: &Path) -> bool {
+    let parts = parts(directory);
+    let mut gone = !parts.is_empty();
+    for part in parts {
+        remove_parts(&part);
+        gone &= fs::remove_dir(&part).is_ok();
+    }
+    gone
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {

@@ -61,13 +61,13 @@ pub fn kill_and_reap(child: &Child) {
     unsafe { libc::waitpid(child.pid, ptr::null_mut(), 0) };
 }
 
-/// Runs another program in the container whose first process is `target`.
-pub fn spawn_beside(target: &OwnedFd, cgroup: Option<&Cgroup>, program: &Program<'_>) -> Result<Child> {
+/// Runs another program in the container whose first process is `target`, inside all of `cgroups`.
+pub fn spawn_beside(target: &OwnedFd, cgroups: &[&Cgroup], program: &Program<'_>) -> Result<Child> {
     let (reports, child_reports) = sys::message_pair()?;
     let middle = match sys::clone(0, None)? {
         Side::Child => report_and_exit(&child_reports, || {
-            if let Some(cgroup) = cgroup {
-                let me = std::process::id() as i32;
+            let me = std::process::id() as i32;
+            for cgroup in cgroups {
                 cgroup.add(me, false).map_err(|error| Failure::setup(error.to_string()))?;
             }
             let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS;
@@ -229,7 +229,10 @@ fn become_user(user: &User, capabilities: u64) -> Result<()> {
     const VERSION_3: u32 = 0x2008_0522;
     // SAFETY: calls on this process only; the groups and the capability words outlive the calls.
     unsafe {
-        check(libc::setgroups(user.groups.len(), user.groups.as_ptr()), "setgroups")?;
+        // A user namespace of an ordinary user allows no change of groups; it has none to change either.
+        if !user.groups.is_empty() || !sys::in_user_namespace() {
+            check(libc::setgroups(user.groups.len(), user.groups.as_ptr()), "setgroups")?;
+        }
         for capability in 0..64 {
             let dropped = capabilities & (1 << capability) == 0;
             if dropped && libc::prctl(libc::PR_CAPBSET_READ, capability) == 1 {

@@ -131,7 +131,7 @@ pub enum Request {
 }
 
 /// Another program to run in a container.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Exec {
     /// The program and its arguments.
     pub args: Vec<String>,
@@ -141,8 +141,11 @@ pub struct Exec {
     pub user: Option<String>,
     /// As the container's own if none.
     pub workdir: Option<String>,
-    /// Killed after this many milliseconds.
+    /// Killed after this many milliseconds, with all it has started.
     pub timeout_ms: Option<u64>,
+    /// Nothing it has started outlives it, and it does not outlive the connection it was asked for on.
+    #[serde(default)]
+    pub contained: bool,
 }
 
 /// A line from a shim.

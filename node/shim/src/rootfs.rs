@@ -32,6 +32,9 @@ pub fn build(bundle: &Bundle) -> Result<()> {
         } else {
             mounts.push((mount.destination.clone(), detached(mount, bundle).map_err(failed)?));
         }
+        if mount.destination == "/dev" && sys::in_user_namespace() {
+            mounts.extend(host_devices()?);
+        }
     }
     pivot(&place)?;
 
@@ -96,16 +99,23 @@ fn mount_root(bundle: &Bundle, place: &Path) -> Result<()> {
     for (index, layer) in launch.lower.iter().enumerate() {
         match overlay.set("lowerdir+", Some(&bytes(layer))) {
             Ok(()) => {}
-            // Before Linux 6.8 there is no such option.
+            // From Linux 6.5 to 6.7 there is no such option.
             Err(error) if index == 0 && error.raw_os_error() == Some(libc::EINVAL) && layer.is_dir() => {
                 return mount_overlay_in_one(bundle, place);
             }
             Err(error) => return Err(Failure::io(format_args!("overlay layer {}", layer.display()), &error)),
         }
     }
+    if sys::in_user_namespace() {
+        overlay.set("userxattr", None).map_err(|error| Failure::io("overlay userxattr", &error))?;
+    }
     set("upperdir", &launch.upper)?;
     set("workdir", &launch.work)?;
-    sys::move_mount(&overlay.mount(0)?, &target)
+    match overlay.mount(0) {
+        Ok(tree) => sys::move_mount(&tree, &target),
+        // Before, options were only looked at here; any other reason is told by the second attempt as well.
+        Err(_) => mount_overlay_in_one(bundle, place),
+    }
 }
 
 /// All layers in one string of at most a page, which is why each is named by its descriptor.
@@ -117,7 +127,8 @@ fn mount_overlay_in_one(bundle: &Bundle, place: &Path) -> Result<()> {
     let mut names: Vec<String> =
         opened.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd())).collect();
     let (work, upper) = (names.pop().unwrap_or_default(), names.pop().unwrap_or_default());
-    let data = c_string(format!("lowerdir={},upperdir={upper},workdir={work}", names.join(":")))?;
+    let marks = if sys::in_user_namespace() { ",userxattr" } else { "" };
+    let data = c_string(format!("lowerdir={},upperdir={upper},workdir={work}{marks}", names.join(":")))?;
     let overlay = Some(c"overlay");
     mount_old_way(overlay, &c_path(place)?, overlay, 0, Some(&data), "mount overlay")
 }
@@ -157,6 +168,10 @@ fn detached(mount: &Mount, bundle: &Bundle) -> Result<OwnedFd> {
         "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" => {
             let file_system = FileSystem::open(kind)?;
             for (key, value) in options {
+                // The group may not be mapped; terminals then belong to whoever opens them.
+                if (kind, key) == ("devpts", "gid") && sys::in_user_namespace() {
+                    continue;
+                }
                 let refused = |error| Failure::io(format_args!("option {key}"), &error);
                 file_system.set(key, value.map(str::as_bytes)).map_err(refused)?;
             }
@@ -223,9 +238,21 @@ fn cgroup_views(mount: &Mount, bundle: &Bundle) -> Result<Vec<(String, OwnedFd)>
     Ok(views)
 }
 
+/// What every container has in `/dev`: name, major and minor number.
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// The machine's own devices, for a container in a user namespace, where none can be made.
+fn host_devices() -> Result<Vec<(String, OwnedFd)>> {
+    let bind = |(name, ..): &(&str, u32, u32)| {
+        let path = format!("/dev/{name}");
+        let tree = sys::open_tree(libc::AT_FDCWD, &path, false)?;
+        Ok((path, tree))
+    };
+    DEVICES.iter().map(bind).collect()
+}
+
 fn populate_dev(dev: &OwnedFd) -> Result<()> {
-    const DEVICES: [(&str, u32, u32); 6] =
-        [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
     const LINKS: [(&str, &str); 5] = [
         ("/proc/self/fd", "fd"),
         ("/proc/self/fd/0", "stdin"),
@@ -233,7 +260,8 @@ fn populate_dev(dev: &OwnedFd) -> Result<()> {
         ("/proc/self/fd/2", "stderr"),
         ("pts/ptmx", "ptmx"),
     ];
-    for (name, major, minor) in DEVICES {
+    let devices = if sys::in_user_namespace() { &[][..] } else { &DEVICES };
+    for &(name, major, minor) in devices {
         let name = c_string(name)?;
         let (at, device) = (dev.as_raw_fd(), libc::makedev(major, minor));
         // SAFETY: `name` is a C string that outlives the calls; `at` is an open directory.
@@ -359,6 +387,11 @@ fn set_sysctls(bundle: &Bundle, root: &OwnedFd) -> Result<()> {
                 return Err(Failure::setup(format!("set {name}: {path} is not in proc")));
             }
             let written = libc::write(file.as_raw_fd(), value.as_ptr().cast(), value.len());
+            let refused = io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL);
+            if written < 0 && refused && sys::in_user_namespace() {
+                // It speaks of groups that are not mapped.
+                continue;
+            }
             check(written as i64, format_args!("set {name}={value}"))?;
         }
     }

@@ -10,6 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rswarm_shim::cgroup::Cgroup;
 use rswarm_shim::protocol::{EXIT_FILE, Exec, Exit, LINE_MAX, Reply, Request, Running};
 
 use crate::bundle::Bundle;
@@ -20,6 +21,9 @@ use crate::sys::{self, Child, Failure};
 
 /// How long output may still come after the container has ended. Something outside it may hold its pipes.
 const DRAIN: Duration = Duration::from_millis(500);
+/// How often a cgroup is tried whose killed processes are not gone yet, and for how long.
+const SWEEP: Duration = Duration::from_millis(5);
+const SWEEP_MAX: Duration = Duration::from_secs(2);
 const CLIENTS_MAX: usize = 64;
 
 pub struct Shim<'a> {
@@ -32,6 +36,9 @@ pub struct Shim<'a> {
     ended: Option<(i32, Instant)>,
     clients: BTreeMap<RawFd, Client>,
     execs: BTreeMap<i32, Execution>,
+    execs_begun: u64,
+    /// Cgroups of programs that have ended, until nothing is left in them.
+    leftovers: Vec<Leftover>,
     null: File,
 }
 
@@ -52,6 +59,28 @@ struct Execution {
     pidfd: OwnedFd,
     deadline: Option<Instant>,
     timed_out: bool,
+    contained: bool,
+    cgroup: Option<Cgroup>,
+}
+
+impl Execution {
+    /// Kills the program and all it has started, as far as they can be told.
+    fn kill(&self, pid: i32) {
+        let _ = sys::pidfd_signal(&self.pidfd, libc::SIGKILL);
+        match &self.cgroup {
+            Some(cgroup) => cgroup.kill(),
+            // It leads a process group of its own. SAFETY: a plain signal; the group exists while its leader does.
+            None => unsafe {
+                libc::kill(-pid, libc::SIGKILL);
+            },
+        }
+    }
+}
+
+/// A cgroup to remove, and until when what is still in it is killed.
+struct Leftover {
+    cgroup: Cgroup,
+    killing_until: Option<Instant>,
 }
 
 impl<'a> Shim<'a> {
@@ -64,7 +93,20 @@ impl<'a> Shim<'a> {
         null: File,
     ) -> Self {
         let (clients, execs) = (BTreeMap::new(), BTreeMap::new());
-        Self { bundle, child, running, log, outputs, ended: None, clients, execs, null }
+        let (execs_begun, leftovers) = (0, Vec::new());
+        Self {
+            bundle,
+            child,
+            running,
+            log,
+            outputs,
+            ended: None,
+            clients,
+            execs,
+            execs_begun,
+            leftovers,
+            null,
+        }
     }
 
     /// Serves until the container has ended and its end is recorded.
@@ -80,6 +122,7 @@ impl<'a> Shim<'a> {
                 self.reap(signals);
             }
             self.enforce_timeouts();
+            self.sweep();
             if let Some((status, until)) = self.ended
                 && (self.outputs.is_empty() || Instant::now() >= until)
             {
@@ -98,7 +141,9 @@ impl<'a> Shim<'a> {
 
     fn deadline(&self) -> Option<Instant> {
         let timeouts = self.execs.values().filter(|exec| !exec.timed_out).filter_map(|exec| exec.deadline);
-        timeouts.chain(self.ended.map(|(_, until)| until)).min()
+        let sweeping = self.leftovers.iter().any(|left| left.killing_until.is_some());
+        let sweep = sweeping.then(|| Instant::now() + SWEEP);
+        timeouts.chain(self.ended.map(|(_, until)| until)).chain(sweep).min()
     }
 
     fn read_outputs(&mut self, ready: &[RawFd]) {
@@ -135,6 +180,8 @@ impl<'a> Shim<'a> {
             if pid == self.child.pid {
                 self.ended = Some((status, Instant::now() + DRAIN));
             } else if let Some(exec) = self.execs.remove(&pid) {
+                let killing_until = (exec.contained || exec.timed_out).then(|| Instant::now() + SWEEP_MAX);
+                self.leftovers.extend(exec.cgroup.map(|cgroup| Leftover { cgroup, killing_until }));
                 let reply = Reply::ExecExited { code: code(status).0, timed_out: exec.timed_out };
                 if let Some(client) = exec.client {
                     self.answer(client, &reply);
@@ -145,12 +192,24 @@ impl<'a> Shim<'a> {
 
     fn enforce_timeouts(&mut self) {
         let now = Instant::now();
-        for exec in self.execs.values_mut() {
+        for (pid, exec) in &mut self.execs {
             if !exec.timed_out && exec.deadline.is_some_and(|deadline| deadline <= now) {
                 exec.timed_out = true;
-                let _ = sys::pidfd_signal(&exec.pidfd, libc::SIGKILL);
+                exec.kill(*pid);
             }
         }
+    }
+
+    /// Removes the cgroups of ended programs. What others than the contained have started may live on in them.
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        self.leftovers.retain_mut(|left| {
+            if left.killing_until.is_some() {
+                left.cgroup.kill();
+            }
+            left.killing_until = left.killing_until.filter(|until| *until > now);
+            left.cgroup.remove(Duration::ZERO).is_err()
+        });
     }
 
     fn conclude(mut self, status: i32) {
@@ -271,11 +330,28 @@ impl<'a> Shim<'a> {
             stdio,
             first: false,
         };
-        let child = process::spawn_beside(&self.child.pidfd, self.bundle.launch.cgroup.as_ref(), &program)?;
+        let cgroup = self.part()?;
+        let cgroups: Vec<&Cgroup> = self.bundle.launch.cgroup.iter().chain(&cgroup).collect();
+        let child = match process::spawn_beside(&self.child.pidfd, &cgroups, &program) {
+            Ok(child) => child,
+            Err(failure) => {
+                self.leftovers.extend(cgroup.map(|cgroup| Leftover { cgroup, killing_until: None }));
+                return Err(failure);
+            }
+        };
         let deadline = exec.timeout_ms.map(|timeout| Instant::now() + Duration::from_millis(timeout));
-        let (pid, pidfd) = (child.pid, child.pidfd);
-        self.execs.insert(pid, Execution { client: Some(fd), pidfd, deadline, timed_out: false });
+        let (pid, pidfd, contained) = (child.pid, child.pidfd, exec.contained);
+        let execution = Execution { client: Some(fd), pidfd, deadline, timed_out: false, contained, cgroup };
+        self.execs.insert(pid, execution);
         Ok(pid)
+    }
+
+    /// A cgroup for one more program, so that it can be ended with all it starts.
+    fn part(&mut self) -> Result<Option<Cgroup>, Failure> {
+        let Some(cgroup) = &self.bundle.launch.cgroup else { return Ok(None) };
+        self.execs_begun += 1;
+        let part = cgroup.divide(&format!("exec-{}", self.execs_begun));
+        part.map_err(|error| Failure::setup(error.to_string()))
     }
 
     fn answer(&mut self, fd: RawFd, reply: &Reply) {
@@ -293,8 +369,11 @@ impl<'a> Shim<'a> {
 
     fn forget(&mut self, fd: RawFd) {
         self.clients.remove(&fd);
-        for exec in self.execs.values_mut().filter(|exec| exec.client == Some(fd)) {
+        for (pid, exec) in self.execs.iter_mut().filter(|(_, exec)| exec.client == Some(fd)) {
             exec.client = None;
+            if exec.contained {
+                exec.kill(*pid);
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use rswarm_proto::v1::dispatcher_client::DispatcherClient;
 use rswarm_proto::v1::from_node::What as Up;
 use rswarm_proto::v1::to_node::What as Down;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::MissedTickBehavior;
@@ -22,8 +22,10 @@ use tokio_util::sync::CancellationToken;
 const HEARTBEAT: Duration = Duration::from_millis(250);
 /// A leader that has not answered for so long is looked for again.
 const SILENCE: Duration = Duration::from_millis(1500);
-/// How long opening a session may take.
-const OPEN: Duration = Duration::from_millis(1500);
+/// How long opening a session may take: at first, and after some managers have not answered.
+const OPEN: std::ops::Range<Duration> = Duration::from_millis(500)..Duration::from_millis(2000);
+/// One that has failed is not turned to for so long, if there are others: as long as these may believe in it.
+const AVOID: Duration = Duration::from_millis(1500);
 /// Between attempts, doubling.
 const BACKOFF: std::ops::Range<Duration> = Duration::from_millis(50)..Duration::from_millis(1000);
 
@@ -92,6 +94,23 @@ pub struct Managers {
     pub leader: Option<String>,
 }
 
+impl Managers {
+    /// Whom to turn to: the leader if it is known, else one after the other with each `turn`. One that has just
+    /// `failed` comes last, also if it is said to lead: who says so may not have noticed yet.
+    fn choose(&self, turn: usize, failed: Option<&str>) -> Option<&ManagerAddr> {
+        let has_failed = |manager: &&ManagerAddr| Some(manager.node.as_str()) == failed;
+        let leads = |manager: &&ManagerAddr| Some(&manager.node) == self.leader.as_ref();
+        if let Some(leader) = self.known.iter().find(|manager| leads(manager) && !has_failed(manager)) {
+            return Some(leader);
+        }
+        let others: Vec<_> = self.known.iter().filter(|manager| !has_failed(manager)).collect();
+        match others.len() {
+            0 => self.known.first(),
+            count => others.get(turn % count).copied(),
+        }
+    }
+}
+
 /// What a session needs.
 pub struct Session {
     /// Makes the connections.
@@ -112,9 +131,14 @@ impl Session {
     /// Holds a session until `stop`, with one leader after the other.
     pub async fn keep(self, stop: CancellationToken) {
         let mut turn = 0usize;
+        let mut failed: Option<(String, Instant)> = None;
+        let mut patience = OPEN.start;
         let mut backoff = BACKOFF.start;
         while !stop.is_cancelled() {
-            let Some(manager) = self.next(&mut turn) else {
+            turn = turn.wrapping_add(1);
+            failed = failed.filter(|(_, at)| at.elapsed() < AVOID);
+            let avoided = failed.as_ref().map(|(node, _)| node.as_str());
+            let Some(manager) = self.managers().choose(turn, avoided).cloned() else {
                 tracing::error!("no manager is known: this node needs to leave and join again");
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -124,55 +148,51 @@ impl Session {
             let began = Instant::now();
             let ended = tokio::select! {
                 () = stop.cancelled() => return,
-                ended = self.hold(&manager) => ended,
+                ended = self.hold(&manager, patience) => ended,
             };
+            let held = began.elapsed() > SILENCE;
             match ended {
                 Ok(Ended::Final) => return,
                 Ok(Ended::AskAnother) => tracing::debug!(manager = %manager.addr, "does not lead"),
                 Err(error) => {
                     tracing::info!(manager = %manager.addr, error = format!("{error:#}"), "session ended");
                     self.forget_leader(&manager.node);
+                    failed = Some((manager.node, Instant::now()));
+                    patience = (patience * 2).min(OPEN.end);
                 }
             }
-            if began.elapsed() > SILENCE {
-                backoff = BACKOFF.start;
+            if held {
+                (patience, backoff) = (OPEN.start, BACKOFF.start);
             }
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(backoff) => {}
             }
             backoff = (backoff * 2).min(BACKOFF.end);
-            if self.managers.lock().unwrap_or_else(PoisonError::into_inner).leader.is_some() {
+            if self.managers().leader.is_some() {
                 backoff = BACKOFF.start;
             }
         }
     }
 
-    /// The leader, if it is known, else one manager after the other.
-    fn next(&self, turn: &mut usize) -> Option<ManagerAddr> {
-        let managers = self.managers.lock().unwrap_or_else(PoisonError::into_inner);
-        let leader = managers.known.iter().find(|manager| Some(&manager.node) == managers.leader.as_ref());
-        if let Some(leader) = leader {
-            return Some(leader.clone());
-        }
-        *turn = turn.wrapping_add(1);
-        managers.known.get(*turn % managers.known.len().max(1)).cloned()
+    fn managers(&self) -> MutexGuard<'_, Managers> {
+        self.managers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn forget_leader(&self, node: &str) {
-        let mut managers = self.managers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut managers = self.managers();
         if managers.leader.as_deref() == Some(node) {
             managers.leader = None;
         }
     }
 
-    async fn hold(&self, manager: &ManagerAddr) -> Result<Ended> {
+    async fn hold(&self, manager: &ManagerAddr, patience: Duration) -> Result<Ended> {
         let channel = self.dialer.channel(&manager.node, &manager.addr, Line::Calls)?;
         let (up, messages) = mpsc::channel(64);
         let hello = Up::Hello((self.hello)());
         up.send(pb::FromNode { what: Some(hello) }).await.context("a new channel is open")?;
         let mut client = DispatcherClient::new(channel).max_decoding_message_size(64 << 20);
-        let opened = tokio::time::timeout(OPEN, client.session(ReceiverStream::new(messages)));
+        let opened = tokio::time::timeout(patience, client.session(ReceiverStream::new(messages)));
         let mut down = opened.await.context("the manager does not answer")??.into_inner();
 
         self.outbox.everything_is_news();
@@ -231,7 +251,7 @@ impl Session {
                         raft_id: manager.raft_id,
                     })
                     .collect();
-                let mut managers = self.managers.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut managers = self.managers();
                 managers.leader = Some(list.leader_id.clone()).filter(|leader| !leader.is_empty());
                 if !known.is_empty() {
                     managers.known = known;
@@ -261,4 +281,41 @@ impl Session {
 enum Ended {
     AskAnother,
     Final,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn managers(leader: Option<&str>) -> Managers {
+        let known = ["a", "b", "c"].map(|node| ManagerAddr {
+            node: node.into(),
+            addr: format!("{node}:2377"),
+            raft_id: 1,
+        });
+        Managers { known: known.into(), leader: leader.map(str::to_owned) }
+    }
+
+    fn chosen(managers: &Managers, failed: Option<&str>) -> Vec<String> {
+        (0..4).filter_map(|turn| managers.choose(turn, failed)).map(|manager| manager.node.clone()).collect()
+    }
+
+    #[test]
+    fn the_leader_is_asked_and_without_one_all_in_turn() {
+        assert_eq!(chosen(&managers(Some("b")), None), ["b", "b", "b", "b"]);
+        assert_eq!(chosen(&managers(Some("b")), Some("a")), ["b", "b", "b", "b"]);
+        assert_eq!(chosen(&managers(None), None), ["a", "b", "c", "a"]);
+        assert_eq!(chosen(&managers(Some("gone")), None), ["a", "b", "c", "a"]);
+    }
+
+    #[test]
+    fn one_that_has_just_failed_is_left_out_even_if_it_is_said_to_lead() {
+        assert_eq!(chosen(&managers(Some("a")), Some("a")), ["b", "c", "b", "c"]);
+        assert_eq!(chosen(&managers(None), Some("b")), ["a", "c", "a", "c"]);
+        let mut alone = managers(None);
+        alone.known.truncate(1);
+        assert_eq!(chosen(&alone, Some("a")), ["a", "a", "a", "a"]);
+        alone.known.clear();
+        assert!(chosen(&alone, None).is_empty());
+    }
 }

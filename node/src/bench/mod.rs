@@ -8,6 +8,7 @@ mod load;
 mod machine;
 mod node_loss;
 mod process;
+pub mod raft;
 mod site;
 pub mod stamp;
 mod start;
@@ -35,6 +36,8 @@ pub enum Kind {
     NodeLoss,
     /// From the leader's end until something can be written again
     Failover,
+    /// The replicated log beside etcd: writes and linearizable reads a second
+    Raft,
     /// All of these, in this order
     All,
 }
@@ -58,7 +61,9 @@ pub struct Options {
 /// # Errors
 /// If the lab cannot be made, is interrupted, or does not do within bounds what it is asked to.
 pub fn run(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
-    rswarm_chaos::lab::require_root()?;
+    if options.kind != Kind::Raft {
+        rswarm_chaos::lab::require_root()?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let result = runtime.block_on(async {
@@ -77,6 +82,16 @@ pub fn run(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
 }
 
 async fn measure(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<AtomicBool>) -> Result<()> {
+    if options.kind != Kind::Raft {
+        on_a_lab(options, figures, interrupted).await?;
+    }
+    if matches!(options.kind, Kind::Raft | Kind::All) {
+        figures.extend(raft::run(options.trials.unwrap_or(5)).await.context("raft")?);
+    }
+    Ok(())
+}
+
+async fn on_a_lab(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<AtomicBool>) -> Result<()> {
     let site = Site::up(&options.name, interrupted).await?;
     for fact in machine::facts(site.directory())?.into_iter().chain(machine::peers()) {
         note(&fact);

@@ -5,13 +5,13 @@ use anyhow::Result;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Measure this machine's rswarm on a lab of its own (needs root)
+/// Measure this machine's rswarm on a lab of its own (needs root, but for raft)
 #[derive(Debug, clap::Args)]
 pub struct Command {
     /// What to measure
     #[arg(value_enum, default_value = "all")]
     kind: Kind,
-    /// How often each thing is done [default: 20; 10 for node-loss]
+    /// How often each thing is done [default: 20; 10 for node-loss, 5 for raft]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     trials: Option<u16>,
     /// How long the cluster idles

@@ -15,8 +15,8 @@ pub struct Init {
     /// Address or interface other nodes reach this one at; needed where the machine has several
     #[arg(long, value_name = "IP|INTERFACE[:PORT]")]
     advertise_addr: Option<String>,
-    /// Address to listen on
-    #[arg(long, value_name = "IP[:PORT]", default_value = "")]
+    /// Address or interface to listen on
+    #[arg(long, value_name = "IP|INTERFACE[:PORT]", default_value = "")]
     listen_addr: String,
     /// What the cluster is called
     #[arg(long, default_value = "default")]

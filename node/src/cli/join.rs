@@ -20,8 +20,8 @@ pub struct Join {
     /// Address or interface other nodes reach this one at
     #[arg(long, value_name = "IP|INTERFACE[:PORT]")]
     advertise_addr: Option<String>,
-    /// Address to listen on
-    #[arg(long, value_name = "IP[:PORT]", default_value = "")]
+    /// Address or interface to listen on
+    #[arg(long, value_name = "IP|INTERFACE[:PORT]", default_value = "")]
     listen_addr: String,
     /// Whether this node may be given tasks
     #[arg(long, value_enum, default_value_t)]

@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use rswarm_chaos::lab::{self, Lab, Options, Power, Status};
+use rswarm_chaos::lab::{
+    self, Lab, Options, Power, Status,
+    rootless::{self, Intent},
+};
 
 /// Make a cluster on this machine, and break it
 #[derive(Debug, Args)]
@@ -129,6 +132,9 @@ enum Kind {
 impl Command {
     /// Does what was asked. Blocks; call it where that does no harm.
     pub fn run(self, out: &mut impl Write) -> Result<ExitCode> {
+        if let Some(code) = rootless::step_onto_ground(self.verb.intent())? {
+            return Ok(code);
+        }
         match self.verb {
             Verb::Up(up) => up.run(out)?,
             Verb::Ls { format } => list(format.format, out)?,
@@ -159,6 +165,18 @@ impl Command {
             }
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Verb {
+    /// What it is going to do, for one who is not root.
+    fn intent(&self) -> Intent<'_> {
+        match self {
+            Self::Up(up) => Intent::Up(&up.lab.name),
+            Self::Start(on) => Intent::Start(&on.lab.name),
+            Self::Down(lab) => Intent::Down(&lab.name),
+            _ => Intent::Use,
+        }
     }
 }
 
@@ -199,17 +217,37 @@ impl Up {
         };
 
         let first = lab.node("n1");
-        write!(out, "{}", first.rswarm(&["node", "ls"])?.ok()?)?;
+        let mut words = first.rswarm(&["node", "ls"])?.ok()?;
         if self.demo {
-            write!(out, "\n{}", first.rswarm(&["service", "ps", "web"])?.ok()?)?;
+            words += &format!("\n{}", first.rswarm(&["service", "ps", "web"])?.ok()?);
         }
+        // From here on it stays, whoever stops reading.
         lab.keep();
-        let flag = self.lab.flag();
+        words += &self.farewell(url);
+        Ok(out.write_all(words.as_bytes())?)
+    }
+
+    /// What to open, what is missing, and what to try.
+    fn farewell(&self, url: Option<String>) -> String {
+        let mut text = String::new();
+        let url = match rootless::door() {
+            Some(door) => url.map(|_| format!("http://{door}")),
+            None => url,
+        };
         if let Some(url) = url {
-            writeln!(out, "\nOpen  {url}  on this machine. Every node answers there, and every reload may")?;
-            writeln!(out, "come from another task.")?;
+            text += &format!(
+                "\nOpen  {url}  on this machine. Every node answers there, and every reload may\ncome from \
+                 another task.\n"
+            );
         }
-        writeln!(out, "\nNext:")?;
+        if rootless::is_inside() {
+            text += "\nWithout root, this is missing here:\n";
+            for lack in rootless::lacks() {
+                text += &format!("  - {lack}\n");
+            }
+        }
+        text += "\nNext:\n";
+        let flag = self.lab.flag();
         let demo =
             if self.demo { "service ps web" } else { "service create --name web -p 8080:80 rswarm/demo" };
         let last = format!("n{}", self.nodes);
@@ -223,9 +261,9 @@ impl Up {
             (format!("partition{flag} n1"), "cut a node off; `heal` joins it again"),
             (format!("down{flag}"), "remove everything"),
         ] {
-            writeln!(out, "  rswarm lab {command:<44} {why}")?;
+            text += &format!("  rswarm lab {command:<44} {why}\n");
         }
-        Ok(())
+        text
     }
 }
 

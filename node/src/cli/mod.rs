@@ -12,10 +12,13 @@ pub mod join;
 pub mod join_token;
 pub mod lab;
 pub mod leave;
+pub mod login;
+pub mod logout;
 pub mod network;
 pub mod node;
 pub mod output;
 pub mod service;
+pub mod sim;
 pub mod start;
 pub mod status;
 pub mod version;
@@ -51,6 +54,9 @@ pub enum Words {
     Talk(Command),
     Lab(lab::Command),
     Bench(bench::Command),
+    Sim(sim::Command),
+    #[command(hide = true)]
+    BenchMember(crate::bench::raft::member::MemberArgs),
     Daemon(Flags),
     /// Be the demo service (what the image rswarm/demo runs)
     #[command(hide = true)]
@@ -75,6 +81,8 @@ pub enum Command {
     Network(network::NetworkCommand),
     #[command(subcommand)]
     Image(image::ImageCommand),
+    Login(login::Login),
+    Logout(logout::Logout),
     Completion(completion::Completion),
 }
 
@@ -95,6 +103,8 @@ impl Command {
             Self::Service(command) => command.run(cx).await,
             Self::Network(command) => command.run(cx).await,
             Self::Image(command) => command.run(cx).await,
+            Self::Login(command) => command.run(cx).await,
+            Self::Logout(command) => command.run(cx).await,
             Self::Completion(command) => command.run(cx),
         }
     }
@@ -117,7 +127,9 @@ pub fn main() -> ExitCode {
     let command = match cli.command {
         Words::Talk(command) => command,
         Words::Lab(lab) => return concluded(lab.run(&mut std::io::stdout().lock())),
+        Words::Sim(sim) => return concluded(sim.run(&mut std::io::stdout().lock())),
         Words::Bench(bench) => return concluded(bench.run(&mut std::io::stdout().lock())),
+        Words::BenchMember(member) => return member.run(),
         Words::Daemon(flags) => return daemon(flags, cli.socket),
         Words::Demo(demo) => return demo.run(),
     };
@@ -133,8 +145,18 @@ pub fn main() -> ExitCode {
 /// The exit code of a command that talks to no daemon, with its error printed.
 fn concluded(done: Result<ExitCode>) -> ExitCode {
     done.unwrap_or_else(|error| {
+        if is_broken_pipe(&error) {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("Error: {error:#}");
         ExitCode::FAILURE
+    })
+}
+
+/// Whether all that went wrong is that whoever read our output has seen enough.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
     })
 }
 
@@ -162,11 +184,8 @@ fn daemon(flags: Flags, socket: PathBuf) -> ExitCode {
 /// Prints the error, if there is one, and returns the exit code.
 pub fn conclude(done: Result<()>, cx: &mut Context) -> u8 {
     let Err(error) = done.and_then(|()| Ok(cx.out.flush()?)) else { return 0 };
-    let broken = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-    };
-    if error.chain().any(broken) {
-        return 0; // Whoever read our output has seen enough.
+    if is_broken_pipe(&error) {
+        return 0;
     }
     let text = failure::report(&error);
     // Nothing is left to tell it to if standard error is gone.

@@ -215,7 +215,7 @@ pub(super) fn remove_directory(path: &Path) -> io::Result<()> {
 }
 
 /// When a process began, in clock ticks since boot.
-fn start_ticks(pid: i32) -> Option<u64> {
+pub(super) fn start_ticks(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command's name, in parentheses, may hold anything; what follows it is fields 3, 4, ...
     stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()

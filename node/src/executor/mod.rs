@@ -5,8 +5,10 @@
 //! All operations may be repeated: asking for what is already so succeeds.
 
 pub mod bundle;
+mod dial;
 mod entry;
 mod logs;
+mod probe;
 mod request;
 mod seccomp;
 mod shim;
@@ -21,6 +23,7 @@ use std::time::Duration;
 
 use entry::{Entry, Meta, PARTIAL, clear_away, containers, partial, remove_directory, unix_ns};
 pub use logs::{LogEntry, LogQuery, LogStream, Logs};
+pub use probe::{Probe, ProbeOutcome};
 pub use request::{ContainerRequest, Dns, Limits, LogOptions, Mount, Privileges};
 pub use rswarm_shim::cgroup::Usage;
 use rswarm_shim::cgroup::{Cgroup, Lack, Layout};

@@ -88,18 +88,22 @@ impl Transport for Grpc {
 
 /// The way in: the service `Raft`.
 pub struct Receiver {
-    manager: Arc<dyn Fn() -> Option<Arc<Manager>> + Send + Sync>,
+    log: Box<dyn Fn() -> Option<Arc<Log>> + Send + Sync>,
 }
 
 impl Receiver {
     /// `manager` says which manager runs here now, if any.
     pub fn new(manager: Arc<dyn Fn() -> Option<Arc<Manager>> + Send + Sync>) -> Self {
-        Self { manager }
+        Self { log: Box::new(move || manager().map(|manager| manager.cluster().log().clone())) }
+    }
+
+    /// For a log without a manager around it.
+    pub fn of(log: Arc<Log>) -> Self {
+        Self { log: Box::new(move || Some(log.clone())) }
     }
 
     fn log(&self) -> Result<Arc<Log>, Status> {
-        let manager = (self.manager)().ok_or_else(|| Status::unavailable("this node is not a manager"))?;
-        Ok(manager.cluster().log().clone())
+        (self.log)().ok_or_else(|| Status::unavailable("this node is not a manager"))
     }
 }
 

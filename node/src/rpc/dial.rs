@@ -80,7 +80,8 @@ pub fn root_cause(error: &dyn std::error::Error) -> String {
     cause.to_string()
 }
 
-fn lazy(addr: String, name: ServerName<'static>, config: Arc<ClientConfig>) -> Channel {
+/// A connection to whoever proves to be `name` at `addr`; it is only made when something is sent.
+pub fn lazy(addr: String, name: ServerName<'static>, config: Arc<ClientConfig>) -> Channel {
     endpoint().connect_with_connector_lazy(connector(addr, name, config))
 }
 

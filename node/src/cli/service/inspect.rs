@@ -6,7 +6,9 @@ use crate::cli::output::{inspect, units};
 use crate::cli::view;
 use crate::cli::view::service::{action_name, image, order_name, protocol_name, update_state};
 use anyhow::Result;
+use rswarm_control::ids::NetworkId;
 use rswarm_control::model::{Mount, PortMode, Resources, RestartCondition, Service, UpdateConfig};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 /// Show all there is to know of services
@@ -32,7 +34,10 @@ impl Inspect {
         let mut client = cx.client().await?;
         let services: Vec<Service> = checked(client.services(&self.services).await?.services)?;
         let text = if self.pretty {
-            services.iter().map(pretty).collect::<Result<Vec<_>, _>>()?.join("\n")
+            let networks = client.networks(&[]).await?;
+            let names = networks.into_iter().map(|network| (network.id, network.name));
+            let names: BTreeMap<String, String> = names.collect();
+            services.iter().map(|service| pretty(service, &names)).collect::<Result<Vec<_>, _>>()?.join("\n")
         } else {
             let views: Vec<_> = services.iter().map(view::service::service).collect();
             inspect::print(&views, self.format.as_deref())?
@@ -42,7 +47,12 @@ impl Inspect {
     }
 }
 
-fn pretty(service: &Service) -> Result<String, std::fmt::Error> {
+/// The account of a service, with the networks in it by their `names`.
+fn pretty(service: &Service, names: &BTreeMap<String, String>) -> Result<String, std::fmt::Error> {
+    let named = |network: &NetworkId| {
+        let id = network.to_string();
+        names.get(&id).cloned().unwrap_or(id)
+    };
     let mut text = String::new();
     let out = &mut text;
     let (spec, task) = (&service.spec, &service.spec.task);
@@ -81,10 +91,10 @@ fn pretty(service: &Service) -> Result<String, std::fmt::Error> {
     }
     amounts(out, "Reservations", &task.resources.reservations)?;
     amounts(out, "Limits", &task.resources.limits)?;
-    let networks: Vec<String> = task.networks.iter().map(ToString::to_string).collect();
+    let networks: Vec<String> = task.networks.iter().map(named).collect();
     writeln!(out, "Networks:\t{}", networks.join(" "))?;
     for (network, vip) in &service.endpoint.vips {
-        writeln!(out, "Virtual IP:\t{vip} on {network}")?;
+        writeln!(out, "Virtual IP:\t{vip} on {}", named(network))?;
     }
     writeln!(out, "Endpoint Mode:\tvip")?;
     if !service.endpoint.ports.is_empty() {
@@ -220,8 +230,8 @@ mod tests {
             Limits:
              CPU:		0.5
              Memory:	64MiB
-            Networks:	000000000000n
-            Virtual IP:	10.0.1.2 on 000000000000n
+            Networks:	backend
+            Virtual IP:	10.0.1.2 on backend
             Endpoint Mode:	vip
             Ports:
              PublishedPort = 8080
@@ -229,6 +239,9 @@ mod tests {
               TargetPort = 80
               PublishMode = ingress
         "#]]
-        .assert_eq(&pretty(&samples::service("web")).expect("it renders"));
+        .assert_eq(&{
+            let names = BTreeMap::from([("000000000000n".into(), "backend".into())]);
+            pretty(&samples::service("web"), &names).expect("it renders")
+        });
     }
 }

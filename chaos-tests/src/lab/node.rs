@@ -1,0 +1,170 @@
+//! One node of a lab, and commands run inside it.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io::Read,
+    net::Ipv4Addr,
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Lab, machine, process::Process, running};
+
+/// What a command in a node did.
+#[derive(Debug, Clone)]
+pub struct Ran {
+    /// What was run, for messages.
+    pub command: String,
+    /// Its exit code; 128 plus the signal if one ended it.
+    pub code: i32,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+impl Ran {
+    /// Its standard output if it succeeded, else an error with all it had to say.
+    pub fn ok(self) -> Result<String> {
+        if self.code == 0 {
+            return Ok(self.stdout);
+        }
+        let said = [self.stderr.trim(), self.stdout.trim()].join("\n");
+        bail!("{} failed with code {}: {}", self.command, self.code, said.trim())
+    }
+}
+
+/// One node of a lab.
+#[derive(Debug, Clone, Copy)]
+pub struct Node<'a> {
+    pub(super) lab: &'a Lab,
+    pub(super) name: &'a str,
+}
+
+impl Node<'_> {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.name
+    }
+
+    /// Its address.
+    pub fn address(&self) -> Result<Ipv4Addr> {
+        let record = self.lab.record()?;
+        Ok(record.subnet.context("the lab has no network yet")?.node(record.node(self.name)?.number))
+    }
+
+    /// Where its daemon's log is.
+    pub fn log(&self) -> PathBuf {
+        self.lab.directory.join(self.name).join("daemon.log")
+    }
+
+    /// A command that runs `words` inside the node, with `rswarm` on the path and talking to the
+    /// node's daemon. Ends as that ends: with its code, or 128 plus its signal.
+    ///
+    /// # Errors
+    /// If the node is off or paused.
+    pub fn command<W: AsRef<OsStr>>(&self, words: &[W]) -> Result<Command> {
+        let record = self.lab.record()?;
+        let node = record.node(self.name)?;
+        let init = running(node)?;
+        if self.lab.is_paused(node, init) {
+            bail!("{0} is paused; let it go on by `rswarm lab resume {0}`", self.name);
+        }
+        let mut command = Command::new(&record.program);
+        command.arg(machine::ENTER).arg(&self.lab.directory).arg(self.name).arg("--").args(words);
+        Ok(command)
+    }
+
+    /// Runs a command inside the node for at most a minute.
+    pub fn exec<W: AsRef<OsStr>>(&self, words: &[W]) -> Result<Ran> {
+        self.exec_within(words, Duration::from_secs(60))
+    }
+
+    /// Runs a command inside the node; it is killed when `bound` has passed.
+    pub fn exec_within<W: AsRef<OsStr>>(&self, words: &[W], bound: Duration) -> Result<Ran> {
+        let spoken: Vec<_> = words.iter().map(|word| word.as_ref().to_string_lossy()).collect();
+        let spoken = format!("`{}` on {}", spoken.join(" "), self.name);
+        let mut command = self.command(words)?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot run {spoken}"))?;
+        let stdout = drain(child.stdout.take());
+        let stderr = drain(child.stderr.take());
+        let process = Process::find(child.id() as i32);
+        let in_time = process.map_or(Ok(true), |process| process.wait(bound));
+        if !in_time.context("cannot wait for a command")? {
+            child.kill().context("cannot kill a command")?;
+            let _ = child.wait();
+            bail!("{spoken} did not end within {bound:?}");
+        }
+        let status = child.wait().context("cannot wait for a command")?;
+        let code = status.code().unwrap_or_else(|| {
+            128 + std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or_default()
+        });
+        Ok(Ran { command: spoken, code, stdout: collect(&stdout), stderr: collect(&stderr) })
+    }
+
+    /// Runs `rswarm` with these arguments inside the node for at most a minute.
+    pub fn rswarm<W: AsRef<OsStr>>(&self, arguments: &[W]) -> Result<Ran> {
+        self.rswarm_within(arguments, Duration::from_secs(60))
+    }
+
+    /// Runs `rswarm` with these arguments inside the node; it is killed when `bound` has passed.
+    pub fn rswarm_within<W: AsRef<OsStr>>(&self, arguments: &[W], bound: Duration) -> Result<Ran> {
+        let words: Vec<OsString> =
+            [OsString::from("rswarm")].into_iter().chain(arguments.iter().map(Into::into)).collect();
+        self.exec_within(&words, bound)
+    }
+
+    /// See [`Lab::kill`].
+    pub fn kill(&self) -> Result<()> {
+        self.lab.kill(self.name)
+    }
+
+    /// See [`Lab::start`].
+    pub fn start(&self) -> Result<()> {
+        self.lab.start(self.name)
+    }
+}
+
+/// At most so much of a command's output is kept, in bytes.
+const OUTPUT_MAX: u64 = 16 << 20;
+
+/// How long output may still arrive after its command has ended. A process it left in the background
+/// may hold the pipe open for ever.
+const OUTPUT_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Reads a pipe to its end on a thread of its own, a piece at a time.
+fn drain(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
+    let (pieces, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut pipe = pipe.into_iter().map(|pipe| pipe.take(OUTPUT_MAX)).next();
+        while let Some(pipe) = &mut pipe {
+            let mut piece = vec![0; 64 << 10];
+            match pipe.read(&mut piece) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Ok(0) | Err(_) => return,
+                Ok(length) => {
+                    piece.truncate(length);
+                    if pieces.send(piece).is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    });
+    receiver
+}
+
+fn collect(pieces: &mpsc::Receiver<Vec<u8>>) -> String {
+    let end = Instant::now() + OUTPUT_PATIENCE;
+    let mut bytes = Vec::new();
+    while let Ok(piece) = pieces.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        bytes.extend(piece);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
