@@ -182,6 +182,7 @@ fn service(name: &str, replicas: u32, command: &[&str]) -> ServiceSpec {
         mode: Mode::Replicated { replicas },
         task: Arc::new(TaskSpec { containers: vec![container], ..TaskSpec::default() }),
         update: UpdateConfig::default(),
+        rollback: UpdateConfig::default(),
         endpoint: EndpointSpec::default(),
     }
 }
