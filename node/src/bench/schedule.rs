@@ -157,6 +157,7 @@ fn create(state: &mut State, number: usize, replicas: u32, rules: fn(&mut TaskSp
         mode: Mode::Replicated { replicas },
         task: Arc::new(task),
         update: UpdateConfig::default(),
+        rollback: UpdateConfig::default(),
         endpoint: EndpointSpec::default(),
     };
     let request = Request::CreateService { spec, networks: Vec::new() };
