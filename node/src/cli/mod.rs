@@ -17,6 +17,7 @@ pub mod logout;
 pub mod network;
 pub mod node;
 pub mod output;
+pub mod rejoin;
 pub mod service;
 pub mod sim;
 pub mod start;
@@ -70,6 +71,7 @@ pub enum Command {
     Init(init::Init),
     Join(join::Join),
     Leave(leave::Leave),
+    Rejoin(rejoin::Rejoin),
     JoinToken(join_token::JoinToken),
     Status(status::StatusArgs),
     Version(version::Version),
@@ -96,6 +98,7 @@ impl Command {
             Self::Init(command) => command.run(cx).await,
             Self::Join(command) => command.run(cx).await,
             Self::Leave(command) => command.run(cx).await,
+            Self::Rejoin(command) => command.run(cx).await,
             Self::JoinToken(command) => command.run(cx).await,
             Self::Status(command) => command.run(cx).await,
             Self::Version(command) => command.run(cx).await,
