@@ -15,7 +15,7 @@ pub use lookup::{find_network, find_node, find_service, find_task};
 pub use network::NetworkSpec;
 pub use node::{Join, NodeUpdate, Session};
 
-use crate::ids::{NetworkId, NodeId, ServiceId};
+use crate::ids::{NetworkId, NodeId, RaftId, ServiceId};
 use crate::model::{Role, Secret, ServiceSpec, Settings};
 use crate::state::{Change, State};
 use crate::time::Timestamp;
@@ -87,6 +87,13 @@ pub enum Request {
     Join(Join),
     /// A node's daemon is there.
     OpenSession(Session),
+    /// A manager has no seat, or has lost the log of the one it had.
+    Reseat {
+        /// Which.
+        node: NodeId,
+        /// The seat it had.
+        lost: Option<RaftId>,
+    },
     /// A node says goodbye.
     Leave {
         /// Which.
@@ -157,6 +164,7 @@ pub fn admit(state: &State, request: &Request, now: Timestamp) -> Result<(Vec<Ch
         Request::UpdateSettings { version, settings } => cluster::update_settings(state, *version, settings),
         Request::Join(join) => node::join(state, join, now),
         Request::OpenSession(session) => node::open_session(state, session),
+        Request::Reseat { node, lost } => node::reseat(state, *node, *lost),
         Request::Leave { node, force } => node::leave(state, *node, *force),
     }
 }

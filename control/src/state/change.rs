@@ -1,6 +1,6 @@
 //! Changes: facts that the log carries and every manager applies.
 
-use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
+use crate::ids::{NetworkId, NodeId, RaftId, ServiceId, TaskId};
 use crate::model::UpdateStatus;
 use crate::model::{Availability, Cluster, Description, Desired, Endpoint, JoinTokens, Labels};
 use crate::model::{Network, Node, NodeStatus, Observed, Role, Service, ServiceSpec, Settings, Slot};
@@ -86,6 +86,25 @@ pub enum Change {
         node: NodeId,
         /// Of the node.
         version: u64,
+    },
+
+    /// After the loss of a quorum one manager goes on alone. The others keep their role and lose their seats, until
+    /// they come back without what they remember.
+    StartAnew {
+        /// Greater than the cluster's.
+        incarnation: u64,
+        /// The manager that goes on.
+        node: NodeId,
+        /// Where it is reached now, `ip:port`.
+        addr: String,
+    },
+    /// A manager without a seat, or whose seat's log is lost, gets a new seat: the old one may have voted in ways that
+    /// nobody remembers.
+    Reseat {
+        /// Which.
+        node: NodeId,
+        /// Must still be its seat.
+        lost: Option<RaftId>,
     },
 
     /// A user asked for a service. Its number must be the next; its name, addresses and ports free.

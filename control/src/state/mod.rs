@@ -211,8 +211,8 @@ impl State {
         self.addresses.get(&(network, address)).copied()
     }
 
-    /// How many nodes shall be managers.
+    /// How many nodes have a seat in the consensus group, or shall get the one they were given.
     pub fn managers(&self) -> usize {
-        self.nodes().filter(|node| node.role == Role::Manager).count()
+        self.nodes().filter(|node| node.role == Role::Manager && node.raft.is_some()).count()
     }
 }

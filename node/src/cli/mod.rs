@@ -17,7 +17,9 @@ pub mod logout;
 pub mod network;
 pub mod node;
 pub mod output;
+pub mod rejoin;
 pub mod service;
+pub mod sim;
 pub mod start;
 pub mod status;
 pub mod version;
@@ -54,6 +56,7 @@ pub enum Words {
     Talk(Command),
     Lab(lab::Command),
     Bench(bench::Command),
+    Sim(sim::Command),
     #[command(hide = true)]
     BenchMember(crate::bench::raft::member::MemberArgs),
     Daemon(Flags),
@@ -69,6 +72,7 @@ pub enum Command {
     Init(init::Init),
     Join(join::Join),
     Leave(leave::Leave),
+    Rejoin(rejoin::Rejoin),
     JoinToken(join_token::JoinToken),
     Status(status::StatusArgs),
     Version(version::Version),
@@ -97,6 +101,7 @@ impl Command {
             Self::Init(command) => command.run(cx).await,
             Self::Join(command) => command.run(cx).await,
             Self::Leave(command) => command.run(cx).await,
+            Self::Rejoin(command) => command.run(cx).await,
             Self::JoinToken(command) => command.run(cx).await,
             Self::Status(command) => command.run(cx).await,
             Self::Version(command) => command.run(cx).await,
@@ -121,6 +126,7 @@ pub fn main() -> ExitCode {
     let command = match cli.command {
         Words::Talk(command) => command,
         Words::Lab(lab) => return concluded(lab.run(&mut std::io::stdout().lock())),
+        Words::Sim(sim) => return concluded(sim.run(&mut std::io::stdout().lock())),
         Words::Bench(bench) => return concluded(bench.run(&mut std::io::stdout().lock())),
         Words::BenchMember(member) => return member.run(),
         Words::Daemon(flags) => return daemon(flags, cli.socket),

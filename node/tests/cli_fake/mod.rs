@@ -312,6 +312,10 @@ impl Local for Answers {
         unknown()
     }
 
+    async fn rejoin(&self, _: Request<pb::RejoinRequest>) -> Answer<pb::RejoinResponse> {
+        ok(pb::RejoinResponse { role: pb::Role::Manager.into() })
+    }
+
     async fn leave(&self, _: Request<pb::LeaveRequest>) -> Answer<pb::LeaveResponse> {
         unknown()
     }

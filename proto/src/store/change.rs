@@ -6,7 +6,7 @@ use crate::v1 as pb;
 use crate::v1::store as disk;
 use crate::v1::store::change as wire;
 use rswarm_control::model::{Cluster, Description, JoinTokens, Secret, Settings};
-use rswarm_control::{Change, NewTask, Report, Timestamp};
+use rswarm_control::{Change, NewTask, RaftId, Report, Timestamp};
 use std::time::Duration;
 
 impl From<&Change> for disk::Change {
@@ -56,6 +56,14 @@ impl From<&Change> for wire::What {
                 Self::RemoveNode(wire::RemoveNode { node: node.to_string(), version: *version })
             }
             Change::CreateService(service) => Self::CreateService(service.as_ref().into()),
+            Change::StartAnew { incarnation, node, addr } => Self::StartAnew(wire::StartAnew {
+                incarnation: *incarnation,
+                node: node.to_string(),
+                addr: addr.clone(),
+            }),
+            Change::Reseat { node, lost } => {
+                Self::Reseat(wire::Reseat { node: node.to_string(), lost: lost.map_or(0, |seat| seat.0) })
+            }
             Change::UpdateService { service, version, spec, endpoint } => {
                 Self::UpdateService(wire::UpdateService {
                     service: service.to_string(),
@@ -150,6 +158,12 @@ impl TryFrom<wire::What> for Change {
                 status: choice::<pb::NodeStatus, _>("status", status)?,
                 message,
             },
+            What::StartAnew(wire::StartAnew { incarnation, node, addr }) => {
+                Self::StartAnew { incarnation, node: parsed("node", &node)?, addr }
+            }
+            What::Reseat(wire::Reseat { node, lost }) => {
+                Self::Reseat { node: parsed("node", &node)?, lost: (lost != 0).then_some(RaftId(lost)) }
+            }
             What::RemoveNode(wire::RemoveNode { node, version }) => {
                 Self::RemoveNode { node: parsed("node", &node)?, version }
             }

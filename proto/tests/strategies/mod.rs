@@ -558,6 +558,13 @@ fn change() -> BoxedStrategy<Change> {
         (node_id(), node_status(), node_status(), text())
             .prop_map(|(node, was, status, message)| Change::SetNodeStatus { node, was, status, message }),
         (node_id(), any::<u64>()).prop_map(|(node, version)| Change::RemoveNode { node, version }),
+        (any::<u64>(), node_id(), text()).prop_map(|(incarnation, node, addr)| Change::StartAnew {
+            incarnation,
+            node,
+            addr
+        }),
+        (node_id(), option::of((1..u64::MAX).prop_map(RaftId)))
+            .prop_map(|(node, lost)| Change::Reseat { node, lost }),
         network_id().prop_map(|network| Change::RemoveNetwork { network }),
     ];
     let services = prop_oneof![

@@ -67,6 +67,8 @@ impl Turn {
                 self.set_node_status(*node, *was, *status, message)
             }
             Change::RemoveNode { node, version } => self.remove_node(*node, *version),
+            Change::StartAnew { incarnation, node, addr } => self.start_anew(*incarnation, *node, addr),
+            Change::Reseat { node, lost } => self.reseat(*node, *lost),
             Change::CreateService(service) => self.create_service(service),
             Change::UpdateService { service, version, spec, endpoint } => {
                 self.update_service(*service, *version, spec, endpoint)

@@ -14,13 +14,14 @@
 
 mod recover;
 mod segment;
+#[cfg(feature = "sim")]
+mod simulated;
 mod spares;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -32,14 +33,15 @@ use tokio::sync::oneshot;
 
 use self::recover::{Old, recover};
 use self::segment::{
-    FRAME_BYTES, HEADER_BYTES, Header, Kind, MaybeLogId, Record, Segment, State, segment_path,
+    FRAME_BYTES, Forced, HEADER_BYTES, Header, Kind, MaybeLogId, Record, Segment, State, segment_path,
 };
 use self::spares::{SPARE, Spares};
 use super::Identity;
+use super::medium::{Media, Medium};
 use super::seal::{MasterKey, TAG_BYTES, random, sync_dir};
-use crate::OpenError;
 use crate::format::{LogIdPb, VotePb};
 use crate::types::{Entry, LogId, Types, Vote};
+use crate::{Incarnation, OpenError};
 
 pub(crate) use self::recover::Recovered;
 pub(crate) use self::segment::segments;
@@ -84,6 +86,14 @@ pub(crate) enum Op {
         upto: LogId,
         done: Done,
     },
+    /// Begins a new life of the cluster: its number, a vote for ourselves, and the entry that makes us the only
+    /// member.
+    Force {
+        incarnation: Incarnation,
+        vote: Vote,
+        entry: Entry,
+        done: Done,
+    },
     /// The last one: syncs, marks the end and lets the files go.
     Close,
 }
@@ -92,17 +102,23 @@ pub(crate) enum Op {
 pub(crate) struct Wal {
     ops: Sender<Op>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// In place of the thread.
+    #[cfg(feature = "sim")]
+    simulated: Option<simulated::Simulated>,
     #[cfg(test)]
     pub(crate) fail_sync: Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Wal {
-    /// Reads what is in `dir` and starts writing behind it, in a new segment.
+    /// Reads what is in `dir` and starts writing behind it, in a new segment. A log that begins here is of the given
+    /// incarnation.
     pub(crate) fn open(
         dir: &Path,
         identity: Identity,
         key: Arc<MasterKey>,
         segment_bytes: u64,
+        incarnation: Incarnation,
+        media: &Media,
     ) -> Result<(Self, Recovered), OpenError> {
         match std::fs::remove_file(dir.join(SPARE)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -110,7 +126,10 @@ impl Wal {
             }
             _ => {}
         }
-        let (recovered, old) = recover(dir, identity, &key)?;
+        let (mut recovered, old) = recover(dir, identity, &key)?;
+        if old.is_empty() {
+            recovered.incarnation = incarnation;
+        }
 
         let spares = Spares::new(dir, segment_bytes).map_err(|error| OpenError::io(dir, error))?;
         let mut writer = Writer {
@@ -118,6 +137,7 @@ impl Wal {
             identity,
             key,
             segment_bytes,
+            media: media.clone(),
             spares,
             old,
             state: State {
@@ -126,6 +146,7 @@ impl Wal {
                 purged: recovered.purged.map(LogIdPb::from),
                 last: recovered.last.map(LogIdPb::from),
                 next: recovered.next,
+                incarnation: recovered.incarnation.0,
             },
             segment: None,
             buffer: Vec::with_capacity(64 << 10),
@@ -140,6 +161,18 @@ impl Wal {
         writer.roll().map_err(|error| OpenError::io(dir, error))?;
 
         let (ops, queue) = channel();
+        #[cfg(feature = "sim")]
+        if let Some(disk) = media.sim.disk.clone() {
+            let simulated = simulated::Simulated::start(writer, disk, media.sim.clone());
+            let wal = Self {
+                ops,
+                thread: Mutex::new(None),
+                simulated: Some(simulated),
+                #[cfg(test)]
+                fail_sync,
+            };
+            return Ok((wal, recovered));
+        }
         let thread = std::thread::Builder::new()
             .name("raft-wal".into())
             .spawn(move || writer.run(&queue))
@@ -147,6 +180,8 @@ impl Wal {
         let wal = Self {
             ops,
             thread: Mutex::new(Some(thread)),
+            #[cfg(feature = "sim")]
+            simulated: None,
             #[cfg(test)]
             fail_sync,
         };
@@ -155,6 +190,10 @@ impl Wal {
 
     /// Queues an operation. If the writer is gone, whoever waits for it is told.
     pub(crate) fn push(&self, op: Op) {
+        #[cfg(feature = "sim")]
+        if let Some(simulated) = &self.simulated {
+            return simulated.push(op);
+        }
         if let Err(unsent) = self.ops.send(op) {
             refuse(unsent.0, closed);
         }
@@ -162,6 +201,10 @@ impl Wal {
 
     /// Writes what is queued and ends the thread. Blocks until the disk has answered.
     pub(crate) fn close(&self) {
+        #[cfg(feature = "sim")]
+        if let Some(simulated) = &self.simulated {
+            return simulated.close();
+        }
         let thread = self.thread.lock().expect("nothing panics while it holds this lock").take();
         if let Some(thread) = thread {
             drop(self.ops.send(Op::Close));
@@ -187,6 +230,7 @@ fn refuse(op: Op, error: impl Fn() -> io::Error) {
         Op::Append { done, .. }
         | Op::Vote { done, .. }
         | Op::Truncate { done, .. }
+        | Op::Force { done, .. }
         | Op::Purge { done, .. } => done.tell(Err(error())),
         Op::Committed(_) | Op::Close => {}
     }
@@ -197,6 +241,7 @@ struct Writer {
     identity: Identity,
     key: Arc<MasterKey>,
     segment_bytes: u64,
+    media: Media,
     spares: Spares,
     old: VecDeque<Old>,
     state: State,
@@ -264,6 +309,9 @@ impl Writer {
                 (Some(done), put)
             }
             Op::Purge { upto, done } => (Some(done), self.purge(upto)),
+            Op::Force { incarnation, vote, entry, done } => {
+                (Some(done), self.force(incarnation, vote, &entry))
+            }
             Op::Close => unreachable!("the caller ends its loop on it"),
         };
         if let Some(done) = done {
@@ -276,12 +324,24 @@ impl Writer {
     fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
         for entry in entries {
             self.put(Kind::Entry(entry.into()))?;
-            let index = entry.log_id.index;
-            self.state.next = index + 1;
-            self.state.last = Some(entry.log_id.into());
-            let segment = self.segment.as_mut().expect("put leaves a segment");
-            segment.max_index = segment.max_index.max(Some(index));
+            self.appended(entry.log_id);
         }
+        Ok(())
+    }
+
+    fn appended(&mut self, id: LogId) {
+        self.state.next = id.index + 1;
+        self.state.last = Some(id.into());
+        let segment = self.segment.as_mut().expect("put leaves a segment");
+        segment.max_index = segment.max_index.max(Some(id.index));
+    }
+
+    fn force(&mut self, incarnation: Incarnation, vote: Vote, entry: &Entry) -> io::Result<()> {
+        let forced = Forced { incarnation: incarnation.0, vote: vote.into(), entry: entry.into() };
+        self.put(Kind::Forced(forced))?;
+        self.state.incarnation = incarnation.0;
+        self.state.vote = Some(vote.into());
+        self.appended(entry.log_id);
         Ok(())
     }
 
@@ -321,8 +381,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the buffer, syncs if something in it must be, and tells those who wait.
-    fn flush(&mut self) -> io::Result<()> {
+    /// Writes the buffer.
+    fn write(&mut self) -> io::Result<()> {
         let segment = self.segment.as_mut().expect("open begins with a segment");
         if !self.buffer.is_empty() {
             segment.file.write_all_at(&self.buffer, segment.end)?;
@@ -332,19 +392,31 @@ impl Writer {
                 self.buffer = Vec::with_capacity(64 << 10);
             }
         }
+        Ok(())
+    }
+
+    /// Writes the buffer, syncs if something in it must be, and tells those who wait.
+    fn flush(&mut self) -> io::Result<()> {
+        self.write()?;
         if self.dirty {
             #[cfg(test)]
             if self.fail_sync.load(std::sync::atomic::Ordering::Relaxed) {
                 return Err(io::Error::other("the disk is on fire"));
             }
+            let segment = self.segment.as_mut().expect("open begins with a segment");
             segment.file.sync_data()?;
             segment.durable = segment.end;
             self.dirty = false;
         }
+        self.acknowledge();
+        Ok(())
+    }
+
+    /// Tells those who wait that it is done.
+    fn acknowledge(&mut self) {
         for done in self.waiting.drain(..) {
             done.tell(Ok(()));
         }
-        Ok(())
     }
 
     /// After a failed write or sync nobody knows what is on the disk, so nothing more is written to it.
@@ -370,7 +442,7 @@ impl Writer {
             }
             None => self.old.back().map_or(1, |old| old.number + 1),
         };
-        let file = self.spares.take()?;
+        let file = Medium::new(self.spares.take()?, &self.media);
         let header = Header { identity: self.identity, number, salt: random() };
         let mut segment = Segment {
             number,
