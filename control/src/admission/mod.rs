@@ -48,6 +48,27 @@ pub enum Request {
         /// How many.
         replicas: u32,
     },
+    /// Go back to what ran before.
+    RollbackService {
+        /// Which.
+        service: String,
+        /// To this of its revisions; by default, to the last one before the present.
+        to: Option<u64>,
+    },
+    /// Stop an update where it is, or let it go on.
+    PauseUpdate {
+        /// Of which service.
+        service: String,
+        /// Stop it; else it goes on.
+        pause: bool,
+    },
+    /// What somebody asks for who says who he is.
+    By {
+        /// As he calls himself, for the history of what he changes.
+        author: String,
+        /// What he asks for.
+        request: Box<Request>,
+    },
     /// Stop running it.
     RemoveService {
         /// Which.
@@ -155,6 +176,13 @@ pub fn admit(state: &State, request: &Request, now: Timestamp) -> Result<(Vec<Ch
             service::update(state, service, *version, spec, networks)
         }
         Request::ScaleService { service, replicas } => service::scale(state, service, *replicas),
+        Request::RollbackService { service, to } => service::rollback(state, service, *to),
+        Request::PauseUpdate { service, pause } => service::pause(state, service, *pause),
+        Request::By { author, request } => {
+            let (mut changes, answer) = admit(state, request, now)?;
+            changes.iter_mut().for_each(|change| sign(change, author));
+            Ok((changes, answer))
+        }
         Request::RemoveService { service } => service::remove(state, service),
         Request::CreateNetwork(spec) => network::create(state, spec, now),
         Request::RemoveNetwork { network } => network::remove(state, network),
@@ -166,6 +194,18 @@ pub fn admit(state: &State, request: &Request, now: Timestamp) -> Result<(Vec<Ch
         Request::OpenSession(session) => node::open_session(state, session),
         Request::Reseat { node, lost } => node::reseat(state, *node, *lost),
         Request::Leave { node, force } => node::leave(state, *node, *force),
+    }
+}
+
+/// Longest name of an author that is kept, in characters.
+const AUTHOR_CHARS_MAX: usize = 64;
+
+fn sign(change: &mut Change, said: &str) {
+    let clean = said.chars().filter(|c| !c.is_control()).take(AUTHOR_CHARS_MAX).collect();
+    match change {
+        Change::CreateService(service) => service.author = clean,
+        Change::UpdateService { author, .. } => *author = clean,
+        _ => {}
     }
 }
 

@@ -1,9 +1,9 @@
 //! Changes: facts that the log carries and every manager applies.
 
 use crate::ids::{NetworkId, NodeId, RaftId, ServiceId, TaskId};
-use crate::model::UpdateStatus;
 use crate::model::{Availability, Cluster, Description, Desired, Endpoint, JoinTokens, Labels};
 use crate::model::{Network, Node, NodeStatus, Observed, Role, Service, ServiceSpec, Settings, Slot};
+use crate::model::{UpdateState, UpdateStatus};
 use crate::time::Timestamp;
 use std::net::Ipv4Addr;
 
@@ -119,6 +119,10 @@ pub enum Change {
         spec: Box<ServiceSpec>,
         /// Its addresses and ports from now on.
         endpoint: Endpoint,
+        /// Who asks, as they call themselves.
+        author: String,
+        /// Why this goes back to a former spec, if it does.
+        rollback: Option<Rollback>,
     },
     /// An update of a service has come further.
     SetUpdateStatus {
@@ -126,7 +130,9 @@ pub enum Change {
         service: ServiceId,
         /// Must still be the service's `spec_version`.
         spec_version: u64,
-        /// How far it is.
+        /// Must still be how far it was.
+        was: UpdateState,
+        /// How far it is. An update that goes on after a pause does so from now on.
         status: UpdateStatus,
     },
     /// A user no longer wants a service. It is gone at once, with its name, addresses and ports; its
@@ -193,6 +199,17 @@ pub enum Change {
         /// Which.
         task: TaskId,
     },
+}
+
+/// Why a service goes back to a former spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rollback {
+    /// For people.
+    pub message: String,
+    /// The task whose failure led to it, if one did.
+    pub failed_task: Option<TaskId>,
+    /// Whether nobody asked for it.
+    pub automatic: bool,
 }
 
 /// A task to be. What is not here is taken from its service.

@@ -8,7 +8,7 @@ mod change;
 mod snapshot;
 
 pub(crate) use apply::Turn;
-pub use change::{Change, NewTask, Proposal, Report};
+pub use change::{Change, NewTask, Proposal, Report, Rollback};
 pub use snapshot::Snapshot;
 
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};

@@ -117,6 +117,14 @@ impl Command {
     }
 }
 
+/// Who asks, for the history of what is changed: `root@n1`. The socket's owner is believed.
+pub fn author() -> String {
+    let user = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    let user =
+        user.filter(|user| !user.is_empty()).unwrap_or_else(|| nix::unistd::Uid::current().to_string());
+    format!("{user}@{}", crate::machine::hostname())
+}
+
 /// Reads the process's arguments, carries the command out, and says how the process ends.
 pub fn main() -> ExitCode {
     if let Some(code) = crate::bench::stamp::dispatch() {

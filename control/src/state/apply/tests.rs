@@ -39,6 +39,8 @@ fn what_was_decided_on_an_older_version_is_stale() {
         version: service.meta.version,
         spec: Box::new(changed),
         endpoint: service.endpoint.clone(),
+        author: String::new(),
+        rollback: None,
     };
     bed.commit(vec![update.clone()]).expect("the first is in time");
     bed.commit(vec![update]).expect_err("the second is not");
@@ -152,7 +154,14 @@ fn former_specs_are_kept_up_to_a_limit() {
         let service = bed.state.service(id).expect("it exists").clone();
         let spec = with_task(service.spec.clone(), |task| task.force = force);
         let (version, endpoint) = (service.meta.version, service.endpoint.clone());
-        let update = Change::UpdateService { service: id, version, spec: Box::new(spec), endpoint };
+        let update = Change::UpdateService {
+            service: id,
+            version,
+            spec: Box::new(spec),
+            endpoint,
+            author: String::new(),
+            rollback: None,
+        };
         bed.commit(vec![update]).expect("in time");
     }
     let service = bed.state.service(id).expect("it exists");
