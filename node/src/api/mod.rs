@@ -9,6 +9,7 @@ pub mod local;
 mod logs;
 mod quorum;
 mod status;
+pub mod volumes;
 mod watch;
 
 /// An error and its causes on one line; some causes are part of the words before them already.

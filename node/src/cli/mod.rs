@@ -25,6 +25,7 @@ pub mod status;
 pub mod update;
 pub mod version;
 pub mod view;
+pub mod volume;
 
 use crate::config::{Config, Flags};
 use crate::demo::Demo;
@@ -85,6 +86,8 @@ pub enum Command {
     Network(network::NetworkCommand),
     #[command(subcommand)]
     Image(image::ImageCommand),
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     Login(login::Login),
     Logout(logout::Logout),
     Completion(completion::Completion),
@@ -109,6 +112,7 @@ impl Command {
             Self::Service(command) => command.run(cx).await,
             Self::Network(command) => command.run(cx).await,
             Self::Image(command) => command.run(cx).await,
+            Self::Volume(command) => command.run(cx).await,
             Self::Login(command) => command.run(cx).await,
             Self::Logout(command) => command.run(cx).await,
             Self::Completion(command) => command.run(cx),
