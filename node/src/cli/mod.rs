@@ -5,6 +5,7 @@ pub mod bench;
 pub mod client;
 pub mod completion;
 pub mod context;
+pub mod drill;
 pub mod failure;
 pub mod image;
 pub mod init;
@@ -55,6 +56,7 @@ pub enum Words {
     Lab(lab::Command),
     Bench(bench::Command),
     Sim(sim::Command),
+    Drill(drill::Command),
     #[command(hide = true)]
     BenchMember(crate::bench::raft::member::MemberArgs),
     Daemon(Flags),
@@ -119,6 +121,7 @@ pub fn main() -> ExitCode {
     let command = match cli.command {
         Words::Talk(command) => command,
         Words::Lab(lab) => return concluded(lab.run(&mut std::io::stdout().lock())),
+        Words::Drill(drill) => return concluded(drill.run(&mut std::io::stdout().lock())),
         Words::Sim(sim) => return concluded(sim.run(&mut std::io::stdout().lock())),
         Words::Bench(bench) => return concluded(bench.run(&mut std::io::stdout().lock())),
         Words::BenchMember(member) => return member.run(),
