@@ -36,8 +36,8 @@ fn drilled(names: &[&str]) -> Result<Option<Vec<Value>>> {
 }
 
 #[test]
-fn a_lost_leader_and_a_lost_worker_cost_nothing_that_was_acknowledged() -> Result<()> {
-    let names = ["leader-kill", "worker-power-off"];
+fn a_lost_worker_and_a_crash_loop_cost_nothing_that_was_acknowledged() -> Result<()> {
+    let names = ["worker-power-off", "crash-loop"];
     let Some(reports) = drilled(&names)? else { return Ok(()) };
     ensure!(reports.len() == names.len(), "a report for each");
     for report in &reports {

@@ -23,9 +23,9 @@ const PROBE: &str = "drill-probe";
 /// The network they share.
 const NETWORK: &str = "drill-net";
 /// Where the service is published.
-pub const PORT: u16 = 8090;
+const PORT: u16 = 8090;
 /// How many tasks it has.
-pub const REPLICAS: usize = 6;
+const REPLICAS: usize = 6;
 /// What the names of writes begin with.
 const WRITES: &str = "drill-kept-";
 
@@ -37,6 +37,8 @@ const FLOW_PATIENCE: Duration = Duration::from_secs(30);
 const REST: Duration = Duration::from_secs(90);
 /// How long load flows undisturbed before the harm, and after the mending.
 const CALM: Duration = Duration::from_secs(2);
+/// How long after the harm writes are watched at least.
+const AFTERMATH: Duration = Duration::from_secs(4);
 /// Time between two looks at the cluster.
 const SAMPLE: Duration = Duration::from_millis(250);
 
@@ -263,14 +265,16 @@ impl Scene<'_> {
         if let Some(first) = violations.into_iter().next() {
             self.wrong.push(first);
         }
-        let mut wanted: BTreeSet<String> = BTreeSet::new();
-        for service in [SERVICE, PROBE] {
-            let tasks = self.site.tasks(&self.askable, service)?;
-            wanted.extend(tasks.into_iter().filter(Task::runs).map(|task| task.id));
-        }
-        let site = self.site;
+        let listed = self.site.ask_any(&self.askable, &["service", "ls", "--format", "{{.Name}}"])?;
+        let (site, askable) = (self.site, self.askable.clone());
+        let services: Vec<&str> = listed.lines().filter(|name| !name.starts_with(WRITES)).collect();
         let left = until("no container is left that nobody wants", Duration::from_secs(20), || {
             let there: BTreeSet<String> = site.containers()?.into_keys().collect();
+            let mut wanted = BTreeSet::new();
+            for service in &services {
+                let tasks = site.tasks(&askable, service)?;
+                wanted.extend(tasks.into_iter().filter(Task::is_wanted).map(|task| task.id));
+            }
             let left: Vec<&String> = there.difference(&wanted).collect();
             ensure!(left.is_empty(), "containers of {left:?}");
             Ok(())
@@ -404,7 +408,8 @@ impl Scene<'_> {
             ensure!(stream.shots().iter().any(|shot| shot.ok && shot.at > since), "{:?}", stream.errors());
             Ok(())
         })?;
-        // A few more, so that a second pause is seen as well.
+        // What is broken may take a moment to show, and there may be a second pause.
+        thread::sleep(AFTERMATH.saturating_sub(self.zero.elapsed() - since));
         stream.flows(FLOWING, FLOW_PATIENCE)?;
         let gap = load::gap(&stream.shots(), since);
         self.measure_time("writable_after", gap, target, limit);
