@@ -6,6 +6,7 @@ mod images;
 pub mod join;
 pub mod local;
 mod logs;
+mod tasks;
 mod watch;
 
 /// An error and its causes on one line; some causes are part of the words before them already.
