@@ -2,7 +2,7 @@
 //!
 //! `SEED=n` runs one seed, `SEEDS=a..b` a range, `MINUTES=m` lengthens the storm.
 
-use rswarm_chaos::world::{self, Drill, Options, Planted, Verdict};
+use rswarm_chaos::world::{self, Drill, Options, Planted, Replay, Verdict};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -29,8 +29,8 @@ fn options() -> Options {
     Options { storm, ..Options::default() }
 }
 
-/// Seeds that once failed, and the minutes they took.
-fn past_failures() -> Vec<(u64, Options)> {
+/// Runs that once failed.
+fn past_failures() -> Vec<Replay> {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/seeds");
     let mut files: Vec<_> = std::fs::read_dir(dir)
         .expect("tests/seeds is there")
@@ -42,11 +42,7 @@ fn past_failures() -> Vec<(u64, Options)> {
     for file in files {
         let text = std::fs::read_to_string(&file).expect("it can be read");
         for line in text.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty()) {
-            let mut words = line.split_whitespace();
-            let seed = words.next().and_then(|word| word.parse().ok()).expect("a line begins with a seed");
-            let seconds = words.next().map(|word| word.parse().expect("then come seconds of storm"));
-            let storm = seconds.map_or(Options::default().storm, Duration::from_secs);
-            seeds.push((seed, Options { storm, ..Options::default() }));
+            seeds.push(line.parse().unwrap_or_else(|error| panic!("{}: {error}", file.display())));
         }
     }
     seeds
@@ -64,9 +60,9 @@ struct Sum {
 fn run(seed: u64, options: &Options, sum: &mut Sum) {
     let outcome = world::run(seed, options);
     if !outcome.held() {
-        let minutes = options.storm.as_secs_f64() / 60.0;
+        let replay = Replay { seed, options: options.clone() };
         eprintln!("{outcome}");
-        eprintln!("  replay:   SEED={seed} MINUTES={minutes} cargo test -p rswarm-chaos --test sim heals\n");
+        eprintln!("  replay and make small:   rswarm sim run --seed \"{replay}\"\n");
         sum.failed.push(seed);
     }
     sum.simulated += outcome.simulated;
@@ -78,7 +74,7 @@ fn run(seed: u64, options: &Options, sum: &mut Sum) {
 fn heals_after_any_storm() {
     let (began, mut sum) = (Instant::now(), Sum::default());
     if std::env::var_os("SEED").is_none() {
-        for (seed, options) in past_failures() {
+        for Replay { seed, options } in past_failures() {
             run(seed, &options, &mut sum);
         }
     }
@@ -121,6 +117,29 @@ fn tasks_of_a_lost_node_are_replaced_in_time() {
         }
         eprintln!("{kind:?}: replaced after {slowest:?} at the latest");
     }
+}
+
+#[test]
+fn a_failing_run_is_made_small_and_fails_the_same_way() {
+    let storm = Duration::from_secs(30);
+    let options = Options { planted: Some(Planted::StartsAgain), storm, ..Options::default() };
+    let failing = |seed: &u64| !world::run(*seed, &options).held();
+    let replay =
+        Replay { seed: (0..40).find(failing).expect("the mistake is caught"), options: options.clone() };
+    let before = world::run(replay.seed, &options);
+    let small = world::shrink(&replay, 60).expect("it fails");
+    eprintln!("{} deeds became {} in {} runs", before.deeds.len(), small.outcome.deeds.len(), small.runs);
+    assert!(small.outcome.deeds.len() <= before.deeds.len().div_ceil(2), "{}", small.outcome);
+    let names = [&before, &small.outcome].map(|outcome| match outcome.verdict {
+        Verdict::Broken { invariant, .. } => invariant.name,
+        Verdict::Held => "nothing",
+    });
+    assert_eq!(names[0], names[1]);
+
+    // What is written down is enough to see it again, the mistake apart.
+    let again: Replay = small.replay.to_string().parse().expect("it reads what it writes");
+    let again = world::run(again.seed, &Options { planted: options.planted, ..again.options });
+    assert_eq!((again.trace_hash, again.steps), (small.outcome.trace_hash, small.outcome.steps));
 }
 
 /// Runs seeds with a mistake until it is caught, and says by what.

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -39,6 +40,20 @@ struct File {
     listen_addr: Option<SocketAddr>,
     #[serde(default)]
     insecure_registries: Vec<String>,
+    #[serde(default)]
+    registry: BTreeMap<String, Registry>,
+}
+
+/// How one registry is spoken to: `[registry."lan:5000"]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Registry {
+    /// Hosts that are asked before it, in this order.
+    pub mirrors: Vec<String>,
+    /// Certificate (PEM) of the authority that signs for it, beside those the machine trusts.
+    pub ca: Option<PathBuf>,
+    /// Spoken to without TLS.
+    pub insecure: bool,
 }
 
 /// A daemon's configuration, complete.
@@ -56,6 +71,8 @@ pub struct Config {
     pub listen_addr: SocketAddr,
     /// Registries that are spoken to without TLS, as "host:port".
     pub insecure_registries: Vec<String>,
+    /// How single registries are spoken to, by "host" or "host:port".
+    pub registries: BTreeMap<String, Registry>,
 }
 
 impl Config {
@@ -75,6 +92,7 @@ impl Config {
                 .or(file.listen_addr)
                 .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT))),
             insecure_registries: file.insecure_registries,
+            registries: file.registry,
         })
     }
 }

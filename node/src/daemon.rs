@@ -166,13 +166,11 @@ pub async fn run(config: Config) -> Result<()> {
     })
     .await
     .context("cannot open the container executor")?;
-    let mut registries = Registries::from_environment();
-    registries.insecure = config.insecure_registries.clone();
     let ground = Ground {
         config: config.clone(),
         executor: Arc::new(executor),
         images: Arc::new(images),
-        registries: Arc::new(registries),
+        registries: Arc::new(registries(&config)),
     };
     let daemon = Arc::new(Daemon {
         ground,
@@ -216,6 +214,25 @@ pub async fn run(config: Config) -> Result<()> {
         let _ = std::fs::remove_file(file);
     }
     Ok(())
+}
+
+/// How registries are spoken to: what the configuration says, with the credentials of this machine.
+fn registries(config: &Config) -> Registries {
+    let mut registries = Registries::from_environment();
+    registries.logins = Some(config.state_dir.join("registry-logins.json"));
+    registries.insecure = config.insecure_registries.clone();
+    for (host, settings) in &config.registries {
+        if settings.insecure {
+            registries.insecure.push(host.clone());
+        }
+        if !settings.mirrors.is_empty() {
+            registries.mirrors.insert(host.clone(), settings.mirrors.clone());
+        }
+        if let Some(ca) = &settings.ca {
+            registries.roots.insert(host.clone(), ca.clone());
+        }
+    }
+    registries
 }
 
 /// In the run directory, which is left empty by a daemon that was told to stop.

@@ -337,3 +337,132 @@ fn a_reader_who_goes_away_is_no_error() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.status.code(), Some(0));
 }
+
+#[test]
+fn images_are_told_in_dockers_words() {
+    let fake = Fake::start();
+    check(
+        &fake,
+        &["image", "history", "web:1"],
+        expect![[r#"
+            IMAGE          CREATED   CREATED BY   SIZE      COMMENT
+            abababababab   N/A       CMD x        0B
+            <missing>      N/A       COPY x /     1.5MB
+            --- stderr
+            --- exit 0
+        "#]],
+    );
+    check(
+        &fake,
+        &[
+            "image",
+            "inspect",
+            "--format",
+            "{{.Os}}/{{.Architecture}} {{.Config.Cmd}} {{.Size}} {{.RootFS.Layers}}",
+            "web:1",
+        ],
+        expect![[r"
+            linux/amd64 [/x] 2000000 [sha256:aa]
+            --- stderr
+            --- exit 0
+        "]],
+    );
+    check(
+        &fake,
+        &["image", "inspect", "nosuch"],
+        expect![[r"
+            --- stderr
+            Error: no image `nosuch` on this machine
+            --- exit 1
+        "]],
+    );
+    check(
+        &fake,
+        &["image", "prune", "-af", "--filter", "until=24h"],
+        expect![[r"
+            Deleted Images:
+            untagged: web:1
+            deleted: sha256:ab
+
+            Total reclaimed space: 3MB
+            --- stderr
+            --- exit 0
+        "]],
+    );
+    check(
+        &fake,
+        &["image", "prune"],
+        expect![[r"
+            --- stderr
+            Error: standard input is no terminal, so nobody can be asked
+              help: say --force
+            --- exit 2
+        "]],
+    );
+    check(
+        &fake,
+        &["image", "push", "lan:5000/web:1"],
+        expect![[r"
+            The push refers to repository [lan:5000/web]
+            1: digest: sha256:cd size: 700
+            --- stderr
+            aaaa: Pushed
+            --- exit 0
+        "]],
+    );
+    check(
+        &fake,
+        &["image", "save", "web:1", "db"],
+        expect![[r"
+            archive of web:1,db--- stderr
+            --- exit 0
+        "]],
+    );
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("x.tar");
+    let output = rswarm(fake.socket(), &["image", "save", "-o", path.to_str().expect("text"), "broken"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0, "nothing half written");
+}
+
+#[test]
+fn a_login_is_told_apart_from_a_refusal() {
+    let fake = Fake::start();
+    check(
+        &fake,
+        &["login", "-u", "alice", "-p", "secret", "lan:5000"],
+        expect![[r"
+            Login Succeeded
+            --- stderr
+            Warning: using --password is insecure; use --password-stdin
+            --- exit 0
+        "]],
+    );
+    check(
+        &fake,
+        &["login", "-u", "alice", "--password-stdin", "lan:5000"],
+        expect![[r"
+            --- stderr
+            Error: cannot log in: it says: incorrect username or password
+            --- exit 1
+        "]],
+    );
+    check(
+        &fake,
+        &["logout", "lan:5000"],
+        expect![[r"
+            Removing login credentials for lan:5000
+            --- stderr
+            --- exit 0
+        "]],
+    );
+    check(
+        &fake,
+        &["logout"],
+        expect![[r"
+            Not logged in to docker.io
+            --- stderr
+            --- exit 0
+        "]],
+    );
+}

@@ -1,228 +1,24 @@
 //! Images: hostile layers, archives, a registry in this process, and the built-in image.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead as _, Cursor, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use rswarm::image::{Digest, Error, Limits, Loaded, Progress, Reference, Registries, Store, is_builtin};
+mod image_kit;
+
+use image_kit::registry::{Door, Fault, Registry};
+use image_kit::{
+    Layer, Place, config_of, docker_archive, gzip, oci_archive, oci_blobs, pull, pull_with, tarball,
+    this_architecture, two_layers,
+};
+use rswarm::image::{Digest, Error, Limits, Progress, Reference, Registries, Store, is_builtin};
 use serde_json::json;
 use tar::EntryType;
-
-// ---- writing layers and archives ----
-
-/// A layer in the making. Names are written as they are, however wicked.
-#[derive(Default)]
-struct Layer(Vec<u8>);
-
-impl Layer {
-    fn new() -> Self {
-        Self::default()
-    }
-
-    fn header(kind: EntryType, path: &str, mode: u32) -> tar::Header {
-        let mut header = tar::Header::new_gnu();
-        header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
-        header.set_entry_type(kind);
-        header.set_mode(mode);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(1_000_000_000);
-        header.set_size(0);
-        header
-    }
-
-    fn push(mut self, mut header: tar::Header, data: &[u8]) -> Self {
-        header.set_cksum();
-        self.0.extend(header.as_bytes());
-        self.0.extend(data);
-        self.0.resize(self.0.len().next_multiple_of(512), 0);
-        self
-    }
-
-    fn mode(self, path: &str, data: &[u8], mode: u32) -> Self {
-        let mut header = Self::header(EntryType::Regular, path, mode);
-        header.set_size(data.len() as u64);
-        self.push(header, data)
-    }
-
-    fn file(self, path: &str, data: &str) -> Self {
-        self.mode(path, data.as_bytes(), 0o644)
-    }
-
-    fn dir(self, path: &str) -> Self {
-        self.push(Self::header(EntryType::Directory, path, 0o755), b"")
-    }
-
-    fn link(self, kind: EntryType, path: &str, target: &str) -> Self {
-        let mut header = Self::header(kind, path, 0o777);
-        header.as_old_mut().linkname[..target.len()].copy_from_slice(target.as_bytes());
-        self.push(header, b"")
-    }
-
-    fn symlink(self, path: &str, target: &str) -> Self {
-        self.link(EntryType::Symlink, path, target)
-    }
-
-    fn hard_link(self, path: &str, target: &str) -> Self {
-        self.link(EntryType::Link, path, target)
-    }
-
-    fn device(self, kind: EntryType, path: &str, major: u32, minor: u32) -> Self {
-        let mut header = Self::header(kind, path, 0o666);
-        header.set_device_major(major).unwrap();
-        header.set_device_minor(minor).unwrap();
-        self.push(header, b"")
-    }
-
-    /// A PAX header for the next entry.
-    fn pax(self, key: &str, value: &[u8]) -> Self {
-        let body = [b" ", key.as_bytes(), b"=", value, b"\n"].concat();
-        let length =
-            (1..).map(|digits| body.len() + digits).find(|n| n.to_string().len() + body.len() == *n).unwrap();
-        let record = [length.to_string().as_bytes(), &body].concat();
-        let mut header = Self::header(EntryType::XHeader, "pax", 0o644);
-        header.set_size(record.len() as u64);
-        self.push(header, &record)
-    }
-
-    fn end(mut self) -> Vec<u8> {
-        self.0.resize(self.0.len() + 1024, 0);
-        self.0
-    }
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
-}
-
-fn config_of(layers: &[Vec<u8>]) -> Vec<u8> {
-    let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
-    json!({
-        "architecture": this_architecture(), "os": "linux", "created": "2024-01-01T00:00:00Z",
-        "config": {"Entrypoint": ["/bin/x"], "Cmd": ["y"], "Env": ["A=b"], "User": "7:8", "WorkingDir": "/w",
-            "StopSignal": "SIGQUIT", "Labels": {"l": "m"}, "ExposedPorts": {"80/tcp": {}}},
-        "rootfs": {"type": "layers", "diff_ids": diff_ids},
-    })
-    .to_string()
-    .into_bytes()
-}
-
-fn this_architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
-fn tarball(files: &[(String, Vec<u8>)]) -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    for (path, bytes) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(bytes.len() as u64);
-        header.set_mode(0o644);
-        tar.append_data(&mut header, path, &bytes[..]).unwrap();
-    }
-    tar.into_inner().unwrap()
-}
-
-fn docker_archive(names: &[&str], layers: &[Vec<u8>]) -> Vec<u8> {
-    let mut files = vec![("config.json".to_owned(), config_of(layers))];
-    let path = |i: usize| format!("{i}/layer.tar");
-    files.extend(layers.iter().enumerate().map(|(i, layer)| (path(i), layer.clone())));
-    let paths: Vec<String> = (0..layers.len()).map(path).collect();
-    let manifest = json!([{"Config": "config.json", "RepoTags": names, "Layers": paths}]);
-    files.push(("manifest.json".into(), manifest.to_string().into_bytes()));
-    tarball(&files)
-}
-
-/// The blobs of an OCI image, by digest; the manifest is returned apart.
-fn oci_blobs(layers: &[Vec<u8>], compress: fn(&[u8]) -> Vec<u8>) -> (Vec<u8>, BTreeMap<Digest, Vec<u8>>) {
-    let config = config_of(layers);
-    let packed: Vec<Vec<u8>> = layers.iter().map(|layer| compress(layer)).collect();
-    let describe = |media: &str, blob: &Vec<u8>| json!({"mediaType": media, "digest": Digest::of(blob), "size": blob.len()});
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": describe("application/vnd.oci.image.config.v1+json", &config),
-        "layers": packed.iter().map(|blob| describe("application/vnd.oci.image.layer.v1.tar+gzip", blob)).collect::<Vec<_>>(),
-    })
-    .to_string()
-    .into_bytes();
-    let blobs = packed.into_iter().chain([config]).map(|blob| (Digest::of(&blob), blob)).collect();
-    (manifest, blobs)
-}
-
-fn oci_archive(name: &str, layers: &[Vec<u8>], compress: fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
-    let (manifest, blobs) = oci_blobs(layers, compress);
-    let index = json!({"schemaVersion": 2, "manifests": [{
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "digest": Digest::of(&manifest), "size": manifest.len(),
-        "annotations": {"org.opencontainers.image.ref.name": name},
-    }]});
-    let mut files = vec![
-        ("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()),
-        ("index.json".to_owned(), index.to_string().into_bytes()),
-        (format!("blobs/sha256/{}", Digest::of(&manifest).hex()), manifest),
-    ];
-    files.extend(blobs.into_iter().map(|(digest, blob)| (format!("blobs/sha256/{}", digest.hex()), blob)));
-    tarball(&files)
-}
-
-// ---- the store under test ----
-
-struct Place {
-    directory: tempfile::TempDir,
-    store: Store,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self::with(Limits::default())
-    }
-
-    fn with(limits: Limits) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("canary"), "untouched").unwrap();
-        let store = Store::open_with(directory.path().join("store"), limits).unwrap();
-        Self { directory, store }
-    }
-
-    fn load(&self, archive: Vec<u8>) -> Result<Vec<Loaded>, Error> {
-        self.store.load(Cursor::new(archive))
-    }
-
-    fn top_layer(&self, name: &str) -> PathBuf {
-        self.store.layers(&self.store.resolve(name).unwrap()).unwrap()[0].clone()
-    }
-
-    fn count(&self, part: &str) -> usize {
-        fs::read_dir(self.directory.path().join("store").join(part)).unwrap().count()
-    }
-
-    /// Nothing appeared beside the store, and nothing half-made is in it.
-    fn assert_tidy(&self, what: &str) {
-        let beside: Vec<_> =
-            fs::read_dir(&self.directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(beside.len(), 2, "{what}: {beside:?}");
-        assert_eq!(fs::read_to_string(self.directory.path().join("canary")).unwrap(), "untouched", "{what}");
-        assert_eq!(self.count("tmp"), 0, "{what}");
-    }
-
-    fn assert_empty(&self, what: &str) {
-        self.assert_tidy(what);
-        assert_eq!((self.count("blobs/sha256"), self.count("layers")), (0, 0), "{what}");
-        assert!(self.store.list().unwrap().is_empty(), "{what}");
-    }
-}
 
 fn is_root(test: &str) -> bool {
     let root = rustix::process::geteuid().is_root();
@@ -902,12 +698,12 @@ fn a_name_moves_to_the_newest_image_and_prune_takes_the_rest() {
         place.load(docker_archive(&["x"], &[Layer::new().file("a", "2").end()])).unwrap().remove(0).image;
     assert_eq!(place.store.resolve("x").unwrap().digest, new.digest);
     assert!(place.store.resolve(old.digest.as_str()).unwrap().references.is_empty());
-    assert_eq!(place.store.prune(false).unwrap().layers, 1);
+    assert_eq!(place.store.prune(false).unwrap().swept.layers, 1);
     assert_eq!(place.store.list().unwrap().len(), 1);
     place.store.lease("task", &new).unwrap();
-    assert_eq!(place.store.prune(true).unwrap().layers, 0, "it is used");
+    assert_eq!(place.store.prune(true).unwrap().swept.layers, 0, "it is used");
     place.store.release("task").unwrap();
-    assert_eq!(place.store.prune(true).unwrap().layers, 1);
+    assert_eq!(place.store.prune(true).unwrap().swept.layers, 1);
     place.assert_empty("pruned");
 }
 
@@ -981,129 +777,6 @@ fn many_may_load_and_remove_at_once() {
 
 // ---- pulling ----
 
-/// A registry of few words: what is at a path, and how it misbehaves. One request a connection.
-struct Registry {
-    address: SocketAddr,
-    shelves: Arc<Mutex<Shelves>>,
-}
-
-#[derive(Default)]
-struct Shelves {
-    /// Path to media type and bytes.
-    content: BTreeMap<String, (String, Vec<u8>)>,
-    /// Paths whose next answer breaks off after so many bytes.
-    cuts: BTreeMap<String, usize>,
-    /// `Authorization` that every request must carry.
-    password: Option<String>,
-    /// Request lines and ranges, in order.
-    seen: Vec<String>,
-}
-
-impl Registry {
-    fn start() -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let registry = Self { address: listener.local_addr().unwrap(), shelves: Arc::default() };
-        let shelves = registry.shelves.clone();
-        // Ends with the test's process: it only waits for connections.
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let shelves = shelves.clone();
-                std::thread::spawn(move || Self::answer(stream?, &shelves));
-            }
-            io::Result::Ok(())
-        });
-        registry
-    }
-
-    fn answer(mut stream: TcpStream, shelves: &Mutex<Shelves>) -> io::Result<()> {
-        let (mut request, mut range, mut auth) = (String::new(), None, None);
-        for line in io::BufReader::new(stream.try_clone()?).lines() {
-            let line = line?;
-            match line.split_once(": ") {
-                _ if line.is_empty() => break,
-                None => request = line,
-                Some((key, value)) if key.eq_ignore_ascii_case("range") => range = Some(value.to_owned()),
-                Some((key, value)) if key.eq_ignore_ascii_case("authorization") => {
-                    auth = Some(value.to_owned())
-                }
-                Some(_) => {}
-            }
-        }
-        let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
-        let (head, body, cut) = {
-            let mut shelves = shelves.lock().unwrap();
-            shelves.seen.push(range.iter().fold(path.clone(), |path, range| format!("{path} {range}")));
-            let cut = shelves.cuts.remove(&path);
-            if shelves.password.is_some() && shelves.password != auth {
-                ("401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"test\"".to_owned(), Vec::new(), None)
-            } else if path == "/v2/" {
-                ("200 OK".to_owned(), b"{}".to_vec(), None)
-            } else if let Some((kind, bytes)) = shelves.content.get(&path) {
-                let from = range
-                    .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
-                let status = if from.is_some_and(|from| from > 0) { "206 Partial Content" } else { "200 OK" };
-                (format!("{status}\r\nContent-Type: {kind}"), bytes[from.unwrap_or(0)..].to_vec(), cut)
-            } else {
-                let body =
-                    br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#.to_vec();
-                ("404 Not Found\r\nContent-Type: application/json".to_owned(), body, None)
-            }
-        };
-        write!(stream, "HTTP/1.1 {head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
-        stream.write_all(&body[..cut.unwrap_or(body.len())])
-    }
-
-    /// Offers an image at `name:tag`, and returns the digest of its manifest and of its layers' blobs.
-    fn offer(&self, name: &str, tag: &str, layers: &[Vec<u8>]) -> (Digest, Vec<Digest>) {
-        let (manifest, blobs) = oci_blobs(layers, gzip);
-        let digest = Digest::of(&manifest);
-        let mut shelves = self.shelves.lock().unwrap();
-        for name_or_digest in [tag, digest.as_str()] {
-            let path = format!("/v2/{name}/manifests/{name_or_digest}");
-            shelves
-                .content
-                .insert(path, ("application/vnd.oci.image.manifest.v1+json".into(), manifest.clone()));
-        }
-        for (digest, blob) in blobs {
-            let path = format!("/v2/{name}/blobs/{digest}");
-            shelves.content.insert(path, ("application/octet-stream".into(), blob));
-        }
-        (digest, layers.iter().map(|layer| Digest::of(&gzip(layer))).collect())
-    }
-
-    fn reference(&self, rest: &str) -> Reference {
-        format!("{}/{rest}", self.address).parse().unwrap()
-    }
-
-    fn requests(&self, part: &str) -> Vec<String> {
-        self.shelves.lock().unwrap().seen.iter().filter(|line| line.contains(part)).cloned().collect()
-    }
-}
-
-fn pull(place: &Place, reference: &Reference) -> Result<rswarm::image::Image, Error> {
-    pull_with(place, reference, &Registries::default(), |_| {})
-}
-
-fn pull_with(
-    place: &Place,
-    reference: &Reference,
-    registries: &Registries,
-    report: impl Fn(Progress) + Send + Sync,
-) -> Result<rswarm::image::Image, Error> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let bound = Duration::from_secs(60);
-    runtime
-        .block_on(async {
-            tokio::time::timeout(bound, place.store.pull(reference, registries, report)).await
-        })
-        .unwrap()
-}
-
-fn two_layers() -> [Vec<u8>; 2] {
-    let noise: Vec<u8> = (0..200_000_u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-    [Layer::new().mode("big", &noise, 0o644).end(), Layer::new().file("small", "x").end()]
-}
-
 #[test]
 fn an_image_is_pulled_once_and_pinned() {
     let (registry, place) = (Registry::start(), Place::new());
@@ -1170,7 +843,7 @@ fn an_interrupted_blob_is_resumed_where_it_broke_off() {
     let (registry, place) = (Registry::start(), Place::new());
     let (_, blobs) = registry.offer("x", "1", &two_layers());
     let path = format!("/v2/x/blobs/{}", blobs[0]);
-    registry.shelves.lock().unwrap().cuts.insert(path.clone(), 100_000);
+    registry.spoil(&path, &[Fault::Cut(100_000)]);
     pull(&place, &registry.reference("x:1")).unwrap();
     let requests = registry.requests(&path);
     assert_eq!(requests.len(), 2, "{requests:?}");
@@ -1225,7 +898,7 @@ fn an_unknown_image_and_a_dead_registry_are_told_apart() {
 fn credentials_come_from_dockers_configuration() {
     let (registry, place) = (Registry::start(), Place::new());
     registry.offer("x", "1", &[Layer::new().file("a", "").end()]);
-    registry.shelves.lock().unwrap().password = Some("Basic dTpw".into());
+    registry.guard(Door::Basic("Basic dTpw".into()));
     let error = pull(&place, &registry.reference("x:1")).unwrap_err().to_string();
     assert!(error.contains("credentials"), "{error}");
 

@@ -1,6 +1,8 @@
 //! What must not work: each case is the real binary with real daemons, refused in clear words, with an exit code,
 //! and with nothing left half-made.
 
+mod image_kit;
+
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -10,6 +12,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use image_kit::Layer;
+use image_kit::registry::{Door, Registry};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -939,4 +943,28 @@ fn a_full_disk_stops_nobody_for_good() {
     node.until("services are known", |node| node.rswarm(&["service", "inspect", "web"]).code == 0);
     let kept = node.rswarm(&["network", "inspect", "new"]).code == 0;
     assert!(kept || ran.code != 0, "what was acknowledged is lost");
+}
+
+#[test]
+fn a_registry_without_credentials_rejects_the_task_in_its_own_words() {
+    let Some(room) = Room::open() else { return };
+    let registry = room.netns.run(Registry::start).expect("the namespace is there");
+    registry.offer("vault/web", "1", &[Layer::new().file("a", "").end()]);
+    registry.guard(Door::Basic("Basic dTpw".into()));
+    let node = room.daemon("n1");
+    node.init("127.0.0.1").done();
+    let (host, words) = (registry.address.to_string(), "authentication required for the vault");
+    let image = format!("{host}/vault/web:1");
+    let create = ["service", "create", "-q", "--name", "vault", "--restart-condition", "none", &image];
+    node.rswarm(&create).refused(3, &["vault", words, &host]);
+    let tasks = node.rswarm(&["service", "ps", "--no-trunc", "vault"]).done();
+    assert!(tasks.contains("Rejected") && tasks.contains(words), "{tasks}");
+    node.rswarm(&["image", "pull", &image])
+        .refused(1, &["cannot pull", words, &format!("rswarm login {host}")]);
+
+    node.rswarm(&["login", "-u", "u", "-p", "wrong", &host]).refused(1, &["cannot log in", &host, words]);
+    node.rswarm(&["login", "-u", "u", "-p", "p", &host]).done();
+    node.rswarm(&["image", "pull", &image]).done();
+    assert!(node.rswarm(&["logout", &host]).done().contains("Removing login credentials"));
+    assert!(node.rswarm(&["logout", &host]).done().contains("Not logged in"));
 }

@@ -16,6 +16,8 @@ pub mod memory;
 mod network;
 mod reads;
 mod serve;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod status;
 mod storage;
 mod types;

@@ -20,7 +20,7 @@ use crate::storage::log::LogStore;
 use crate::storage::machine::Machine;
 use crate::storage::snapshot::Snapshots;
 use crate::storage::wal::Wal;
-use crate::storage::{Dir, Identity};
+use crate::storage::{Dir, Identity, off_thread};
 use crate::types::{Command, Types};
 use crate::wire::COMMAND_BYTES_MAX;
 use crate::{
@@ -79,6 +79,8 @@ pub(crate) struct Core {
     publisher: Arc<watch::Sender<Status>>,
     /// Held while the membership is being changed.
     pub(crate) changing: tokio::sync::Mutex<()>,
+    /// The index of the last entry that was applied here; ahead of the status.
+    pub(crate) applied: watch::Receiver<u64>,
     proposals: Semaphore,
     reads: Reads,
     store: LogStore,
@@ -99,13 +101,15 @@ impl Log {
         let settings = Arc::new(config.to_openraft()?);
         let (store, snapshots) = {
             let config = config.clone();
-            tokio::task::spawn_blocking(move || open_storage(&config))
+            off_thread(move || open_storage(&config))
                 .await
                 .map_err(|error| OpenError::Start { dir: Default::default(), reason: error.to_string() })??
         };
         let ties = Arc::new(Ties {
             me: config.id,
             cluster: config.cluster,
+            #[cfg(feature = "sim")]
+            flaws: config.sim.flaws,
             transport,
             append_patience: config.append_patience,
             snapshot_patience: config.snapshot_patience,
@@ -114,11 +118,12 @@ impl Log {
             heard: Heard::default(),
         });
         let machine = Machine::new(Box::new(machine), snapshots.clone());
+        let applied = machine.applied();
         let started = Raft::new(config.id.0, settings, Network(ties.clone()), store.clone(), machine).await;
         let raft = match started {
             Ok(raft) => raft,
             Err(error) => {
-                drop(tokio::task::spawn_blocking(move || store.close()).await);
+                drop(off_thread(move || store.close()).await);
                 snapshots.close();
                 return Err(OpenError::Start { dir: config.dir, reason: error.to_string() });
             }
@@ -137,6 +142,7 @@ impl Log {
             raft,
             ties,
             status,
+            applied,
             publisher,
             reads,
             store,
@@ -245,6 +251,15 @@ impl Log {
         core.stop().await;
     }
 
+    /// Ends it as a crash would, once its disk takes no more writes: nothing is handed over.
+    #[cfg(feature = "sim")]
+    pub async fn kill(&self) {
+        for task in self.0.stop_tasks() {
+            drop(task.await);
+        }
+        self.0.core.stop().await;
+    }
+
     pub(crate) fn core(&self) -> &Arc<Core> {
         &self.0.core
     }
@@ -254,7 +269,8 @@ fn open_storage(config: &Config) -> Result<(LogStore, Snapshots), OpenError> {
     let identity = Identity { cluster: config.cluster, id: config.id };
     let dir = Arc::new(Dir::open(&config.dir, identity)?);
     let snapshots = Snapshots::open(dir.clone())?;
-    let (wal, recovered) = Wal::open(&dir.path, identity, dir.key.clone(), config.segment_bytes)?;
+    let (wal, recovered) =
+        Wal::open(&dir.path, identity, dir.key.clone(), config.segment_bytes, &config.media())?;
     Ok((LogStore::new(wal, recovered), snapshots))
 }
 
@@ -309,11 +325,13 @@ impl Core {
             return Err(ProposeError::TooLarge { bytes: command.len() });
         }
         let deadline = Instant::now() + self.config.patience;
-        let turn = tokio::time::timeout_at(deadline, self.proposals.acquire()).await;
-        let _turn = match turn {
-            Ok(Ok(turn)) => turn,
-            Ok(Err(_)) => return Err(ProposeError::Stopped("it was shut down".into())),
-            Err(_) => return Err(ProposeError::Unavailable),
+        let _turn = match self.proposals.try_acquire() {
+            Ok(turn) => turn,
+            Err(_) => match tokio::time::timeout_at(deadline, self.proposals.acquire()).await {
+                Ok(Ok(turn)) => turn,
+                Ok(Err(_)) => return Err(ProposeError::Stopped("it was shut down".into())),
+                Err(_) => return Err(ProposeError::Unavailable),
+            },
         };
         let mut write = std::pin::pin!(self.raft.client_write(Command(command)));
         let written = loop {
@@ -439,7 +457,7 @@ impl Core {
             tracing::error!(%error, "the consensus ended badly");
         }
         let store = self.store.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
+        if let Err(error) = off_thread(move || store.close()).await {
             tracing::error!(%error, "the log could not be closed");
         }
         self.snapshots.close();

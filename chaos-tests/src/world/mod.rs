@@ -7,11 +7,15 @@ mod drill;
 mod log;
 mod machine;
 mod office;
+mod replay;
 mod rng;
+mod shrink;
 mod storm;
 mod user;
 
 pub use drill::{Drill, Drilled, drill};
+pub use replay::{LeftOut, Replay};
+pub use shrink::{Shrunk, shrink};
 
 use crate::invariants::{self, Check, Fact, Invariant, Scene};
 use log::Log;
@@ -28,6 +32,8 @@ use std::time::Duration;
 const BEGIN: u64 = 1_000_000_000;
 /// Lines of the trace that a verdict quotes.
 const QUOTED: usize = 60;
+/// More deeds than this are not kept.
+const DEEDS_MAX: usize = 10_000;
 /// How long the cluster may take to converge when all is well again. A crash loop may have brought a slot
 /// to a restart delay of five minutes.
 const CONVERGE: u64 = 420_000;
@@ -43,11 +49,13 @@ pub struct Options {
     pub faults: bool,
     /// A mistake that is made on purpose, to see whether it is caught.
     pub planted: Option<Planted>,
+    /// What would happen and does not.
+    pub left_out: LeftOut,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { storm: Duration::from_secs(120), faults: true, planted: None }
+        Self { storm: Duration::from_secs(120), faults: true, planted: None, left_out: LeftOut::default() }
     }
 }
 
@@ -99,6 +107,12 @@ pub struct Outcome {
     pub entries: u64,
     /// How long it took in the simulated world.
     pub simulated: Duration,
+    /// How many faults were due, and how many wishes of the user, those left out included.
+    pub faults: u32,
+    /// See [`Outcome::faults`].
+    pub wishes: u32,
+    /// What faults and wishes did, a line each, in order.
+    pub deeds: Vec<String>,
     /// What was made of it.
     pub verdict: Verdict,
 }
@@ -218,6 +232,8 @@ pub(crate) struct World {
     slow_pulls: bool,
     quiet: bool,
     weather: storm::Weather,
+    faults: u32,
+    wishes: u32,
     requests: BTreeMap<u64, user::Asked>,
     next: u64,
     once: bool,
@@ -233,6 +249,9 @@ pub(crate) struct World {
 struct Trace {
     hash: u64,
     last: VecDeque<String>,
+    /// Whether what happens is the deed of a fault or of the user.
+    doing: bool,
+    deeds: Vec<String>,
 }
 
 impl World {
@@ -247,7 +266,12 @@ impl World {
             queue: BTreeMap::new(),
             sequence: 0,
             steps: 0,
-            trace: Trace { hash: 0xcbf2_9ce4_8422_2325, last: VecDeque::new() },
+            trace: Trace {
+                hash: 0xcbf2_9ce4_8422_2325,
+                last: VecDeque::new(),
+                doing: false,
+                deeds: Vec::new(),
+            },
             broken: None,
             machines: Vec::new(),
             log: Log::default(),
@@ -256,6 +280,8 @@ impl World {
             slow_pulls: false,
             quiet: false,
             weather,
+            faults: 0,
+            wishes: 0,
             requests: BTreeMap::new(),
             next: 0,
             once: false,
@@ -295,6 +321,9 @@ impl World {
             steps: self.steps,
             entries: self.log.entries.len() as u64,
             simulated: Duration::from_millis(self.now - BEGIN),
+            faults: self.faults,
+            wishes: self.wishes,
+            deeds: self.trace.deeds,
             verdict,
         }
     }
@@ -339,6 +368,9 @@ impl World {
         if self.trace.last.len() == QUOTED {
             self.trace.last.pop_front();
         }
+        if self.trace.doing && self.trace.deeds.len() < DEEDS_MAX {
+            self.trace.deeds.push(line.clone());
+        }
         self.trace.last.push_back(line);
     }
 
@@ -379,9 +411,9 @@ impl World {
             Event::Notice { m, boot, task, seen } => self.notice(m, boot, task, seen),
             Event::Exit { m, power, task, code } => self.exit(m, power, task, code),
             Event::Boot { m, power } => self.boot(m, power),
-            Event::User => self.user(),
+            Event::User => self.doing(Self::user),
             Event::Ask { request } => self.ask(request),
-            Event::Storm => self.storm(),
+            Event::Storm => self.doing(Self::storm),
             Event::Mend { cut } => {
                 if self.cuts.remove(&cut).is_some() {
                     self.note(|| format!("the network is mended (#{cut})"));
@@ -389,6 +421,13 @@ impl World {
             }
             Event::Gone { m } => self.gone(m),
         }
+    }
+
+    /// Lets a fault or the user act, and keeps account of it.
+    fn doing(&mut self, act: impl FnOnce(&mut Self)) {
+        self.trace.doing = true;
+        act(self);
+        self.trace.doing = false;
     }
 
     /// Whether packets get from one machine to another.

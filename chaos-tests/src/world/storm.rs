@@ -69,6 +69,11 @@ impl World {
         if self.rng.percent(30) {
             m = self.log.leader.unwrap_or(m);
         }
+        let number = self.faults;
+        self.faults += 1;
+        if self.options.left_out.faults.contains(&number) {
+            return;
+        }
         match fault {
             Fault::Daemon if self.machines[m].power == Power::On => {
                 self.stop_daemon(m, false);

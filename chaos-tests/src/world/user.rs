@@ -186,6 +186,11 @@ impl World {
         }
         let pause = self.rng.between(300, 6_000);
         self.after(pause, Event::User);
+        let number = self.wishes;
+        self.wishes += 1;
+        if self.options.left_out.wishes.contains(&number) {
+            return;
+        }
         let state = self.log.truth.clone();
         let services: Vec<_> = state.services().cloned().collect();
         let some = services.get(self.rng.below(services.len() as u64) as usize).cloned();

@@ -289,7 +289,10 @@ impl Loop {
     fn happened(&mut self, event: executor::Event) {
         let (container, seen) = match event {
             executor::Event::Started { id, pid } => (id, Seen::Running { pid: pid.unsigned_abs() }),
-            executor::Event::Exited { id, exit } => (id, ended(&exit)),
+            executor::Event::Exited { id, exit } => {
+                self.unroute(&id);
+                (id, ended(&exit))
+            }
             executor::Event::Missed => {
                 for container in self.hands.executor.list() {
                     if let Some(task) = work::task_of(&container.id) {
@@ -302,6 +305,18 @@ impl Loop {
         if let Some(task) = work::task_of(&container) {
             self.observe(task, seen);
         }
+    }
+
+    /// Has the overlay take a container that has ended out of its services everywhere; the leader, who learns it by
+    /// the report, will say the same.
+    fn unroute(&self, container: &str) {
+        let Ok(ended) = self.hands.executor.inspect(container) else { return };
+        let (overlay, places) = (self.hands.overlay.clone(), work::places(&ended.labels));
+        tokio::spawn(async move {
+            if let Err(error) = overlay.ended(places).await {
+                tracing::debug!(%error, "nobody is told that a task has ended");
+            }
+        });
     }
 
     async fn hear(&mut self, heard: Heard) {

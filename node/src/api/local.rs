@@ -457,7 +457,7 @@ impl pb::local_server::Local for Local {
         &self,
         request: Request<pb::PullImageRequest>,
     ) -> Result<Response<images::Steps>, Status> {
-        let steps = images::pull(&self.daemon.ground, &request.into_inner().reference).map_err(failed)?;
+        let steps = images::pull(&self.daemon.ground, &request.into_inner()).map_err(failed)?;
         Ok(Response::new(steps))
     }
 
@@ -467,6 +467,59 @@ impl pb::local_server::Local for Local {
     ) -> Result<Response<pb::LoadImageResponse>, Status> {
         let references = images::load(&self.daemon.ground, request.into_inner()).await.map_err(failed)?;
         Ok(Response::new(pb::LoadImageResponse { references }))
+    }
+
+    async fn inspect_images(
+        &self,
+        request: Request<pb::InspectImagesRequest>,
+    ) -> Result<Response<pb::InspectImagesResponse>, Status> {
+        let images =
+            images::inspect(&self.daemon.ground, request.into_inner().names).await.map_err(failed)?;
+        Ok(Response::new(pb::InspectImagesResponse { images }))
+    }
+
+    async fn tag_image(
+        &self,
+        request: Request<pb::TagImageRequest>,
+    ) -> Result<Response<pb::TagImageResponse>, Status> {
+        images::tag(&self.daemon.ground, request.into_inner()).await.map_err(failed)?;
+        Ok(Response::new(pb::TagImageResponse {}))
+    }
+
+    async fn prune_images(
+        &self,
+        request: Request<pb::PruneImagesRequest>,
+    ) -> Result<Response<pb::PruneImagesResponse>, Status> {
+        images::prune(&self.daemon.ground, request.into_inner()).await.map(Response::new).map_err(failed)
+    }
+
+    type SaveImagesStream = images::Pieces;
+
+    async fn save_images(
+        &self,
+        request: Request<pb::SaveImagesRequest>,
+    ) -> Result<Response<images::Pieces>, Status> {
+        Ok(Response::new(images::save(&self.daemon.ground, request.into_inner().names)))
+    }
+
+    type PushImageStream = images::Steps;
+
+    async fn push_image(
+        &self,
+        request: Request<pb::PushImageRequest>,
+    ) -> Result<Response<images::Steps>, Status> {
+        images::push(&self.daemon.ground, &request.into_inner().reference).map(Response::new).map_err(failed)
+    }
+
+    async fn login(&self, request: Request<pb::LoginRequest>) -> Result<Response<pb::LoginResponse>, Status> {
+        images::login(&self.daemon.ground, request.into_inner()).await.map(Response::new).map_err(failed)
+    }
+
+    async fn logout(
+        &self,
+        request: Request<pb::LogoutRequest>,
+    ) -> Result<Response<pb::LogoutResponse>, Status> {
+        images::logout(&self.daemon.ground, request.into_inner()).await.map(Response::new).map_err(failed)
     }
 
     async fn remove_image(

@@ -12,10 +12,13 @@ pub mod join;
 pub mod join_token;
 pub mod lab;
 pub mod leave;
+pub mod login;
+pub mod logout;
 pub mod network;
 pub mod node;
 pub mod output;
 pub mod service;
+pub mod sim;
 pub mod start;
 pub mod status;
 pub mod task;
@@ -52,6 +55,7 @@ pub enum Words {
     Talk(Command),
     Lab(lab::Command),
     Bench(bench::Command),
+    Sim(sim::Command),
     #[command(hide = true)]
     BenchMember(crate::bench::raft::member::MemberArgs),
     Daemon(Flags),
@@ -85,6 +89,8 @@ pub enum Command {
     Pause(task::pause::Pause),
     Unpause(task::pause::Unpause),
     PortForward(task::port_forward::PortForward),
+    Login(login::Login),
+    Logout(logout::Logout),
     Completion(completion::Completion),
 }
 
@@ -112,6 +118,8 @@ impl Command {
             Self::Pause(command) => command.run(cx).await,
             Self::Unpause(command) => command.run(cx).await,
             Self::PortForward(command) => command.run(cx).await,
+            Self::Login(command) => command.run(cx).await,
+            Self::Logout(command) => command.run(cx).await,
             Self::Completion(command) => command.run(cx),
         }
     }
@@ -126,6 +134,7 @@ pub fn main() -> ExitCode {
     let command = match cli.command {
         Words::Talk(command) => command,
         Words::Lab(lab) => return concluded(lab.run(&mut std::io::stdout().lock())),
+        Words::Sim(sim) => return concluded(sim.run(&mut std::io::stdout().lock())),
         Words::Bench(bench) => return concluded(bench.run(&mut std::io::stdout().lock())),
         Words::BenchMember(member) => return member.run(),
         Words::Daemon(flags) => return daemon(flags, cli.socket),

@@ -5,8 +5,8 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use super::scratch::{discard, names};
-use super::{Digest, Doing, Error, Image, Reference, Result, Store, refused};
+use super::scratch::{discard, names, tree_bytes};
+use super::{Digest, Doing, Error, Image, ImageConfig, Reference, Result, Store, refused};
 
 /// What a collection did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,8 +15,19 @@ pub struct Swept {
     pub blobs: usize,
     /// Unpacked layers removed.
     pub layers: usize,
+    /// Bytes that these took on the disk.
+    pub bytes: u64,
     /// A pull or load was under way, so nothing was removed; the next collection will.
     pub deferred: bool,
+}
+
+/// What was pruned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// The images that were removed, as they were.
+    pub images: Vec<Image>,
+    /// What went with them.
+    pub swept: Swept,
 }
 
 impl Store {
@@ -61,17 +72,32 @@ impl Store {
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn prune(&self, all: bool) -> Result<Swept> {
-        self.update(|index| {
+    pub fn prune(&self, all: bool) -> Result<Pruned> {
+        self.prune_if(all, |_, _| true)
+    }
+
+    /// Like [`Store::prune`], but only those images for which `unwanted` says so of the image and its
+    /// configuration.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn prune_if(&self, all: bool, unwanted: impl Fn(&Image, &ImageConfig) -> bool) -> Result<Pruned> {
+        let images = self.update(|index| {
             let named: BTreeSet<Digest> =
                 if all { BTreeSet::new() } else { index.references.values().cloned().collect() };
             let held: BTreeSet<Digest> = self.leases()?.into_values().collect();
-            index.images.retain(|digest, _| named.contains(digest) || held.contains(digest));
+            let free = |digest: &&Digest| !named.contains(digest) && !held.contains(digest);
+            let free: Vec<Image> =
+                index.images.keys().filter(free).map(|digest| index.image(digest)).collect();
+            // One whose configuration is damaged is of no use to anybody.
+            let gone = |image: &Image| self.config(image).map_or(true, |config| unwanted(image, &config));
+            let gone: Vec<Image> = free.into_iter().filter(gone).collect();
+            index.images.retain(|digest, _| gone.iter().all(|image| image.digest != *digest));
             let images = &index.images;
             index.references.retain(|_, digest| images.contains_key(digest));
-            Ok(())
+            Ok(gone)
         })?;
-        self.sweep()
+        Ok(Pruned { images, swept: self.sweep()? })
     }
 
     /// Keeps `image` until [`Store::release`]; `holder` (a container's id) outlives this process.
@@ -137,6 +163,8 @@ impl Store {
         let (mut blobs, mut layers) = (BTreeSet::new(), BTreeSet::new());
         for (digest, record) in &index.images {
             blobs.extend([digest.hex(), record.config.hex()]);
+            // The index of several machines' images, by which others know this one.
+            blobs.extend(record.repo_digests.iter().filter_map(|pinned| pinned.digest()).map(Digest::hex));
             blobs.extend(record.layers.iter().filter_map(|layer| layer.blob.as_ref()).map(Digest::hex));
             layers.extend(record.layers.iter().map(|layer| layer.diff_id.hex()));
         }
@@ -144,12 +172,14 @@ impl Store {
         let directory = self.inner.directory.join("blobs/sha256");
         for name in names(&directory)?.iter().filter(|name| !blobs.contains(&***name)) {
             let path = directory.join(name);
+            swept.bytes += fs::symlink_metadata(&path).map_or(0, |file| file.len());
             fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
             swept.blobs += 1;
         }
         let directory = self.inner.directory.join("layers");
         for name in names(&directory)?.iter().filter(|name| !layers.contains(&***name)) {
             let path = directory.join(name);
+            swept.bytes += tree_bytes(&path);
             fs::rename(&path, self.tmp_path()).doing(|| format!("remove {}", path.display()))?;
             swept.layers += 1;
         }

@@ -10,7 +10,7 @@ use super::index::{Layer, Record};
 use super::scratch::{Adding, Ingest, is_disk};
 use super::tarball::{Kind, Reader};
 use super::unpack::{decompress, plain};
-use super::{Digest, Doing, Error, Image, Reference, Result, Store, builtin, config, refused};
+use super::{Digest, Doing, Error, Image, Platform, Reference, Result, Store, config, refused};
 
 /// Blobs and links an archive may consist of.
 const FILES_MAX: usize = 20_000;
@@ -32,8 +32,6 @@ pub struct Loaded {
 #[derive(Deserialize, Clone, Debug)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Descriptor {
-    #[serde(default)]
-    pub media_type: String,
     pub digest: Digest,
     pub size: u64,
     #[serde(default)]
@@ -42,24 +40,12 @@ pub(super) struct Descriptor {
     pub annotations: Option<BTreeMap<String, String>>,
 }
 
-/// The machine an image is for.
-#[derive(Deserialize, Clone, Debug)]
-pub(super) struct Platform {
-    #[serde(default)]
-    pub architecture: String,
-    #[serde(default)]
-    pub os: String,
-}
-
-impl Platform {
-    pub fn is_ours(&self) -> bool {
-        self.os == "linux" && self.architecture == builtin::architecture()
-    }
-}
-
 /// A manifest, or an index of several.
 #[derive(Deserialize, Clone, Debug)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Manifest {
+    #[serde(default)]
+    pub media_type: String,
     #[serde(default)]
     pub config: Option<Descriptor>,
     #[serde(default)]
@@ -73,34 +59,28 @@ impl Manifest {
         serde_json::from_slice(bytes).or_else(|error| refused(what, format!("it is no manifest: {error}")))
     }
 
-    /// The manifest for this machine, of those an index offers.
-    pub fn for_this_machine(&self, what: &str) -> Result<&Descriptor> {
+    /// The manifest for a machine, of those an index offers.
+    pub fn for_machine(&self, what: &str, wanted: &Platform) -> Result<&Descriptor> {
         // Attestations and the like come as manifests for no machine.
         let real =
             |entry: &&Descriptor| entry.platform.as_ref().is_none_or(|platform| platform.os != "unknown");
         let offers: Vec<&Descriptor> = self.manifests.iter().filter(real).collect();
-        let ours = offers.iter().find(|entry| entry.platform.as_ref().is_some_and(Platform::is_ours));
-        match (ours, &offers[..]) {
-            (Some(ours), _) => Ok(ours),
+        let fit = |entry: &&&Descriptor| entry.platform.as_ref().and_then(|offered| wanted.fit(offered));
+        let best = offers.iter().filter(|entry| fit(entry).is_some()).min_by_key(fit);
+        match (best, &offers[..]) {
+            (Some(best), _) => Ok(best),
             (None, [only]) if only.platform.is_none() => Ok(only),
             (None, _) => {
-                let platform = |entry: &&Descriptor| {
-                    entry
-                        .platform
-                        .as_ref()
-                        .map_or("unknown".into(), |p| format!("{}/{}", p.os, p.architecture))
-                };
+                let platform = |entry: &&Descriptor| entry.platform.clone().unwrap_or_default().to_string();
                 let offered: Vec<String> = offers.iter().map(platform).take(20).collect();
-                let why = format!(
-                    "it has no image for linux/{}, only for {}",
-                    builtin::architecture(),
-                    offered.join(", ")
-                );
+                let why = format!("it has no image for {wanted}, only for {}", offered.join(", "));
                 refused(what, why)
             }
         }
     }
 }
+
+const SAVED: &str = "manifest.json of the archive";
 
 /// An image in Docker's own archive format.
 #[derive(Deserialize)]
@@ -149,9 +129,14 @@ impl Store {
 
     fn load_all(&self, archive: impl Read, adding: &Adding) -> Result<Vec<Loaded>> {
         let contents = self.spool(archive)?;
-        let images = match contents.find("manifest.json") {
-            Some(_) => self.docker_images(&contents)?,
-            None => self.oci_images(&contents)?,
+        let images = match (contents.find("manifest.json"), contents.find("oci-layout")) {
+            // An archive of both kinds keeps the images' own manifests, and so what they are known by elsewhere.
+            (Some(_), Some(_)) => match self.oci_images(&contents) {
+                Ok(images) if !images.is_empty() => self.named_by_docker(images, &contents)?,
+                _ => self.docker_images(&contents)?,
+            },
+            (Some(_), None) => self.docker_images(&contents)?,
+            (None, _) => self.oci_images(&contents)?,
         };
         if images.is_empty() {
             return refused("the archive", "there is no image in it");
@@ -215,20 +200,47 @@ impl Store {
         Ok(contents)
     }
 
-    fn docker_images(&self, contents: &Contents) -> Result<Vec<(Digest, Vec<Reference>)>> {
-        const WHAT: &str = "manifest.json of the archive";
-        let missing =
-            |path: &str| Error::Refused { what: WHAT.into(), why: format!("`{path}` is not in the archive") };
-        let (digest, _) = contents.find("manifest.json").ok_or_else(|| missing("manifest.json"))?;
+    /// The names that an archive of both kinds gives its images in Docker's format.
+    fn named_by_docker(
+        &self,
+        mut images: Vec<(Digest, Vec<Reference>)>,
+        contents: &Contents,
+    ) -> Result<Vec<(Digest, Vec<Reference>)>> {
+        for Saved { config, repo_tags, .. } in self.saved(contents)? {
+            let Some((config, _)) = contents.find(&config) else { continue };
+            for (manifest, references) in &mut images {
+                let parsed = Manifest::parse("a manifest of the archive", &self.document(manifest)?)?;
+                if parsed.config.is_some_and(|own| own.digest == *config) {
+                    let names: Vec<Reference> =
+                        repo_tags.iter().flatten().map(|tag| tag.parse()).collect::<Result<_, _>>()?;
+                    references.extend(names);
+                    references.sort();
+                    references.dedup();
+                }
+            }
+        }
+        Ok(images)
+    }
+
+    fn saved(&self, contents: &Contents) -> Result<Vec<Saved>> {
+        let Some((digest, _)) = contents.find("manifest.json") else { return Ok(Vec::new()) };
         let saved: Vec<Saved> = match serde_json::from_slice(&self.document(digest)?) {
             Ok(saved) => saved,
-            Err(error) => return refused(WHAT, error.to_string()),
+            Err(error) => return refused(SAVED, error.to_string()),
         };
         if saved.len() > IMAGES_MAX {
-            return refused(WHAT, format!("it lists more than {IMAGES_MAX} images"));
+            return refused(SAVED, format!("it lists more than {IMAGES_MAX} images"));
         }
+        Ok(saved)
+    }
+
+    fn docker_images(&self, contents: &Contents) -> Result<Vec<(Digest, Vec<Reference>)>> {
+        let missing = |path: &str| Error::Refused {
+            what: SAVED.into(),
+            why: format!("`{path}` is not in the archive"),
+        };
         let mut images = Vec::new();
-        for Saved { config, repo_tags, layers } in saved {
+        for Saved { config, repo_tags, layers } in self.saved(contents)? {
             let (config_digest, config_size) = contents.find(&config).ok_or_else(|| missing(&config))?;
             let mut descriptors = Vec::new();
             for path in layers.unwrap_or_default() {
@@ -277,10 +289,10 @@ impl Store {
             return refused(what, format!("it lists more than {IMAGES_MAX} images"));
         }
         let mut images: Vec<(Digest, Vec<Reference>)> = Vec::new();
-        let several = index.manifests.len() > 1;
+        let (several, ours) = (index.manifests.len() > 1, Platform::ours());
         for entry in &index.manifests {
             // Of several machines' images side by side only ours is wanted.
-            if several && entry.platform.as_ref().is_some_and(|platform| !platform.is_ours()) {
+            if several && entry.platform.as_ref().is_some_and(|platform| ours.fit(platform).is_none()) {
                 continue;
             }
             let name = |key: &str| entry.annotations.as_ref()?.get(key);
@@ -293,7 +305,7 @@ impl Store {
             }
         }
         if images.is_empty() {
-            index.for_this_machine(what)?;
+            index.for_machine(what, &ours)?;
         }
         Ok(images)
     }
@@ -307,7 +319,7 @@ impl Store {
         let manifest = Manifest::parse(&what, &self.document(&entry.digest)?)?;
         match manifest.config {
             Some(_) => Ok(entry.digest.clone()),
-            None => Ok(manifest.for_this_machine(&what)?.digest.clone()),
+            None => Ok(manifest.for_machine(&what, &Platform::ours())?.digest.clone()),
         }
     }
 

@@ -6,25 +6,33 @@
 mod builtin;
 mod collect;
 mod config;
+mod credentials;
 mod digest;
 mod index;
 mod load;
+mod platform;
 mod pull;
+mod push;
 mod reference;
 mod registries;
+mod registry;
+mod save;
 mod scratch;
 mod store;
 mod tarball;
 mod unpack;
 
 pub use builtin::{BUILTIN, is_builtin};
-pub use collect::Swept;
+pub use collect::{Pruned, Swept};
 pub use config::{Healthcheck, ImageConfig};
 pub use digest::Digest;
 pub use load::Loaded;
+pub use platform::{NotAPlatform, Platform};
 pub use pull::Progress;
+pub use push::Pushed;
 pub use reference::{Reference, ReferenceError};
 pub use registries::Registries;
+pub use save::{Details, LayerDetails};
 pub use store::{Image, Limits, Store};
 
 use std::io;
@@ -58,10 +66,18 @@ pub enum Error {
         why: String,
     },
     /// The registry could not be reached or said no.
-    #[error("cannot pull `{reference}` from {registry}: {why}")]
+    #[error("cannot {act} {registry}: {why}")]
     Registry {
-        /// What was asked for.
-        reference: String,
+        /// What was to be done: pull `nginx` from.
+        act: String,
+        /// Who was asked.
+        registry: String,
+        /// The answer, or why there was none.
+        why: String,
+    },
+    /// A registry did not let us in.
+    #[error("cannot log in to {registry}: {why}")]
+    Login {
         /// Who was asked.
         registry: String,
         /// The answer, or why there was none.

@@ -1,39 +1,27 @@
-//! Images from registries, over HTTPS, or HTTP where that is allowed.
+//! Images from registries: what a name means there, and its blobs, checked, resumed and unpacked side by side.
 
-use std::error::Error as StdError;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol, SizedStream};
-use oci_client::errors::OciDistributionError;
-use oci_client::manifest::OciDescriptor;
-use oci_client::secrets::RegistryAuth;
 use tokio_util::task::TaskTracker;
 
 use super::load::{Descriptor, Manifest, UNPACKERS, distinct};
+use super::registry::{Remote, Trouble};
 use super::scratch::{Adding, Ingest, is_disk};
 use super::store::DOCUMENT_MAX;
-use super::{Digest, Doing, Error, Image, Reference, Registries, Result, Store, refused};
+use super::{
+    Digest, Doing, Error, Image, Platform, Reference, Registries, Result, Store, credentials, refused,
+};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A registry that sends nothing for so long has gone.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Blobs fetched at the same time, as Docker does.
-const DOWNLOADS: usize = 3;
-/// How often the rest of a blob is asked for after an interruption, and the first pause between.
+pub(super) const DOWNLOADS: usize = 3;
+/// How often something is asked for in vain, and the first pause between.
 const ATTEMPTS: u32 = 4;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// More layers than overlayfs can stack.
 const LAYERS_MAX: usize = 500;
-
-const MANIFEST_TYPES: [&str; 4] = [
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
 
 /// How far a pull has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +67,20 @@ impl Store {
         registries: &Registries,
         report: impl Fn(Progress) + Send + Sync,
     ) -> Result<Image> {
+        self.pull_for(&Platform::ours(), reference, registries, report).await
+    }
+
+    /// Like [`Store::pull`], but the image for another machine, where there are several under the name.
+    ///
+    /// # Errors
+    /// As for [`Store::pull`].
+    pub async fn pull_for(
+        &self,
+        platform: &Platform,
+        reference: &Reference,
+        registries: &Registries,
+        report: impl Fn(Progress) + Send + Sync,
+    ) -> Result<Image> {
         if super::is_builtin(reference) {
             let (store, reference) = (self.clone(), reference.clone());
             return Workers::default().run(move || store.builtin(&reference)).await;
@@ -90,7 +92,11 @@ impl Store {
         hosts.push(reference.registry().to_owned());
         let mut result = Err(Error::NotFound(reference.to_string()));
         for host in hosts {
-            result = self.pull_from(&host, reference, registries, &workers, &report).await;
+            let source = Source::connect(self, &host, reference, registries, &workers).await;
+            result = match source {
+                Ok(source) => self.pull_from(&source, platform, &report).await,
+                Err(error) => Err(error),
+            };
             match &result {
                 Err(error) if host != reference.registry() => {
                     tracing::info!("mirror {host} did not help: {error}")
@@ -112,12 +118,9 @@ impl Store {
     /// [`Error::Registry`] if the registry cannot be reached, does not have the image or refuses it.
     pub async fn look_up(&self, reference: &Reference, registries: &Registries) -> Result<Digest> {
         let workers = Workers::default();
-        let source = Source::connect(self, reference.registry(), reference, registries, &workers)?;
-        let digest = source.client.fetch_manifest_digest(&source.image, &source.auth).await;
-        digest
-            .map_err(|error| source.failed(&error))?
-            .parse()
-            .or_else(|_| refused(reference.familiar(), "the registry's digest of it is malformed"))
+        let source = Source::connect(self, reference.registry(), reference, registries, &workers).await?;
+        let digest = source.remote.digest(&source.name()).await;
+        digest.map_err(|trouble| source.failed(&trouble))
     }
 
     /// The lock that lets one pull of a name work at a time.
@@ -132,20 +135,13 @@ impl Store {
         turn
     }
 
-    async fn pull_from(
-        &self,
-        host: &str,
-        reference: &Reference,
-        registries: &Registries,
-        workers: &Workers,
-        report: Report<'_>,
-    ) -> Result<Image> {
-        let source = Source::connect(self, host, reference, registries, workers)?;
+    async fn pull_from(&self, source: &Source<'_>, platform: &Platform, report: Report<'_>) -> Result<Image> {
+        let (reference, workers) = (source.reference, source.workers);
         let (top, mut manifest) = source.manifest(None).await?;
         let mut digest = top.clone();
         if manifest.config.is_none() {
             let what = format!("image `{}`", reference.familiar());
-            digest = manifest.for_this_machine(&what)?.digest.clone();
+            digest = manifest.for_machine(&what, platform)?.digest.clone();
             (_, manifest) = source.manifest(Some(&digest)).await?;
         }
         let Some(config) = manifest.config.clone() else {
@@ -174,7 +170,6 @@ impl Store {
             return refused(format!("manifest {digest}"), why);
         }
 
-        let source = &source;
         let fetch = |(layer, diff_id): (Descriptor, Digest)| async move {
             if self.has_blob(&layer.digest) {
                 report(Progress::Exists(layer.digest.clone()));
@@ -209,19 +204,22 @@ impl Store {
 /// Runs what waits for the disk where it may wait, with the right to add held until the last of it is done,
 /// even if the pull itself is dropped meanwhile.
 #[derive(Default)]
-struct Workers {
+pub(super) struct Workers {
     adding: Option<Arc<Adding>>,
     tracker: TaskTracker,
 }
 
 impl Workers {
-    async fn adding(store: &Store) -> Result<Self> {
+    pub async fn adding(store: &Store) -> Result<Self> {
         let (store, tracker) = (store.clone(), TaskTracker::new());
         let adding = Self::default().run(move || store.adding()).await?;
         Ok(Self { adding: Some(Arc::new(adding)), tracker })
     }
 
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let adding = self.adding.clone();
         let work = move || {
             let result = work();
@@ -240,7 +238,7 @@ impl Workers {
     }
 
     /// Waits for work that a failure left behind, then gives up the right to add.
-    async fn finish(self) {
+    pub async fn finish(self) {
         self.tracker.close();
         self.tracker.wait().await;
     }
@@ -250,92 +248,61 @@ impl Workers {
 struct Source<'a> {
     store: &'a Store,
     reference: &'a Reference,
-    client: oci_client::Client,
-    auth: RegistryAuth,
-    /// The reference in the client's terms, at the host that is asked.
-    image: oci_client::Reference,
+    remote: Remote,
     host: &'a str,
     workers: &'a Workers,
 }
 
 impl<'a> Source<'a> {
-    fn connect(
+    async fn connect(
         store: &'a Store,
         host: &'a str,
         reference: &'a Reference,
         registries: &Registries,
         workers: &'a Workers,
     ) -> Result<Self> {
-        if rustls::crypto::CryptoProvider::get_default().is_none() {
-            // If another thread was faster, its choice is as good.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        }
-        let (name, registry) = (reference.repository().to_owned(), host.to_owned());
-        let tag = reference.tag().unwrap_or("latest").to_owned();
-        let image = match reference.digest() {
-            Some(digest) => oci_client::Reference::with_digest(registry, name, digest.to_string()),
-            None => oci_client::Reference::with_tag(registry, name, tag),
-        };
-        let failed =
-            |why: String| Error::Registry { reference: reference.familiar(), registry: host.into(), why };
-        // The client would panic without a single root certificate.
-        if rustls_native_certs::load_native_certs().certs.is_empty() {
-            return Err(failed(
-                "this machine has no root certificates: install the package ca-certificates, or set SSL_CERT_FILE".into(),
-            ));
-        }
-        let insecure = registries.is_insecure(host);
-        let config = ClientConfig {
-            protocol: if insecure { ClientProtocol::Http } else { ClientProtocol::Https },
-            connect_timeout: Some(CONNECT_TIMEOUT),
-            read_timeout: Some(READ_TIMEOUT),
-            user_agent: concat!("rswarm/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        let client = oci_client::Client::try_from(config).map_err(|error| failed(chain(&error)))?;
-        Ok(Self { store, reference, client, auth: registries.credentials(host), image, host, workers })
+        let (settings, registry) = (registries.clone(), host.to_owned());
+        // A credential helper may take its time.
+        let credentials = workers.run(move || Ok(credentials::find(&settings, &registry))).await?;
+        let remote = Remote::new(host, reference.repository(), "pull", registries, credentials)?;
+        Ok(Self { store, reference, remote, host, workers })
     }
 
-    fn failed(&self, error: &OciDistributionError) -> Error {
-        let why = match error {
-            OciDistributionError::RegistryError { envelope, .. } => {
-                let said = envelope.errors.iter().map(|error| {
-                    let code = serde_json::to_value(&error.code).ok();
-                    let code =
-                        code.as_ref().and_then(serde_json::Value::as_str).unwrap_or("error").to_owned();
-                    if error.message.is_empty() { code } else { format!("{} ({code})", error.message) }
-                });
-                format!("it says: {}", said.collect::<Vec<_>>().join(", "))
-            }
-            OciDistributionError::ServerError { code: 404, .. }
-            | OciDistributionError::ImageManifestNotFoundError(_) => "it has no such image".into(),
-            OciDistributionError::ServerError { code, .. } => format!("it answers with status {code}"),
-            OciDistributionError::UnauthorizedError { .. }
-            | OciDistributionError::AuthenticationFailure(_) => {
-                "it has no such image, or it wants credentials (docker login)".into()
-            }
-            other => chain(other),
-        };
-        Error::Registry { reference: self.reference.familiar(), registry: self.host.into(), why }
+    /// What the image is called within its repository.
+    fn name(&self) -> String {
+        match self.reference.digest() {
+            Some(digest) => digest.to_string(),
+            None => self.reference.tag().unwrap_or("latest").to_owned(),
+        }
+    }
+
+    fn failed(&self, trouble: &Trouble) -> Error {
+        Error::Registry {
+            act: format!("pull `{}` from", self.reference.familiar()),
+            registry: self.host.into(),
+            why: words(trouble, self.host),
+        }
     }
 
     /// Fetches and stores the manifest the reference means, or the one with the digest given.
     async fn manifest(&self, digest: Option<&Digest>) -> Result<(Digest, Manifest)> {
-        let image = match digest {
-            Some(digest) => self.image.clone_with_digest(digest.to_string()),
-            None => self.image.clone(),
+        let name = digest.map_or_else(|| self.name(), ToString::to_string);
+        let mut attempts = Attempts::default();
+        let bytes = loop {
+            match self.remote.manifest(&name).await {
+                Ok(bytes) => break bytes,
+                Err(trouble) if trouble.may_pass() && attempts.again().await => {}
+                Err(trouble) => return Err(self.failed(&trouble)),
+            }
         };
-        let pulled = self.client.pull_manifest_raw(&image, &self.auth, &MANIFEST_TYPES).await;
-        let (bytes, _) = pulled.map_err(|error| self.failed(&error))?;
         let got = Digest::of(&bytes);
-        let what = format!("manifest {got}");
-        if bytes.len() as u64 > DOCUMENT_MAX {
-            return refused(what, format!("it is larger than {DOCUMENT_MAX} bytes"));
-        }
         if let Some(expected) = digest.or(self.reference.digest()).filter(|expected| **expected != got) {
-            return refused(format!("manifest {expected}"), format!("the registry sent another one ({got})"));
+            return refused(
+                format!("manifest {expected}"),
+                format!("the registry sent one with another digest ({got})"),
+            );
         }
-        let manifest = Manifest::parse(&what, &bytes)?;
+        let manifest = Manifest::parse(&format!("manifest {got}"), &bytes)?;
         let store = self.store.clone();
         self.workers.run(move || store.put_document(&bytes)).await?;
         Ok((got, manifest))
@@ -351,21 +318,21 @@ impl<'a> Source<'a> {
             return refused(what(), format!("it has {} bytes, more than {max}", blob.size));
         }
         let mut ingest = self.store.ingest(blob.size)?;
-        let mut pause = FIRST_PAUSE;
-        for attempt in 1.. {
-            match self.transfer(blob, &mut ingest, report).await? {
+        let mut attempts = Attempts::default();
+        loop {
+            let before = ingest.size();
+            let trouble = match self.transfer(blob, &mut ingest, report).await? {
                 Ok(()) => break,
-                Err(error) if attempt >= ATTEMPTS || is_final(&error) => return Err(self.failed(&error)),
-                Err(error) => {
-                    tracing::info!(
-                        "{} was interrupted at {} bytes: {}",
-                        what(),
-                        ingest.size(),
-                        chain(&error)
-                    );
-                    tokio::time::sleep(pause).await;
-                    pause *= 2;
-                }
+                Err(trouble) => trouble,
+            };
+            if ingest.size() > before {
+                // It gets on, if slowly.
+                attempts = Attempts::default();
+            }
+            tracing::info!("{} was interrupted at {} bytes: {trouble}", what(), ingest.size());
+            let may_pass = trouble.may_pass() || matches!(trouble, Trouble::Unreachable(_));
+            if !(may_pass && attempts.again().await) {
+                return Err(self.failed(&trouble));
             }
         }
         if ingest.size() != blob.size {
@@ -381,32 +348,19 @@ impl<'a> Source<'a> {
         blob: &Descriptor,
         ingest: &mut Ingest,
         report: Option<Report<'_>>,
-    ) -> Result<Result<(), OciDistributionError>> {
-        let descriptor = OciDescriptor {
-            media_type: blob.media_type.clone(),
-            digest: blob.digest.to_string(),
-            size: i64::try_from(blob.size).unwrap_or(i64::MAX),
-            ..OciDescriptor::default()
+    ) -> Result<Result<(), Trouble>> {
+        let mut stream = match self.remote.blob(&blob.digest, ingest.size()).await {
+            Ok(stream) => stream,
+            Err(trouble) => return Ok(Err(trouble)),
         };
-        let restart = |ingest: &mut Ingest| ingest.restart().doing(|| "restart a blob".into());
-        let opened = match ingest.size() {
-            0 => self.client.pull_blob_stream_partial(&self.image, &descriptor, 0, None).await,
-            done => self.client.pull_blob_stream_partial(&self.image, &descriptor, done, None).await,
-        };
-        let SizedStream { mut stream, .. } = match opened {
-            Ok(BlobResponse::Partial(stream)) => stream,
-            Ok(BlobResponse::Full(stream)) => {
-                restart(ingest)?;
-                stream
-            }
-            Err(error) => return Ok(Err(error)),
-        };
-        while let Some(chunk) = stream.next().await {
-            let chunk = match chunk {
-                Ok(chunk) => chunk,
-                // All has come, so it is its content that is wrong; `commit` says so in our words.
-                Err(_) if ingest.size() == blob.size => return Ok(Ok(())),
-                Err(error) => return Ok(Err(error.into())),
+        if stream.from != ingest.size() {
+            ingest.restart().doing(|| "restart a blob".into())?;
+        }
+        loop {
+            let chunk = match self.remote.next(&mut stream).await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => return Ok(Ok(())),
+                Err(trouble) => return Ok(Err(trouble)),
             };
             match ingest.write_all(&chunk) {
                 Ok(()) => {}
@@ -428,29 +382,38 @@ impl<'a> Source<'a> {
                 });
             }
         }
-        Ok(Ok(()))
     }
 }
 
-/// Whether asking again would bring the same answer.
-fn is_final(error: &OciDistributionError) -> bool {
-    match error {
-        OciDistributionError::RequestError(_) | OciDistributionError::IoError(_) => false,
-        OciDistributionError::ServerError { code, .. } => *code < 500 && *code != 429,
-        _ => true,
+/// What a registry's trouble means for the user.
+pub(super) fn words(trouble: &Trouble, host: &str) -> String {
+    match trouble {
+        Trouble::Denied { .. } => format!("{trouble} (`rswarm login {host}` on this node keeps them)"),
+        other => other.to_string(),
     }
 }
 
-/// An error with its causes, which the client's own words often leave out.
-fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
+/// How often something was tried, with growing pauses.
+pub(super) struct Attempts {
+    left: u32,
+    pause: Duration,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self { left: ATTEMPTS - 1, pause: FIRST_PAUSE }
+    }
+}
+
+impl Attempts {
+    /// Waits before the next attempt; `false` if there is none.
+    pub async fn again(&mut self) -> bool {
+        if self.left == 0 {
+            return false;
         }
-        cause = error.source();
+        self.left -= 1;
+        tokio::time::sleep(self.pause).await;
+        self.pause *= 2;
+        true
     }
-    text
 }

@@ -2,88 +2,117 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use base64::Engine as _;
-use oci_client::secrets::RegistryAuth;
-use serde::Deserialize;
+use super::credentials::{self, Credentials};
+use super::registry::{Remote, Trouble};
+use super::{Error, Reference, Result};
+
+/// A registry that sends nothing for so long has gone.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Which registries are spoken to, and how.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Registries {
-    /// Hosts, with their ports if not standard, spoken to by plain HTTP. `localhost` and 127.0.0.0/8 always are.
+    /// Hosts, with their ports if not standard, spoken to by plain HTTP. `localhost` and 127.0.0.0/8 are too,
+    /// unless there is a certificate for them in `roots`.
     pub insecure: Vec<String>,
     /// Hosts to ask, in this order, before the registry that is the key: `docker.io` → `["mirror.lan:5000"]`.
     pub mirrors: BTreeMap<String, Vec<String>>,
+    /// Certificates (PEM) of authorities that may sign for one host, beside those the machine trusts.
+    pub roots: BTreeMap<String, PathBuf>,
+    /// Where `rswarm login` keeps credentials; `None` for nowhere.
+    pub logins: Option<PathBuf>,
     /// Docker's `config.json` with credentials; `None` for none.
     pub credentials: Option<PathBuf>,
+    /// How long a registry may be silent in the middle of an answer.
+    pub patience: Duration,
+}
+
+impl Default for Registries {
+    fn default() -> Self {
+        Self {
+            insecure: Vec::new(),
+            mirrors: BTreeMap::new(),
+            roots: BTreeMap::new(),
+            logins: None,
+            credentials: None,
+            patience: PATIENCE,
+        }
+    }
 }
 
 impl Registries {
     /// No mirrors, and the credentials of `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
     pub fn from_environment() -> Self {
         let directory = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
-        let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".docker"));
-        let credentials = directory.or_else(home).map(|directory| directory.join("config.json"));
+        // A service manager gives no home to who runs as root.
+        let root = || rustix::process::geteuid().is_root().then(|| PathBuf::from("/root"));
+        let home = || std::env::var_os("HOME").map(PathBuf::from).or_else(root);
+        let directory = directory.or_else(|| Some(home()?.join(".docker")));
+        let credentials = directory.map(|directory| directory.join("config.json"));
         Self { credentials, ..Self::default() }
+    }
+
+    /// Asks `registry` (empty for Docker's) whether it lets these credentials in, and keeps them if so. Returns
+    /// its name.
+    ///
+    /// # Errors
+    /// [`Error::Login`] with the registry's words, and if the credentials cannot be kept.
+    pub async fn login(&self, registry: &str, username: &str, password: &str) -> Result<String> {
+        let host = host_of(registry)?;
+        if username.is_empty() || password.is_empty() || username.contains(':') {
+            return Err(failed(&host, "a user name without `:`, and a password, are needed"));
+        }
+        let given = Credentials::Basic { username: username.into(), password: password.into() };
+        let remote = Remote::new(&host, "", "", self, given)?;
+        remote.enter().await.map_err(|trouble| match trouble {
+            Trouble::Denied { words, .. } => failed(&host, &format!("it says: {words}")),
+            other => failed(&host, &other.to_string()),
+        })?;
+        let Some(file) = &self.logins else { return Err(failed(&host, "there is no place to keep them")) };
+        credentials::keep(file, &host, username, password)?;
+        Ok(host)
+    }
+
+    /// Forgets what [`Registries::login`] kept. Returns the registry's name and whether it was known.
+    ///
+    /// # Errors
+    /// If `registry` is no host, or the disk refuses.
+    pub fn logout(&self, registry: &str) -> Result<(String, bool)> {
+        let host = host_of(registry)?;
+        let known = self.logins.as_deref().map_or(Ok(false), |file| credentials::forget(file, &host))?;
+        Ok((host, known))
     }
 
     /// Whether `host[:port]` is spoken to by plain HTTP.
     pub(super) fn is_insecure(&self, registry: &str) -> bool {
+        if self.roots.contains_key(registry) {
+            return false;
+        }
         let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
         let loopback =
             host.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
         loopback || host == "localhost" || self.insecure.iter().any(|insecure| insecure == registry)
     }
+}
 
-    /// The user name and password kept for a registry, if any.
-    pub(super) fn credentials(&self, registry: &str) -> RegistryAuth {
-        let Some(path) = &self.credentials else { return RegistryAuth::Anonymous };
-        let Ok(bytes) = std::fs::read(path) else { return RegistryAuth::Anonymous };
-        match serde_json::from_slice::<DockerConfig>(&bytes) {
-            Ok(config) => config.basic(registry),
-            Err(error) => {
-                tracing::warn!("{} is no docker configuration: {error}", path.display());
-                RegistryAuth::Anonymous
-            }
-        }
+fn failed(registry: &str, why: &str) -> Error {
+    Error::Login { registry: registry.to_owned(), why: why.to_owned() }
+}
+
+/// The host that people mean who write a registry with `https://` or Docker's old address.
+fn host_of(registry: &str) -> Result<String> {
+    let host = registry.trim_start_matches("https://").trim_start_matches("http://");
+    let host = host.split('/').next().unwrap_or_default();
+    if matches!(host, "" | "docker.io" | "index.docker.io" | "registry-1.docker.io") {
+        return Ok("docker.io".into());
     }
-}
-
-#[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: BTreeMap<String, DockerAuth>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct DockerAuth {
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
-}
-
-impl DockerConfig {
-    fn basic(&self, registry: &str) -> RegistryAuth {
-        // Docker files its own registry under an address of the last decade.
-        let is_hub = |host: &str| matches!(host, "docker.io" | "index.docker.io" | "registry-1.docker.io");
-        let host_of = |key: &str| {
-            let key = key.trim_start_matches("https://").trim_start_matches("http://");
-            key.split('/').next().unwrap_or_default().to_owned()
-        };
-        let fits = |key: &str| host_of(key) == registry || is_hub(registry) && is_hub(&host_of(key));
-        let found = self.auths.iter().find(|(key, _)| fits(key)).map(|(_, auth)| auth);
-        let basic = found.and_then(|auth| match (&auth.auth, &auth.username, &auth.password) {
-            (Some(encoded), _, _) if !encoded.is_empty() => {
-                let decoded = base64::engine::general_purpose::STANDARD.decode(encoded.trim()).ok()?;
-                let decoded = String::from_utf8(decoded).ok()?;
-                let (user, password) = decoded.trim_end_matches('\0').split_once(':')?;
-                Some(RegistryAuth::Basic(user.into(), password.into()))
-            }
-            (_, Some(user), Some(password)) => Some(RegistryAuth::Basic(user.clone(), password.clone())),
-            _ => None,
-        });
-        basic.unwrap_or(RegistryAuth::Anonymous)
+    // As a reference would have it, so that what is kept is found again. `localhost` alone is a host too.
+    let reference: Reference = format!("{host}/x").parse()?;
+    match reference.registry() == host {
+        true => Ok(host.to_owned()),
+        false => Err(failed(host, "it is not a host name with a dot or a port")),
     }
 }
 
@@ -93,9 +122,14 @@ mod tests {
 
     #[test]
     fn plain_http_is_for_loopback_and_the_configured() {
-        let registries = Registries { insecure: vec!["lan:5000".into()], ..Registries::default() };
+        let registries = Registries {
+            insecure: vec!["lan:5000".into()],
+            roots: [("localhost:5443".to_owned(), "/ca.pem".into())].into(),
+            ..Registries::default()
+        };
         for (registry, insecure) in [
             ("localhost:5000", true),
+            ("localhost:5443", false),
             ("127.0.0.1", true),
             ("127.9.9.9:80", true),
             ("[::1]:5000", true),
@@ -106,20 +140,6 @@ mod tests {
             ("127.0.0.1.example.com:5000", false),
         ] {
             assert_eq!(registries.is_insecure(registry), insecure, "{registry}");
-        }
-    }
-
-    #[test]
-    fn credentials_are_found_by_host() {
-        let config: DockerConfig = serde_json::from_str(
-            r#"{"auths": {"https://index.docker.io/v1/": {"auth": "dXNlcjpwYXNzOndvcmQ="},
-                "lan:5000": {"username": "u", "password": "p"}, "empty": {}}, "credsStore": "x"}"#,
-        )
-        .unwrap();
-        assert_eq!(config.basic("docker.io"), RegistryAuth::Basic("user".into(), "pass:word".into()));
-        assert_eq!(config.basic("lan:5000"), RegistryAuth::Basic("u".into(), "p".into()));
-        for registry in ["empty", "lan", "elsewhere"] {
-            assert_eq!(config.basic(registry), RegistryAuth::Anonymous);
         }
     }
 }

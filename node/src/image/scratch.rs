@@ -179,6 +179,22 @@ fn sync_small_tree(root: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Bytes that a tree takes on the disk; what cannot be read is not counted.
+pub(super) fn tree_bytes(root: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let (mut waiting, mut bytes) = (vec![root.to_path_buf()], 0_u64);
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            bytes += metadata.blocks() * 512;
+            if metadata.is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    bytes
+}
+
 /// The names in a directory that are valid text; the store makes no others.
 pub(super) fn names(directory: &Path) -> Result<Vec<String>> {
     let list = || -> io::Result<Vec<String>> {

@@ -295,6 +295,8 @@ impl Control for Answers {
 #[tonic::async_trait]
 impl Local for Answers {
     type PullImageStream = Stream<pb::ImageProgress>;
+    type PushImageStream = Stream<pb::ImageProgress>;
+    type SaveImagesStream = Stream<pb::ImageChunk>;
 
     async fn init(&self, request: Request<pb::InitRequest>) -> Answer<pb::InitResponse> {
         ok(pb::InitResponse {
@@ -335,6 +337,88 @@ impl Local for Answers {
             bytes += chunk.data.len();
         }
         ok(pb::LoadImageResponse { references: vec![format!("loaded:{bytes}")] })
+    }
+
+    async fn inspect_images(
+        &self,
+        request: Request<pb::InspectImagesRequest>,
+    ) -> Answer<pb::InspectImagesResponse> {
+        if let Some(name) = request.into_inner().names.iter().find(|name| *name != "web:1") {
+            return Err(Status::failed_precondition(format!("no image `{name}` on this machine")));
+        }
+        let config = r#"{"architecture":"amd64","os":"linux","created":"2026-11-20T23:04:07Z",
+            "config":{"Cmd":["/x"],"Env":["A=b"]},
+            "history":[{"created_by":"COPY x /"},{"created_by":"CMD x","empty_layer":true}],
+            "rootfs":{"type":"layers","diff_ids":["sha256:aa"]}}"#;
+        let image = pb::Image {
+            id: format!("sha256:{}", "ab".repeat(32)),
+            references: vec!["web:1".into()],
+            size_bytes: 2_000_000,
+            digest: format!("sha256:{}", "cd".repeat(32)),
+            ..Default::default()
+        };
+        let layer =
+            pb::ImageLayer { diff_id: "sha256:aa".into(), blob: "sha256:bb".into(), size_bytes: 1_500_000 };
+        let details = pb::ImageDetails {
+            image: Some(image),
+            repo_digests: vec!["web@sha256:cd".into()],
+            config: config.as_bytes().into(),
+            layers: vec![layer],
+        };
+        ok(pb::InspectImagesResponse { images: vec![details] })
+    }
+
+    async fn tag_image(&self, _: Request<pb::TagImageRequest>) -> Answer<pb::TagImageResponse> {
+        ok(pb::TagImageResponse {})
+    }
+
+    async fn prune_images(
+        &self,
+        request: Request<pb::PruneImagesRequest>,
+    ) -> Answer<pb::PruneImagesResponse> {
+        let untagged = if request.into_inner().all { vec!["web:1".into()] } else { Vec::new() };
+        ok(pb::PruneImagesResponse {
+            untagged,
+            deleted: vec!["sha256:ab".into()],
+            reclaimed_bytes: 3_000_000,
+            deferred: false,
+        })
+    }
+
+    async fn save_images(&self, request: Request<pb::SaveImagesRequest>) -> Answer<Self::SaveImagesStream> {
+        let names = request.into_inner().names.join(",");
+        let chunk = |text: &str| Ok(pb::ImageChunk { data: text.as_bytes().to_vec().into() });
+        let last = match &*names {
+            "broken" => Err(Status::failed_precondition("blob sha256:bb: it is damaged")),
+            names => chunk(names),
+        };
+        ok(tokio_stream::iter(vec![chunk("archive of "), last]))
+    }
+
+    async fn push_image(&self, request: Request<pb::PushImageRequest>) -> Answer<Self::PushImageStream> {
+        let reference = request.into_inner().reference;
+        let step = |id: &str, status: &str, digest: &str| pb::ImageProgress {
+            id: id.into(),
+            status: status.into(),
+            digest: digest.into(),
+            total: 700,
+            reference: reference.clone(),
+            ..Default::default()
+        };
+        all(vec![step("aaaa", "Pushed", ""), step("", "Pushed", "sha256:cd")])
+    }
+
+    async fn login(&self, request: Request<pb::LoginRequest>) -> Answer<pb::LoginResponse> {
+        let pb::LoginRequest { registry, username, password } = request.into_inner();
+        match (&*username, &*password) {
+            ("alice", "secret") => ok(pb::LoginResponse { registry }),
+            _ => Err(Status::failed_precondition("cannot log in: it says: incorrect username or password")),
+        }
+    }
+
+    async fn logout(&self, request: Request<pb::LogoutRequest>) -> Answer<pb::LogoutResponse> {
+        let registry = request.into_inner().registry;
+        ok(pb::LogoutResponse { known: registry == "lan:5000", registry })
     }
 
     async fn remove_image(&self, _: Request<pb::RemoveImageRequest>) -> Answer<pb::RemoveImageResponse> {

@@ -1,9 +1,15 @@
 //! `rswarm image`
 
+pub mod history;
+pub mod inspect;
 pub mod load;
 pub mod ls;
+pub mod prune;
 pub mod pull;
+pub mod push;
 pub mod rm;
+pub mod save;
+pub mod tag;
 
 use super::context::Context;
 use anyhow::Result;
@@ -16,9 +22,15 @@ pub enum ImageCommand {
     #[command(visible_alias = "list")]
     Ls(ls::Ls),
     Pull(pull::Pull),
+    Push(push::Push),
     Load(load::Load),
+    Save(save::Save),
+    Tag(tag::Tag),
+    Inspect(inspect::Inspect),
+    History(history::History),
     #[command(visible_alias = "remove")]
     Rm(rm::Rm),
+    Prune(prune::Prune),
 }
 
 impl ImageCommand {
@@ -30,7 +42,13 @@ impl ImageCommand {
         match self {
             Self::Ls(command) => command.run(cx).await,
             Self::Pull(command) => command.run(cx).await,
+            Self::Push(command) => command.run(cx).await,
             Self::Load(command) => command.run(cx).await,
+            Self::Save(command) => command.run(cx).await,
+            Self::Tag(command) => command.run(cx).await,
+            Self::Inspect(command) => command.run(cx).await,
+            Self::History(command) => command.run(cx).await,
+            Self::Prune(command) => command.run(cx).await,
             Self::Rm(command) => command.run(cx).await,
         }
     }

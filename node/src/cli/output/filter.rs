@@ -39,6 +39,11 @@ pub fn known(filters: &[Filter], keys: &[&str]) -> Result<()> {
     }
 }
 
+/// What is asked of `key`.
+pub fn values<'a>(filters: &'a [Filter], key: &'a str) -> impl Iterator<Item = &'a str> {
+    filters.iter().filter(move |filter| filter.key == key).map(|filter| filter.value.as_str())
+}
+
 /// Whether one of the conditions on `key` holds, or there is none.
 pub fn any(filters: &[Filter], key: &str, holds: impl Fn(&str) -> bool) -> bool {
     let mut conditions = filters.iter().filter(|filter| filter.key == key).peekable();

@@ -66,6 +66,13 @@ impl Struct {
         self
     }
 
+    /// Gives a field that is there another value.
+    pub fn set(&mut self, name: &str, value: impl Into<Value>) {
+        if let Some(field) = self.fields.iter_mut().find(|field| field.name == name) {
+            field.value = value.into();
+        }
+    }
+
     /// What the structure is called in errors.
     pub fn kind(&self) -> &str {
         &self.kind

@@ -14,13 +14,14 @@
 
 mod recover;
 mod segment;
+#[cfg(feature = "sim")]
+mod simulated;
 mod spares;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -36,6 +37,7 @@ use self::segment::{
 };
 use self::spares::{SPARE, Spares};
 use super::Identity;
+use super::medium::{Media, Medium};
 use super::seal::{MasterKey, TAG_BYTES, random, sync_dir};
 use crate::OpenError;
 use crate::format::{LogIdPb, VotePb};
@@ -92,6 +94,9 @@ pub(crate) enum Op {
 pub(crate) struct Wal {
     ops: Sender<Op>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// In place of the thread.
+    #[cfg(feature = "sim")]
+    simulated: Option<simulated::Simulated>,
     #[cfg(test)]
     pub(crate) fail_sync: Arc<std::sync::atomic::AtomicBool>,
 }
@@ -103,6 +108,7 @@ impl Wal {
         identity: Identity,
         key: Arc<MasterKey>,
         segment_bytes: u64,
+        media: &Media,
     ) -> Result<(Self, Recovered), OpenError> {
         match std::fs::remove_file(dir.join(SPARE)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -118,6 +124,7 @@ impl Wal {
             identity,
             key,
             segment_bytes,
+            media: media.clone(),
             spares,
             old,
             state: State {
@@ -140,6 +147,18 @@ impl Wal {
         writer.roll().map_err(|error| OpenError::io(dir, error))?;
 
         let (ops, queue) = channel();
+        #[cfg(feature = "sim")]
+        if let Some(disk) = media.sim.disk.clone() {
+            let simulated = simulated::Simulated::start(writer, disk, media.sim.clone());
+            let wal = Self {
+                ops,
+                thread: Mutex::new(None),
+                simulated: Some(simulated),
+                #[cfg(test)]
+                fail_sync,
+            };
+            return Ok((wal, recovered));
+        }
         let thread = std::thread::Builder::new()
             .name("raft-wal".into())
             .spawn(move || writer.run(&queue))
@@ -147,6 +166,8 @@ impl Wal {
         let wal = Self {
             ops,
             thread: Mutex::new(Some(thread)),
+            #[cfg(feature = "sim")]
+            simulated: None,
             #[cfg(test)]
             fail_sync,
         };
@@ -155,6 +176,10 @@ impl Wal {
 
     /// Queues an operation. If the writer is gone, whoever waits for it is told.
     pub(crate) fn push(&self, op: Op) {
+        #[cfg(feature = "sim")]
+        if let Some(simulated) = &self.simulated {
+            return simulated.push(op);
+        }
         if let Err(unsent) = self.ops.send(op) {
             refuse(unsent.0, closed);
         }
@@ -162,6 +187,10 @@ impl Wal {
 
     /// Writes what is queued and ends the thread. Blocks until the disk has answered.
     pub(crate) fn close(&self) {
+        #[cfg(feature = "sim")]
+        if let Some(simulated) = &self.simulated {
+            return simulated.close();
+        }
         let thread = self.thread.lock().expect("nothing panics while it holds this lock").take();
         if let Some(thread) = thread {
             drop(self.ops.send(Op::Close));
@@ -197,6 +226,7 @@ struct Writer {
     identity: Identity,
     key: Arc<MasterKey>,
     segment_bytes: u64,
+    media: Media,
     spares: Spares,
     old: VecDeque<Old>,
     state: State,
@@ -321,8 +351,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the buffer, syncs if something in it must be, and tells those who wait.
-    fn flush(&mut self) -> io::Result<()> {
+    /// Writes the buffer.
+    fn write(&mut self) -> io::Result<()> {
         let segment = self.segment.as_mut().expect("open begins with a segment");
         if !self.buffer.is_empty() {
             segment.file.write_all_at(&self.buffer, segment.end)?;
@@ -332,19 +362,31 @@ impl Writer {
                 self.buffer = Vec::with_capacity(64 << 10);
             }
         }
+        Ok(())
+    }
+
+    /// Writes the buffer, syncs if something in it must be, and tells those who wait.
+    fn flush(&mut self) -> io::Result<()> {
+        self.write()?;
         if self.dirty {
             #[cfg(test)]
             if self.fail_sync.load(std::sync::atomic::Ordering::Relaxed) {
                 return Err(io::Error::other("the disk is on fire"));
             }
+            let segment = self.segment.as_mut().expect("open begins with a segment");
             segment.file.sync_data()?;
             segment.durable = segment.end;
             self.dirty = false;
         }
+        self.acknowledge();
+        Ok(())
+    }
+
+    /// Tells those who wait that it is done.
+    fn acknowledge(&mut self) {
         for done in self.waiting.drain(..) {
             done.tell(Ok(()));
         }
-        Ok(())
     }
 
     /// After a failed write or sync nobody knows what is on the disk, so nothing more is written to it.
@@ -370,7 +412,7 @@ impl Writer {
             }
             None => self.old.back().map_or(1, |old| old.number + 1),
         };
-        let file = self.spares.take()?;
+        let file = Medium::new(self.spares.take()?, &self.media);
         let header = Header { identity: self.identity, number, salt: random() };
         let mut segment = Segment {
             number,

@@ -1,12 +1,12 @@
 //! A segment's layout: header, frames and the records in them, and how they are read back.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use prost::Message;
 
+use super::super::medium::Medium;
 use super::super::seal::{FileKey, MasterKey, SALT_BYTES};
 use super::super::{FORMAT, Identity};
 use crate::OpenError;
@@ -64,7 +64,7 @@ pub(super) struct Record {
 
 pub(super) struct Segment {
     pub(super) number: u64,
-    pub(super) file: File,
+    pub(super) file: Medium,
     pub(super) key: FileKey,
     /// Where the next frame goes.
     pub(super) end: u64,
