@@ -6,7 +6,7 @@ use std::time::Duration;
 use openraft::SnapshotPolicy;
 
 use crate::storage::medium::Media;
-use crate::{ClusterTag, OpenError, RaftId};
+use crate::{ClusterTag, Incarnation, OpenError, RaftId};
 
 /// How a log is run. [`Config::new`] has the defaults; timings must be the same on all managers.
 #[derive(Clone, Debug)]
@@ -18,6 +18,9 @@ pub struct Config {
     pub id: RaftId,
     /// Which cluster it belongs to.
     pub cluster: ClusterTag,
+    /// The latest incarnation of the cluster that is known here. A log of an earlier one is not continued; one of a
+    /// later one is. Default [`Incarnation::FIRST`].
+    pub incarnation: Incarnation,
     /// How often a leader makes itself heard. Default 100 ms.
     pub heartbeat: Duration,
     /// The shortest wait of a follower, once its leader's lease has ended, before it stands for election. Default
@@ -60,6 +63,7 @@ impl Config {
             dir: dir.into(),
             id,
             cluster,
+            incarnation: Incarnation::FIRST,
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(200),
             election_max: Duration::from_millis(400),

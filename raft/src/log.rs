@@ -19,13 +19,13 @@ use crate::status::{Heard, Metrics, WatchReceiverOf};
 use crate::storage::log::LogStore;
 use crate::storage::machine::Machine;
 use crate::storage::snapshot::Snapshots;
-use crate::storage::wal::Wal;
+use crate::storage::wal::{Recovered, Wal};
 use crate::storage::{Dir, Identity, off_thread};
 use crate::types::{Command, Types};
-use crate::wire::COMMAND_BYTES_MAX;
+use crate::wire::{COMMAND_BYTES_MAX, Life};
 use crate::{
-    Config, Member, OpenError, ProposeError, RaftId, Role, StateMachine, Status, TransferError, Transport,
-    membership, reads, status,
+    Config, Incarnation, Member, OpenError, ProposeError, RaftId, Role, StateMachine, Status, TransferError,
+    Transport, membership, reads, status,
 };
 
 pub(crate) type Raft = openraft::Raft<Types, Machine>;
@@ -99,7 +99,7 @@ impl Log {
         transport: Arc<dyn Transport>,
     ) -> Result<Self, OpenError> {
         let settings = Arc::new(config.to_openraft()?);
-        let (store, snapshots) = {
+        let (store, snapshots, incarnation) = {
             let config = config.clone();
             off_thread(move || open_storage(&config))
                 .await
@@ -107,7 +107,7 @@ impl Log {
         };
         let ties = Arc::new(Ties {
             me: config.id,
-            cluster: config.cluster,
+            life: Life { cluster: config.cluster, incarnation },
             #[cfg(feature = "sim")]
             flaws: config.sim.flaws,
             transport,
@@ -116,6 +116,8 @@ impl Log {
             snapshots: snapshots.clone(),
             removed_by: AtomicU64::new(0),
             heard: Heard::default(),
+            seen: Mutex::default(),
+            superseded: AtomicU64::new(0),
         });
         let machine = Machine::new(Box::new(machine), snapshots.clone());
         let applied = machine.applied();
@@ -130,7 +132,7 @@ impl Log {
         };
 
         let (publisher, status) =
-            watch::channel(Status { id: config.id, role: Role::Learner, ..Status::default() });
+            watch::channel(Status { id: config.id, role: Role::Learner, incarnation, ..Status::default() });
         let publisher = Arc::new(publisher);
         let publishing = status::publish(raft.metrics(), publisher.clone(), ties.clone(), config.stall);
         let mut tasks = vec![tokio::spawn(publishing)];
@@ -207,6 +209,12 @@ impl Log {
         self.0.core.status()
     }
 
+    /// When another member last said something here. Those that follow hear one another only while there is no leader.
+    pub fn heard_from(&self, id: RaftId) -> Option<std::time::Instant> {
+        let seen = self.0.core.ties.seen.lock().expect("nothing panics while it holds this lock");
+        seen.get(&id).copied()
+    }
+
     /// Waits until the status satisfies `wanted`, and answers it; `None` if it did not within `patience`.
     pub async fn wait(&self, patience: Duration, wanted: impl FnMut(&Status) -> bool) -> Option<Status> {
         self.0.core.wait(patience, wanted).await
@@ -265,13 +273,23 @@ impl Log {
     }
 }
 
-fn open_storage(config: &Config) -> Result<(LogStore, Snapshots), OpenError> {
+pub(crate) fn open_wal(dir: &Dir, config: &Config) -> Result<(Wal, Recovered), OpenError> {
+    let media = config.media();
+    Wal::open(&dir.path, dir.identity, dir.key.clone(), config.segment_bytes, config.incarnation, &media)
+}
+
+fn open_storage(config: &Config) -> Result<(LogStore, Snapshots, Incarnation), OpenError> {
     let identity = Identity { cluster: config.cluster, id: config.id };
     let dir = Arc::new(Dir::open(&config.dir, identity)?);
     let snapshots = Snapshots::open(dir.clone())?;
-    let (wal, recovered) =
-        Wal::open(&dir.path, identity, dir.key.clone(), config.segment_bytes, &config.media())?;
-    Ok((LogStore::new(wal, recovered), snapshots))
+    let (wal, recovered) = open_wal(&dir, config)?;
+    let incarnation = recovered.incarnation;
+    if incarnation.precedes(config.incarnation) {
+        let known = config.incarnation;
+        return Err(OpenError::Outdated { dir: config.dir.clone(), found: incarnation, known });
+    }
+    snapshots.reach(recovered.purged)?;
+    Ok((LogStore::new(wal, recovered), snapshots, incarnation))
 }
 
 /// The entries that stay even when they are large.

@@ -4,10 +4,11 @@
 //! try. Every exchange has a bound on how long nothing may happen.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -31,8 +32,8 @@ use crate::status::Heard;
 use crate::storage::simulated;
 use crate::storage::snapshot::{CHUNK_BYTES, SnapshotFile, Snapshots};
 use crate::types::{Contact, LogId, Types, Vote};
-use crate::wire::{self, Body, SnapshotBeginPb, SnapshotEndPb, TransferPb};
-use crate::{ClusterTag, Member, RaftId};
+use crate::wire::{self, Body, Life, SnapshotBeginPb, SnapshotEndPb, TransferPb};
+use crate::{Incarnation, Member, RaftId};
 
 /// Frames on their way to a peer.
 pub type Frames = Pin<Box<dyn Stream<Item = Bytes> + Send>>;
@@ -80,7 +81,7 @@ pub trait Transport: Send + Sync + 'static {
 /// What every exchange with a peer needs.
 pub(crate) struct Ties {
     pub(crate) me: RaftId,
-    pub(crate) cluster: ClusterTag,
+    pub(crate) life: Life,
     #[cfg(feature = "sim")]
     pub(crate) flaws: crate::sim::Flaws,
     pub(crate) transport: Arc<dyn Transport>,
@@ -92,12 +93,17 @@ pub(crate) struct Ties {
     /// The index of a committed membership, heard from a peer, that leaves us out.
     pub(crate) removed_by: AtomicU64,
     pub(crate) heard: Heard,
+    /// When each peer last said something that was meant for us.
+    pub(crate) seen: Mutex<BTreeMap<RaftId, std::time::Instant>>,
+    /// The later life of the cluster that a peer belongs to; 0 while none was heard of. From then on this manager
+    /// neither says nor hears anything more.
+    pub(crate) superseded: AtomicU64,
 }
 
 impl Ties {
     /// Asks a peer something.
     pub(crate) async fn ask(&self, to: &Member, body: Body, deadline: Duration) -> Result<Body, Unreachable> {
-        let frame = wire::seal(self.cluster, self.me, to.id, body);
+        let frame = wire::seal(self.life, self.me, to.id, body);
         let answer = timeout(deadline, self.transport.call(to, frame, deadline))
             .await
             .map_err(|_| Unreachable(format!("no answer from {to} within {deadline:?}")))??;
@@ -105,7 +111,7 @@ impl Ties {
     }
 
     fn read(&self, from: &Member, frame: Bytes) -> Result<Body, Unreachable> {
-        let (sender, body) = wire::open(self.cluster, self.me, frame).map_err(Unreachable)?;
+        let (sender, body) = self.open(frame).map_err(Unreachable)?;
         if sender != from.id {
             return Err(Unreachable(format!("{from} answered as manager {sender}")));
         }
@@ -113,6 +119,32 @@ impl Ties {
             Body::Refused(refused) => Err(Unreachable(format!("{from} refused: {}", refused.reason))),
             body => Ok(body),
         }
+    }
+
+    /// Takes a message out of its envelope, and takes note if it says that this manager's life is over.
+    pub(crate) fn open(&self, frame: Bytes) -> Result<(RaftId, Body), String> {
+        if let Some(now) = self.superseded() {
+            return Err(format!(
+                "this manager is of incarnation {}, the cluster goes on as {now}",
+                self.life.incarnation
+            ));
+        }
+        let opened = wire::open(self.life, self.me, frame).map_err(|unfit| {
+            if let Some(newer) = unfit.newer {
+                self.superseded.fetch_max(newer.0, Ordering::Relaxed);
+            }
+            unfit.words
+        });
+        if let Ok((from, _)) = &opened {
+            let mut seen = self.seen.lock().expect("nothing panics while it holds this lock");
+            seen.insert(*from, std::time::Instant::now());
+        }
+        opened
+    }
+
+    /// The later life of the cluster, if one was heard of.
+    pub(crate) fn superseded(&self) -> Option<Incarnation> {
+        Some(self.superseded.load(Ordering::Relaxed)).filter(|by| *by != 0).map(Incarnation)
     }
 }
 
@@ -196,7 +228,7 @@ impl NetStreamAppend<Types> for Client {
                 let (ties, to, owed) = (self.ties.clone(), self.to.id, owed.clone());
                 input.map(move |request| {
                     owed.fetch_add(1, Ordering::Relaxed);
-                    wire::seal(ties.cluster, ties.me, to, Body::Append(request.into()))
+                    wire::seal(ties.life, ties.me, to, Body::Append(request.into()))
                 })
             };
             let patience = self.ties.append_patience;
@@ -370,7 +402,7 @@ impl Client {
         let (frames, out) = mpsc::channel(2);
         let (ties, to, unread) = (self.ties.clone(), self.to.id, failed.clone());
         let read = move |send: &dyn Fn(Bytes) -> bool| {
-            let send = |body| send(wire::seal(ties.cluster, ties.me, to, body));
+            let send = |body| send(wire::seal(ties.life, ties.me, to, body));
             if let Err(error) = read_snapshot(&ties.snapshots, &file, vote, send) {
                 tracing::error!(file = %file.path.display(), %error, "cannot read a snapshot");
                 unread.store(true, Ordering::Relaxed);

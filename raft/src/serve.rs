@@ -97,11 +97,11 @@ impl Log {
 
 impl Core {
     fn open(&self, frame: Bytes) -> Result<(RaftId, Body), String> {
-        wire::open(self.config.cluster, self.config.id, frame)
+        self.ties.open(frame)
     }
 
     fn seal(&self, to: RaftId, body: Body) -> Bytes {
-        wire::seal(self.config.cluster, self.config.id, to, body)
+        wire::seal(self.ties.life, self.config.id, to, body)
     }
 
     async fn answer(&self, from: RaftId, body: Body) -> Body {

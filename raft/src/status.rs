@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::network::Ties;
 use crate::types::{LogId, StoredMembership, Types};
-use crate::{Member, RaftId};
+use crate::{Incarnation, Member, RaftId};
 
 /// What a manager is in the log's eyes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +66,11 @@ pub struct Status {
     /// Other managers have committed a membership without this one, which will hear no more of the log: it
     /// should wipe its directory.
     pub removed: bool,
+    /// The life of the cluster that this log belongs to.
+    pub incarnation: Incarnation,
+    /// The cluster goes on in a later life, of which this manager is no part: it no longer votes nor follows, and
+    /// must be shut down.
+    pub superseded: Option<Incarnation>,
     /// The log stopped and must be opened anew; why.
     pub failed: Option<String>,
     /// Entries are committed, but the applied index has not moved for [`crate::Config::stall`].
@@ -146,6 +151,8 @@ pub(crate) async fn publish(
         }
         let left_out_by = ties.removed_by.load(Ordering::Relaxed);
         next.removed = left_out_by > next.membership_index;
+        next.incarnation = ties.life.incarnation;
+        next.superseded = ties.superseded();
         status.send_if_modified(|status| status.become_next(next));
         // Under load there is news several times for each entry; who watches can do with a thousandth of a second.
         sleep(BREATH).await;
@@ -221,6 +228,8 @@ impl Members {
                 .last_quorum_acked
                 .and_then(|at| Instant::now().checked_sub(at.elapsed())),
             removed: false,
+            incarnation: Incarnation::FIRST,
+            superseded: None,
             failed,
             stalled: false,
         };

@@ -1,7 +1,9 @@
 //! What a spec must look like.
 
 use super::Refused;
-use crate::model::{ContainerSpec, EndpointSpec, Mount, PortMode, Resources, ServiceSpec, TaskSpec};
+use crate::model::{
+    ContainerSpec, EndpointSpec, FailureAction, Mount, PortMode, Resources, ServiceSpec, TaskSpec,
+};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -20,8 +22,13 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refused> {
     if spec.mode.replicas() > REPLICAS_MAX {
         return invalid(format!("replicas: {} is more than {REPLICAS_MAX}", spec.mode.replicas()));
     }
-    if spec.update.max_failure_permille > 1000 {
-        return invalid("update: the failure ratio lies between 0 and 1");
+    for (what, config) in [("update", &spec.update), ("rollback", &spec.rollback)] {
+        if config.max_failure_permille > 1000 {
+            return invalid(format!("{what}: the failure ratio lies between 0 and 1"));
+        }
+    }
+    if spec.rollback.failure_action == FailureAction::Rollback {
+        return invalid("rollback: a rollback that fails can be paused or go on, but not be rolled back");
     }
     task(&spec.task)?;
     endpoint(&spec.endpoint)

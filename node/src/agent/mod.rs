@@ -23,6 +23,7 @@ use rswarm_control::worker::{Action, Effect, Seen, Worker};
 use rswarm_netoverlay::Overlay;
 use rswarm_netoverlay::table::NetworkId;
 use rswarm_proto::v1 as pb;
+use rswarm_raft::Incarnation;
 use rswarm_shim::protocol::Exit;
 use session::{Managers, Outbox, Session};
 use std::collections::BTreeMap;
@@ -41,6 +42,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long a node that leaves waits for its containers to end.
 const CLEAR: Duration = Duration::from_secs(60);
 
+pub use session::Standing;
+
 /// What the session hears.
 pub(crate) enum Heard {
     /// What this node should hold.
@@ -51,6 +54,8 @@ pub(crate) enum Heard {
     Table(pb::Table),
     /// Who the managers are, and what it should be among them.
     Managers(pb::ManagerList),
+    /// The cluster goes on in this life, and this manager is of an earlier one.
+    Outdated(Incarnation),
     /// The cluster does not want it any more.
     Refused {
         /// It was removed; else another daemon has its identity.
@@ -67,6 +72,8 @@ pub enum Order {
     None,
     /// Worker or manager, among these.
     Be(pb::ManagerList),
+    /// Not what it is: the cluster goes on in this life, and this manager is of an earlier one.
+    Outdated(Incarnation),
     /// Nothing any more, for this reason.
     Gone(String),
 }
@@ -83,6 +90,8 @@ pub struct Setting {
     pub credentials: Arc<Credentials>,
     /// Makes connections.
     pub dialer: Arc<Dialer>,
+    /// What the node says of its seat.
+    pub standing: watch::Receiver<Standing>,
     /// Ends it.
     pub stop: CancellationToken,
     /// Counts what it spawns.
@@ -103,7 +112,7 @@ pub struct Agent {
 impl Agent {
     /// Starts the overlay, finds what runs already, and looks for the leader.
     pub async fn start(setting: Setting) -> Result<Self> {
-        let Setting { ground, node, identity, credentials, dialer, stop, tracker } = setting;
+        let Setting { ground, node, identity, credentials, dialer, standing, stop, tracker } = setting;
         let my_addr: SocketAddr =
             identity.advertise_addr.parse().context("the identity on disk has a malformed address")?;
         let overlay = crate::overlay::start(&ground.config, &identity, credentials)?;
@@ -121,7 +130,11 @@ impl Agent {
         let (order_sender, orders) = watch::channel(Order::None);
         let (clear, clears) = mpsc::channel(1);
         let (done_sender, done) = mpsc::channel(256);
-        let managers = Arc::new(Mutex::new(Managers { known: identity.managers.clone(), leader: None }));
+        let managers = Arc::new(Mutex::new(Managers {
+            known: identity.managers.clone(),
+            leader: None,
+            missing: BTreeMap::new(),
+        }));
         let outbox = Outbox::default();
         let described = ground.clone();
         let session = Session {
@@ -132,8 +145,10 @@ impl Agent {
             hello: Box::new(move || pb::Hello {
                 hostname: crate::machine::hostname(),
                 description: Some((&crate::machine::describe(&described)).into()),
+                ..Default::default()
             }),
             contact: contact_sender,
+            standing,
         };
         let hands = Hands {
             executor: executor.clone(),
@@ -185,6 +200,12 @@ impl Agent {
     /// The managers, as last heard.
     pub fn managers(&self) -> Vec<ManagerAddr> {
         self.managers.lock().unwrap_or_else(PoisonError::into_inner).known.clone()
+    }
+
+    /// How long a manager that was asked has not answered; `None` for one that has, or was not asked yet.
+    pub fn missing_for(&self, node: &str) -> Option<Duration> {
+        let managers = self.managers.lock().unwrap_or_else(PoisonError::into_inner);
+        managers.missing.get(node).copied().flatten().map(|since| since.elapsed())
     }
 
     /// The leader, as last heard.
@@ -339,6 +360,10 @@ impl Loop {
             Heard::Table(message) => self.table(&message, true).await,
             Heard::Managers(list) => {
                 self.orders.send_replace(Order::Be(list));
+            }
+            Heard::Outdated(by) => {
+                // What runs here goes on until somebody has looked.
+                self.orders.send_replace(Order::Outdated(by));
             }
             Heard::Refused { removed, words } => {
                 if removed {

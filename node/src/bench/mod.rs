@@ -169,6 +169,7 @@ fn service(name: &str, replicas: u32, command: &[&str]) -> ServiceSpec {
         mode: Mode::Replicated { replicas },
         task: Arc::new(TaskSpec { containers: vec![container], ..TaskSpec::default() }),
         update: UpdateConfig::default(),
+        rollback: UpdateConfig::default(),
         endpoint: EndpointSpec::default(),
     }
 }

@@ -163,7 +163,7 @@ mod tests {
     use super::wal::Wal;
     use super::*;
     use crate::types::{LeaderId, LogId, SnapshotMeta, StoredMembership, Types};
-    use crate::{Entry, Frozen, StateMachine};
+    use crate::{Entry, Frozen, Incarnation, StateMachine};
 
     const IDENTITY: Identity = Identity { cluster: ClusterTag(1), id: RaftId(0) };
 
@@ -198,8 +198,15 @@ mod tests {
             std::fs::copy(self.0.path().join("raft.key"), root.path().join("raft.key")).unwrap();
             let dir = Arc::new(Dir::open(root.path(), IDENTITY).unwrap());
             let snapshots = Snapshots::open(dir.clone()).unwrap();
-            let (wal, recovered) =
-                Wal::open(&dir.path, IDENTITY, dir.key.clone(), 64 << 10, &Media::default()).unwrap();
+            let (wal, recovered) = Wal::open(
+                &dir.path,
+                IDENTITY,
+                dir.key.clone(),
+                64 << 10,
+                Incarnation::FIRST,
+                &Media::default(),
+            )
+            .unwrap();
             let machine = Machine::new(Box::new(Nothing), snapshots);
             Ok((root, LogStore::new(wal, recovered), machine))
         }

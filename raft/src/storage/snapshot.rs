@@ -15,7 +15,7 @@ use super::seal::{FileKey, SALT_BYTES, TAG_BYTES, random, sync_dir};
 use super::{Dir, FORMAT};
 use crate::OpenError;
 use crate::format::SnapshotMetaPb;
-use crate::types::SnapshotMeta;
+use crate::types::{LogId, SnapshotMeta};
 
 const MAGIC: &[u8; 8] = b"RSWRSNP\n";
 const HEADER_BYTES: usize = 64;
@@ -78,6 +78,17 @@ impl Snapshots {
 
     pub(crate) fn newest(&self) -> Option<SnapshotFile> {
         self.state().newest.clone()
+    }
+
+    /// That the newest one covers what is no longer in the log. One that had to be passed over may have been the
+    /// only one that did.
+    pub(crate) fn reach(&self, purged: Option<LogId>) -> Result<(), OpenError> {
+        let newest = self.newest();
+        if newest.as_ref().and_then(|file| file.meta.last_log_id) >= purged {
+            return Ok(());
+        }
+        let path = newest.map_or_else(|| self.dir.path.clone(), |file| file.path);
+        Err(OpenError::damaged(&path, 0, "no readable snapshot covers the entries that were compacted"))
     }
 
     /// Begins a new file aside.
@@ -245,6 +256,13 @@ impl Drop for Writer {
     }
 }
 
+fn unreadable(path: &Path, error: io::Error) -> OpenError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => OpenError::damaged(path, 0, "a chunk is not what was sealed"),
+        _ => OpenError::io(path, error),
+    }
+}
+
 /// Reads a snapshot's plain bytes. It ends only behind a last chunk that was proven to be the last.
 pub(crate) struct Reader {
     file: BufReader<File>,
@@ -283,7 +301,7 @@ impl Reader {
             ended: false,
             meta: SnapshotMeta::default(),
         };
-        reader.next_chunk().map_err(io)?;
+        reader.next_chunk().map_err(|error| unreadable(path, error))?;
         if reader.chunk.len() > META_BYTES_MAX {
             return Err(damaged("its description is too long"));
         }
@@ -298,7 +316,7 @@ impl Reader {
     fn verify(dir: &Dir, path: &Path) -> Result<SnapshotMeta, OpenError> {
         let mut reader = Self::open(dir, path)?;
         while !reader.ended {
-            reader.next_chunk().map_err(|error| OpenError::io(path, error))?;
+            reader.next_chunk().map_err(|error| unreadable(path, error))?;
         }
         Ok(reader.meta)
     }
@@ -308,15 +326,19 @@ impl Reader {
             let what = format!("chunk {chunk} of {} is damaged", path.display());
             io::Error::new(io::ErrorKind::InvalidData, what)
         };
+        let cut = |error: io::Error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => damaged(&self.path, self.chunks),
+            _ => error,
+        };
         let mut len = [0; 4];
-        self.file.read_exact(&mut len).map_err(|_| damaged(&self.path, self.chunks))?;
+        self.file.read_exact(&mut len).map_err(cut)?;
         let len = u32::from_le_bytes(len);
         let (last, len) = (len >> 31 == 1, (len & !(1 << 31)) as usize);
         if len > CHUNK_BYTES + TAG_BYTES {
             return Err(damaged(&self.path, self.chunks));
         }
         self.chunk.resize(len, 0);
-        self.file.read_exact(&mut self.chunk).map_err(|_| damaged(&self.path, self.chunks))?;
+        self.file.read_exact(&mut self.chunk).map_err(cut)?;
         let plain = self
             .key
             .open(self.chunks, &aad(last), &mut self.chunk)

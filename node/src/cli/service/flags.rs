@@ -261,6 +261,8 @@ pub struct Common {
     /// Mount the container's root read-only
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     read_only: Option<bool>,
+    #[command(flatten)]
+    pace: super::pace::Pace,
 }
 
 /// The words of one option.
@@ -295,7 +297,9 @@ impl Common {
             hostname,
             entrypoint,
             read_only,
+            pace,
         } = self;
+        pace.apply(spec);
         if let Some(replicas) = replicas {
             spec.mode = Mode::Replicated { replicas };
         }

@@ -33,15 +33,15 @@ use tokio::sync::oneshot;
 
 use self::recover::{Old, recover};
 use self::segment::{
-    FRAME_BYTES, HEADER_BYTES, Header, Kind, MaybeLogId, Record, Segment, State, segment_path,
+    FRAME_BYTES, Forced, HEADER_BYTES, Header, Kind, MaybeLogId, Record, Segment, State, segment_path,
 };
 use self::spares::{SPARE, Spares};
 use super::Identity;
 use super::medium::{Media, Medium};
 use super::seal::{MasterKey, TAG_BYTES, random, sync_dir};
-use crate::OpenError;
 use crate::format::{LogIdPb, VotePb};
 use crate::types::{Entry, LogId, Types, Vote};
+use crate::{Incarnation, OpenError};
 
 pub(crate) use self::recover::Recovered;
 pub(crate) use self::segment::segments;
@@ -86,6 +86,14 @@ pub(crate) enum Op {
         upto: LogId,
         done: Done,
     },
+    /// Begins a new life of the cluster: its number, a vote for ourselves, and the entry that makes us the only
+    /// member.
+    Force {
+        incarnation: Incarnation,
+        vote: Vote,
+        entry: Entry,
+        done: Done,
+    },
     /// The last one: syncs, marks the end and lets the files go.
     Close,
 }
@@ -102,12 +110,14 @@ pub(crate) struct Wal {
 }
 
 impl Wal {
-    /// Reads what is in `dir` and starts writing behind it, in a new segment.
+    /// Reads what is in `dir` and starts writing behind it, in a new segment. A log that begins here is of the given
+    /// incarnation.
     pub(crate) fn open(
         dir: &Path,
         identity: Identity,
         key: Arc<MasterKey>,
         segment_bytes: u64,
+        incarnation: Incarnation,
         media: &Media,
     ) -> Result<(Self, Recovered), OpenError> {
         match std::fs::remove_file(dir.join(SPARE)) {
@@ -116,7 +126,10 @@ impl Wal {
             }
             _ => {}
         }
-        let (recovered, old) = recover(dir, identity, &key)?;
+        let (mut recovered, old) = recover(dir, identity, &key)?;
+        if old.is_empty() {
+            recovered.incarnation = incarnation;
+        }
 
         let spares = Spares::new(dir, segment_bytes).map_err(|error| OpenError::io(dir, error))?;
         let mut writer = Writer {
@@ -133,6 +146,7 @@ impl Wal {
                 purged: recovered.purged.map(LogIdPb::from),
                 last: recovered.last.map(LogIdPb::from),
                 next: recovered.next,
+                incarnation: recovered.incarnation.0,
             },
             segment: None,
             buffer: Vec::with_capacity(64 << 10),
@@ -216,6 +230,7 @@ fn refuse(op: Op, error: impl Fn() -> io::Error) {
         Op::Append { done, .. }
         | Op::Vote { done, .. }
         | Op::Truncate { done, .. }
+        | Op::Force { done, .. }
         | Op::Purge { done, .. } => done.tell(Err(error())),
         Op::Committed(_) | Op::Close => {}
     }
@@ -294,6 +309,9 @@ impl Writer {
                 (Some(done), put)
             }
             Op::Purge { upto, done } => (Some(done), self.purge(upto)),
+            Op::Force { incarnation, vote, entry, done } => {
+                (Some(done), self.force(incarnation, vote, &entry))
+            }
             Op::Close => unreachable!("the caller ends its loop on it"),
         };
         if let Some(done) = done {
@@ -306,12 +324,24 @@ impl Writer {
     fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
         for entry in entries {
             self.put(Kind::Entry(entry.into()))?;
-            let index = entry.log_id.index;
-            self.state.next = index + 1;
-            self.state.last = Some(entry.log_id.into());
-            let segment = self.segment.as_mut().expect("put leaves a segment");
-            segment.max_index = segment.max_index.max(Some(index));
+            self.appended(entry.log_id);
         }
+        Ok(())
+    }
+
+    fn appended(&mut self, id: LogId) {
+        self.state.next = id.index + 1;
+        self.state.last = Some(id.into());
+        let segment = self.segment.as_mut().expect("put leaves a segment");
+        segment.max_index = segment.max_index.max(Some(id.index));
+    }
+
+    fn force(&mut self, incarnation: Incarnation, vote: Vote, entry: &Entry) -> io::Result<()> {
+        let forced = Forced { incarnation: incarnation.0, vote: vote.into(), entry: entry.into() };
+        self.put(Kind::Forced(forced))?;
+        self.state.incarnation = incarnation.0;
+        self.state.vote = Some(vote.into());
+        self.appended(entry.log_id);
         Ok(())
     }
 
