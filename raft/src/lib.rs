@@ -15,6 +15,7 @@ mod log;
 mod membership;
 pub mod memory;
 mod network;
+mod point;
 mod reads;
 mod serve;
 #[cfg(feature = "sim")]

@@ -1,7 +1,7 @@
 //! For simulations alone: a disk that takes its time and can lose its power, chance that follows from a seed, and
 //! faults that are planted to see whether they are found. A release has none of it (feature `sim`).
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -98,6 +98,11 @@ impl Disk {
         Ok(())
     }
 
+    /// Whether its power was cut, or it was fenced.
+    pub fn is_dead(&self) -> bool {
+        self.state().dead
+    }
+
     pub(crate) fn sync_time(&self) -> Duration {
         self.sync
     }
@@ -134,6 +139,69 @@ impl Disk {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nothing panics while it holds this lock")
     }
+}
+
+/// Where the power can be cut, around the log, its snapshots, the state machine and the membership.
+pub const POINTS: [&str; 39] = [
+    "log.append",
+    "log.appended",
+    "log.vote",
+    "log.voted",
+    "log.committed",
+    "log.truncate",
+    "log.truncated",
+    "log.purge",
+    "log.purge.marked",
+    "log.purge.removed",
+    "log.purged",
+    "log.write",
+    "log.written",
+    "log.sync",
+    "log.synced",
+    "log.roll",
+    "log.roll.spare",
+    "log.roll.header",
+    "log.roll.synced",
+    "log.roll.named",
+    "log.rolled",
+    "snapshot.create",
+    "snapshot.chunk",
+    "snapshot.finish",
+    "snapshot.synced",
+    "snapshot.adopt",
+    "snapshot.named",
+    "snapshot.durable",
+    "snapshot.old",
+    "snapshot.read",
+    "snapshot.received",
+    "apply",
+    "applied",
+    "state.restore",
+    "state.restored",
+    "member.learned",
+    "member.caught-up",
+    "member.voter",
+    "member.remove",
+];
+
+type Strike = Box<dyn FnOnce()>;
+
+thread_local! {
+    static ARMED: RefCell<Option<(String, Strike)>> = const { RefCell::new(None) };
+}
+
+/// Has `strike` called once when one of [`POINTS`] is next reached on this thread; whoever reached it fails there.
+pub fn arm(point: &str, strike: impl FnOnce() + 'static) {
+    assert!(POINTS.contains(&point), "there is no point {point}");
+    ARMED.set(Some((point.to_owned(), Box::new(strike))));
+}
+
+pub(crate) fn reach(point: &'static str) -> io::Result<()> {
+    debug_assert!(POINTS.contains(&point), "{point} is missing among the points");
+    let armed = ARMED.with_borrow_mut(|armed| armed.take_if(|(at, _)| at == point));
+    let Some((_, strike)) = armed else { return Ok(()) };
+    strike();
+    Err(io::Error::other("the power failed"))
 }
 
 thread_local! {

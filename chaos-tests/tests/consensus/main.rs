@@ -6,6 +6,7 @@
 
 mod entropy;
 mod network;
+mod points;
 mod record;
 mod registers;
 mod rng;
@@ -86,7 +87,7 @@ fn run(plan: Plan) -> Ran {
 const FLAWS: [&str; 4] = ["ack-before-sync", "read-local-state", "restore-leader", "vote-twice"];
 
 fn plan(seed: u64, managers: u64, seconds: u64) -> Plan {
-    Plan { seed, managers, storm: Duration::from_secs(seconds), flaws: Flaws::default() }
+    Plan { seed, managers, storm: Duration::from_secs(seconds), snapshot_after: 150, flaws: Flaws::default() }
 }
 
 fn holds(plan: Plan) {
@@ -150,6 +151,14 @@ fn leading_on_after_a_restart_is_noticed() {
 #[test]
 fn counting_ones_own_vote_twice_is_noticed() {
     noticed(Flaws { vote_twice: true, ..Flaws::default() });
+}
+
+#[test]
+fn the_power_may_fail_at_any_point() {
+    let survives = |point: &&str| points::survives(point);
+    let failures: Vec<String> =
+        rswarm_raft::sim::POINTS.iter().filter_map(|point| survives(point).err()).collect();
+    assert!(failures.is_empty(), "{failures:#?}");
 }
 
 fn number(name: &str, usual: u64) -> u64 {

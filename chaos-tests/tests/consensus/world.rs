@@ -7,7 +7,7 @@ use super::rng::Rng;
 use rswarm_chaos::history::{Act, Operation};
 use rswarm_raft::sim::{Disk, Flaws};
 use rswarm_raft::{AsWhat, ClusterTag, Config, Log, Member, OpenError, ProposeError, RaftId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,6 +26,8 @@ pub struct Plan {
     pub managers: u64,
     /// How long things go wrong.
     pub storm: Duration,
+    /// Entries between snapshots.
+    pub snapshot_after: u64,
     pub flaws: Flaws,
 }
 
@@ -37,18 +39,24 @@ struct Manager {
 
 type Managers = Arc<Mutex<BTreeMap<u64, Manager>>>;
 
+/// The disks of those that run or begin to.
+pub type Disks = Arc<Mutex<BTreeMap<u64, Disk>>>;
+
 pub struct World {
     plan: Plan,
     root: tempfile::TempDir,
-    network: Network,
-    record: Record,
+    pub network: Network,
+    pub record: Record,
     managers: Managers,
+    pub disks: Disks,
+    /// Who was ever started, and not taken out.
+    pub known: BTreeSet<u64>,
     rng: Rng,
     /// How long a sync takes on each manager's disk: some are slow.
     syncs: BTreeMap<u64, Duration>,
 }
 
-fn member(id: u64) -> Member {
+pub fn member(id: u64) -> Member {
     Member { id: RaftId(id), addr: format!("10.0.0.{id}:2377"), node: format!("n{id}") }
 }
 
@@ -78,7 +86,7 @@ pub async fn run(plan: Plan) -> Outcome {
 }
 
 impl World {
-    fn new(plan: Plan) -> Self {
+    pub fn new(plan: Plan) -> Self {
         let mut rng = Rng::new(plan.seed, 1);
         let record = Record::new();
         let memory = std::path::Path::new("/dev/shm");
@@ -94,6 +102,8 @@ impl World {
             network: Network::new(Rng::new(plan.seed, 2), record.clone()),
             record,
             managers: Managers::default(),
+            disks: Disks::default(),
+            known: BTreeSet::new(),
             syncs: syncs.collect(),
             rng,
         }
@@ -103,7 +113,7 @@ impl World {
         self.root.path().join(id.to_string())
     }
 
-    async fn found(&mut self) {
+    pub async fn found(&mut self) {
         self.boot(1).await;
         let first = self.log(1);
         first.bootstrap(member(1)).await.expect("it founds a cluster");
@@ -117,14 +127,22 @@ impl World {
         self.managers.lock().unwrap()[&id].log.clone()
     }
 
-    async fn boot(&mut self, id: u64) {
+    /// Of those that run.
+    pub fn logs(&self) -> BTreeMap<u64, (Log, View)> {
+        let managers = self.managers.lock().unwrap();
+        managers.iter().map(|(id, manager)| (*id, (manager.log.clone(), manager.view.clone()))).collect()
+    }
+
+    pub async fn boot(&mut self, id: u64) {
         let mut config = Config::new(self.dir(id), RaftId(id), ClusterTag(1));
         config.segment_bytes = 64 << 10;
-        config.snapshot_after_entries = 150;
-        config.keep_entries = 100;
+        config.snapshot_after_entries = self.plan.snapshot_after;
+        config.keep_entries = self.plan.snapshot_after * 2 / 3;
         config.patience = Duration::from_secs(2);
         config.snapshot_patience = Duration::from_secs(2);
-        let disk = Disk::new(self.syncs[&id]);
+        let disk = Disk::new(self.syncs.get(&id).copied().unwrap_or(Duration::from_millis(1)));
+        self.known.insert(id);
+        self.disks.lock().unwrap().insert(id, disk.clone());
         config.sim.disk = Some(disk.clone());
         config.sim.flaws = self.plan.flaws;
         let (registers, view) = Registers::new(self.record.clone());
@@ -132,8 +150,13 @@ impl World {
         let log = match Log::open(config, registers, transport).await {
             Ok(log) => log,
             // What a flawed manager left behind may be beyond reading, which counts as noticed.
-            Err(error @ OpenError::Damaged { .. }) | Err(error @ OpenError::Start { .. }) => {
+            Err(error @ (OpenError::Damaged { .. } | OpenError::Start { .. })) if !disk.is_dead() => {
                 self.record.violated(format!("manager {id} does not start: {error}"));
+                return;
+            }
+            // The lights went out while it began.
+            Err(error) if disk.is_dead() => {
+                self.record.note(format_args!("{id}: {error}"));
                 return;
             }
             Err(error) => panic!("manager {id}: {error}"),
@@ -144,7 +167,7 @@ impl World {
     }
 
     /// From one moment to the next it is gone; `power`: and so is what its disk had not yet synced.
-    async fn crash(&mut self, id: u64, power: bool) {
+    pub async fn crash(&mut self, id: u64, power: bool) {
         let Some(manager) = self.managers.lock().unwrap().remove(&id) else { return };
         self.record.note(format_args!("crash {id} {power}"));
         self.network.unplug(id);
@@ -159,7 +182,7 @@ impl World {
         (1..=self.plan.managers).collect()
     }
 
-    fn leader(&self) -> Option<u64> {
+    pub fn leader(&self) -> Option<u64> {
         let managers = self.managers.lock().unwrap();
         let leads = managers.values().map(|manager| manager.log.status()).filter(|status| status.is_leader());
         leads.max_by_key(|status| status.term).map(|status| status.id.0)

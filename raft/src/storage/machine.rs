@@ -11,6 +11,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, S
 use tokio::sync::watch;
 
 use super::snapshot::{SnapshotFile, Snapshots};
+use crate::point::reach;
 use crate::types::{LogId, Payload, SnapshotMeta, StoredMembership, Types};
 use crate::{Entry, Frozen, StateMachine};
 
@@ -154,11 +155,13 @@ impl RaftStateMachine<Types> for Machine {
                 entries.push(entry);
                 responders.push(responder);
             }
+            reach("apply")?;
             let (answers, applied) = {
                 let mut state = self.state();
                 (state.apply(entries)?, state.applied)
             };
             self.reached(applied);
+            reach("applied")?;
             for (responder, answer) in responders.into_iter().zip(answers) {
                 if let Some(responder) = responder {
                     responder.send(answer);
@@ -182,6 +185,7 @@ impl RaftStateMachine<Types> for Machine {
             let mut reader = machine.snapshots.read(&file)?;
             let index = file.meta.last_log_id.map_or(0, |id| id.index);
             let mut state = machine.state();
+            reach("state.restore")?;
             let restored =
                 state.guarded("restore a snapshot", |machine| machine.restore(index, &mut reader))?;
             if let Err(error) = restored {
@@ -190,6 +194,7 @@ impl RaftStateMachine<Types> for Machine {
                 let path = file.path.display();
                 return Err(io::Error::new(error.kind(), format!("cannot restore {path}: {error}")));
             }
+            reach("state.restored")?;
             state.applied = file.meta.last_log_id;
             state.membership = file.meta.last_membership;
             machine.reached(state.applied);

@@ -15,6 +15,7 @@ use super::seal::{FileKey, SALT_BYTES, TAG_BYTES, random, sync_dir};
 use super::{Dir, FORMAT};
 use crate::OpenError;
 use crate::format::SnapshotMetaPb;
+use crate::point::reach;
 use crate::types::{LogId, SnapshotMeta};
 
 const MAGIC: &[u8; 8] = b"RSWRSNP\n";
@@ -93,12 +94,14 @@ impl Snapshots {
 
     /// Begins a new file aside.
     pub(crate) fn create(&self, meta: SnapshotMeta) -> io::Result<Writer> {
+        reach("snapshot.create")?;
         // Random, because a writer that outlived its log must not touch a file of the next one.
         let name = format!("snapshot-{:016x}.tmp", u64::from_le_bytes(random()));
         Writer::create(&self.dir, self.dir.path.join(name), meta)
     }
 
     pub(crate) fn read(&self, file: &SnapshotFile) -> io::Result<Reader> {
+        reach("snapshot.read")?;
         Reader::open(&self.dir, &file.path).map_err(io::Error::other)
     }
 
@@ -118,14 +121,18 @@ impl Snapshots {
             return Ok(newest.clone());
         }
         let path = self.dir.path.join(file_name(&file.meta));
+        reach("snapshot.adopt")?;
         std::fs::rename(&file.path, &path)?;
+        reach("snapshot.named")?;
         sync_dir(&self.dir.path)?;
+        reach("snapshot.durable")?;
         let file = SnapshotFile { path, meta: file.meta };
         state.newest = Some(file.clone());
         let mut old = complete(&self.dir.path)?;
         old.truncate(old.len().saturating_sub(KEPT));
         for path in old {
             std::fs::remove_file(path)?;
+            reach("snapshot.old")?;
         }
         Ok(file)
     }
@@ -209,13 +216,16 @@ impl Writer {
 
     /// Completes the file and makes it durable, still under its temporary name.
     pub(crate) fn finish(mut self) -> io::Result<SnapshotFile> {
+        reach("snapshot.finish")?;
         self.seal(true)?;
         let file = self.file.take().expect("only finish takes it");
         file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        reach("snapshot.synced")?;
         Ok(SnapshotFile { path: std::mem::take(&mut self.path), meta: self.meta.clone() })
     }
 
     fn seal(&mut self, last: bool) -> io::Result<()> {
+        reach("snapshot.chunk")?;
         let mut chunk = std::mem::take(&mut self.chunk);
         self.key.seal(self.chunks, &aad(last), &mut chunk, 0);
         self.chunks += 1;

@@ -40,6 +40,7 @@ use super::Identity;
 use super::medium::{Media, Medium};
 use super::seal::{MasterKey, TAG_BYTES, random, sync_dir};
 use crate::format::{LogIdPb, VotePb};
+use crate::point::reach;
 use crate::types::{Entry, LogId, Types, Vote};
 use crate::{Incarnation, OpenError};
 
@@ -292,18 +293,22 @@ impl Writer {
         let (done, taken) = match op {
             Op::Append { entries, done } => (Some(done), self.append(&entries)),
             Op::Vote { vote, done } => {
-                let put = self.put(Kind::Vote(vote.into()));
+                let put = reach("log.vote")
+                    .and_then(|()| self.put(Kind::Vote(vote.into())))
+                    .and_then(|()| reach("log.voted"));
                 self.state.vote = Some(vote.into());
                 (Some(done), put)
             }
             Op::Committed(id) => {
                 let id = id.map(LogIdPb::from);
-                let put = self.put(Kind::Committed(MaybeLogId { id }));
+                let put = self.put(Kind::Committed(MaybeLogId { id })).and_then(|()| reach("log.committed"));
                 self.state.committed = id;
                 (None, put)
             }
             Op::Truncate { after, done } => {
-                let put = self.put(Kind::Truncate(MaybeLogId { id: after.map(LogIdPb::from) }));
+                let put = reach("log.truncate")
+                    .and_then(|()| self.put(Kind::Truncate(MaybeLogId { id: after.map(LogIdPb::from) })))
+                    .and_then(|()| reach("log.truncated"));
                 self.state.next = after.map_or(0, |id| id.index + 1);
                 self.state.last = after.map(LogIdPb::from);
                 (Some(done), put)
@@ -322,11 +327,12 @@ impl Writer {
     }
 
     fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
+        reach("log.append")?;
         for entry in entries {
             self.put(Kind::Entry(entry.into()))?;
             self.appended(entry.log_id);
         }
-        Ok(())
+        reach("log.appended")
     }
 
     fn appended(&mut self, id: LogId) {
@@ -346,6 +352,7 @@ impl Writer {
     }
 
     fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        reach("log.purge")?;
         self.put(Kind::Purge(upto.into()))?;
         self.state.purged = Some(upto.into());
         if upto.index + 1 > self.state.next {
@@ -359,10 +366,13 @@ impl Writer {
         // Without the mark on disk, the remaining segments would seem to lack their beginning.
         self.dirty = true;
         self.flush()?;
+        reach("log.purge.marked")?;
         while let Some(old) = self.old.pop_front_if(|old| covered(old)) {
             std::fs::remove_file(segment_path(&self.dir, old.number))?;
+            reach("log.purge.removed")?;
         }
-        sync_dir(&self.dir)
+        sync_dir(&self.dir)?;
+        reach("log.purged")
     }
 
     /// Seals a record into the buffer, beginning a new segment if it does not fit into this one.
@@ -385,12 +395,14 @@ impl Writer {
     fn write(&mut self) -> io::Result<()> {
         let segment = self.segment.as_mut().expect("open begins with a segment");
         if !self.buffer.is_empty() {
+            reach("log.write")?;
             segment.file.write_all_at(&self.buffer, segment.end)?;
             segment.end += self.buffer.len() as u64;
             self.buffer.clear();
             if self.buffer.capacity() > 2 * BATCH_BYTES {
                 self.buffer = Vec::with_capacity(64 << 10);
             }
+            reach("log.written")?;
         }
         Ok(())
     }
@@ -404,7 +416,9 @@ impl Writer {
                 return Err(io::Error::other("the disk is on fire"));
             }
             let segment = self.segment.as_mut().expect("open begins with a segment");
+            reach("log.sync")?;
             segment.file.sync_data()?;
+            reach("log.synced")?;
             segment.durable = segment.end;
             self.dirty = false;
         }
@@ -435,6 +449,7 @@ impl Writer {
 
     /// Begins the next segment. Everything before it must have been flushed.
     fn roll(&mut self) -> io::Result<()> {
+        reach("log.roll")?;
         let number = match self.segment.take() {
             Some(segment) => {
                 self.old.push_back(Old { number: segment.number, max_index: segment.max_index });
@@ -443,6 +458,7 @@ impl Writer {
             None => self.old.back().map_or(1, |old| old.number + 1),
         };
         let file = Medium::new(self.spares.take()?, &self.media);
+        reach("log.roll.spare")?;
         let header = Header { identity: self.identity, number, salt: random() };
         let mut segment = Segment {
             number,
@@ -456,12 +472,16 @@ impl Writer {
         let mut bytes = header.encode().to_vec();
         segment.seal(&Record { kind: Some(Kind::State(self.state)) }, &mut bytes);
         segment.file.write_all_at(&bytes, 0)?;
+        reach("log.roll.header")?;
         segment.file.sync_data()?;
+        reach("log.roll.synced")?;
         segment.end = bytes.len() as u64;
         segment.durable = segment.end;
         // Only a segment with a whole first frame ever gets a segment's name.
         std::fs::rename(self.dir.join(SPARE), segment_path(&self.dir, number))?;
+        reach("log.roll.named")?;
         sync_dir(&self.dir)?;
+        reach("log.rolled")?;
         self.spares.prepare();
         self.segment = Some(segment);
         Ok(())
