@@ -24,7 +24,7 @@ pub fn open(size: WindowSize) -> Result<(OwnedFd, OwnedFd)> {
         let (mut status, mut system): (libc::stat, libc::statfs) = (mem::zeroed(), mem::zeroed());
         check(libc::fstat(master.as_raw_fd(), &raw mut status), "fstat")?;
         check(libc::fstatfs(master.as_raw_fd(), &raw mut system), "fstatfs")?;
-        if status.st_rdev != libc::makedev(5, 2) || system.f_type as i64 != DEVPTS_MAGIC {
+        if status.st_rdev != libc::makedev(5, 2) || system.f_type != DEVPTS_MAGIC {
             return Err(Failure::setup(format!("{PATH} makes no terminals")));
         }
         let locked: libc::c_int = 0;
