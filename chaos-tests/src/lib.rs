@@ -2,4 +2,5 @@
 
 pub mod invariants;
 pub mod lab;
+pub mod vm;
 pub mod world;
