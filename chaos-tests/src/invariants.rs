@@ -6,7 +6,7 @@
 
 use rswarm_control::model::{
     Availability, Constraint, ConstraintKey, ConstraintOp, Desired, Node, NodeStatus, Observed, PortMode,
-    Protocol, Resources, RestartCondition, Task,
+    Protocol, Resources, RestartCondition, Task, UpdateOrder,
 };
 use rswarm_control::{Change, NetworkId, NodeId, Proposal, ServiceId, State, TaskId, endpoints};
 use std::collections::{BTreeMap, BTreeSet};
@@ -239,11 +239,23 @@ fn one_wanted(scene: &Scene<'_>) -> Finding {
         if !running || is_lost(scene.state, task) || scene.excused.contains(&task.id) {
             continue;
         }
-        if let Some(other) = holders.insert((task.service, task.slot), task.id) {
+        if let Some(other) = holders.insert((task.service, task.slot), task.id)
+            && !may_overlap(scene.state, other, task.id)
+        {
             return fail(format!("{} is wanted twice: {other} and {}", task.name(), task.id));
         }
     }
     Ok(())
+}
+
+/// Whether two tasks may run in one slot: one takes over from the other, and their service asks, or has asked,
+/// for the new one to come first. Why the old one goes (its spec, or its node is drained) may have changed since.
+fn may_overlap(state: &State, one: TaskId, other: TaskId) -> bool {
+    let (Some(one), Some(_)) = (state.task(one), state.task(other)) else { return true };
+    let Some(service) = state.service(one.service) else { return true };
+    let specs = service.previous.iter().map(|revision| &revision.spec).chain([&service.spec]);
+    let mut ways = specs.flat_map(|spec| [&spec.update, &spec.rollback]);
+    ways.any(|way| way.order == UpdateOrder::StartFirst)
 }
 
 fn is_lost(state: &State, task: &Task) -> bool {
@@ -256,7 +268,9 @@ fn one_runs(scene: &Scene<'_>) -> Finding {
         if !fact.running || scene.excused.contains(&fact.task) {
             continue;
         }
-        if let Some(other) = holders.insert((fact.service, fact.slot), fact.task) {
+        if let Some(other) = holders.insert((fact.service, fact.slot), fact.task)
+            && !may_overlap(scene.state, other, fact.task)
+        {
             return fail(format!(
                 "slot {} of {} runs twice: {other} and {}",
                 fact.slot, fact.service, fact.task
@@ -456,7 +470,13 @@ fn pending(scene: &Scene<'_>) -> Finding {
 }
 
 fn drained(scene: &Scene<'_>) -> Finding {
-    for fact in scene.containers.iter().filter(|fact| fact.running) {
+    // What finds no place elsewhere holds up the others of its service.
+    let held_up = |service| {
+        scene.state.tasks_of(service).any(|task| task.is_live() && task.is_wanted() && !task.note.is_empty())
+    };
+    let runs =
+        |fact: &&Fact| fact.running && !held_up(fact.service) && !scene.hopeless.contains(&fact.service);
+    for fact in scene.containers.iter().filter(runs) {
         let node = scene.state.node(fact.node);
         if node.is_some_and(|n| n.availability == Availability::Drain && n.status == NodeStatus::Ready) {
             return fail(format!("{} runs on node {}, which is drained", fact.task, fact.node));

@@ -1,5 +1,6 @@
 //! What breaks rswarm on purpose, and checks that it holds.
 
+pub mod history;
 pub mod invariants;
 pub mod lab;
 pub mod vm;

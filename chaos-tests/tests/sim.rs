@@ -6,7 +6,7 @@ use rswarm_chaos::world::{self, Drill, Options, Planted, Replay, Verdict};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-const SEEDS: Range<u64> = 0..200;
+const SEEDS: Range<u64> = 0..300;
 
 fn seeds() -> Range<u64> {
     let number = |text: &str| text.trim().parse().expect("a seed is a number");

@@ -4,7 +4,9 @@
 //! theirs here, in the leader's turn. What has ended gives its addresses back when that is applied.
 
 use crate::ids::{NetworkId, ServiceId};
-use crate::model::{EndpointSpec, Network, Observed, Protocol, PublishedPort, Settings, Subnet, Task};
+use crate::model::{
+    Endpoint, EndpointSpec, Network, Observed, Protocol, PublishedPort, ServiceSpec, Settings, Subnet, Task,
+};
 use crate::plan::Draft;
 use crate::state::{Change, State};
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,6 +64,23 @@ pub(crate) fn free_address(state: &State, network: &Network, number: u64) -> Opt
     (0..hosts)
         .filter_map(|step| network.subnet.nth(1 + (start + step) % hosts))
         .find(|address| *address != network.gateway && state.owner_of(network.id, *address).is_none())
+}
+
+/// The addresses and ports of a service that is to be as `spec` says; what it has is kept where it can be.
+///
+/// # Errors
+/// In words, if something is not to be had.
+pub(crate) fn endpoint(
+    state: &State,
+    id: ServiceId,
+    number: u64,
+    spec: &ServiceSpec,
+    current: &Endpoint,
+) -> Result<Endpoint, String> {
+    Ok(Endpoint {
+        vips: vips(state, &spec.task.networks, &current.vips, number)?,
+        ports: ports(state, id, &spec.endpoint, &current.ports)?,
+    })
 }
 
 /// The virtual addresses of a service: those it has, where its networks are still the same.

@@ -1,7 +1,7 @@
 //! How far a service is from what was asked of it, for whoever waits until it is so.
 
 use crate::ids::{NodeId, ServiceId, TaskId};
-use crate::model::{Desired, NodeStatus, Observed, Task, UpdateState};
+use crate::model::{Desired, NodeStatus, Observed, Task};
 use crate::orchestrator::{is_current, is_given_up, slots};
 use crate::state::State;
 use crate::time::Timestamp;
@@ -92,8 +92,8 @@ pub fn progress(state: &State, service: ServiceId) -> Option<Progress> {
     }
     let slots = slots(state, service.id);
     let given_up = slots.values().find(|tasks| is_given_up(service, tasks)).and_then(|tasks| tasks.last());
-    let paused = service.update_status.as_ref().filter(|status| status.state == UpdateState::Paused);
-    let updating = service.update_status.as_ref().is_some_and(|status| status.state == UpdateState::Updating);
+    let paused = service.update_status.as_ref().filter(|status| status.state.is_paused());
+    let updating = service.update_status.as_ref().is_some_and(|status| status.state.is_moving());
     let reached = progress.current == progress.replicas && progress.running == progress.replicas;
     progress.verdict = match () {
         () if paused.is_some() && !reached => Verdict::Paused,
@@ -128,7 +128,8 @@ fn last_failure(state: &State, service: ServiceId) -> Option<&Arc<Task>> {
         .max_by_key(|task| task.meta.number)
 }
 
-fn trouble(task: &Task) -> Trouble {
+/// What there is to say of a task that keeps its service from settling.
+pub fn trouble(task: &Task) -> Trouble {
     Trouble { task: task.id, name: task.name(), node: task.node, words: words(task) }
 }
 

@@ -47,6 +47,6 @@ pub mod worker;
 pub use ids::{ClusterId, NetworkId, NodeId, RaftId, ServiceId, TaskId};
 pub use liveness::Heard;
 pub use plan::Plan;
-pub use state::{Applied, Change, NewTask, Proposal, Report, Snapshot, Stale, State};
+pub use state::{Applied, Change, NewTask, Proposal, Report, Rollback, Snapshot, Stale, State};
 pub use tick::tick;
 pub use time::Timestamp;

@@ -2,7 +2,7 @@
 
 use crate::ids::{NodeId, RaftId};
 use crate::model::Role;
-use crate::state::State;
+use crate::state::{Change, State};
 use std::collections::BTreeMap;
 
 /// One seat that shall exist.
@@ -22,4 +22,11 @@ pub fn raft_membership(state: &State) -> BTreeMap<RaftId, Seat> {
         .filter(|node| node.role == Role::Manager)
         .filter_map(|node| Some((node.raft?, Seat { node: node.id, addr: node.addr.clone() })))
         .collect()
+}
+
+/// What the first leader of a new incarnation proposes before anything else: that it is alone, and that the seats
+/// of the others no longer exist. `None` once that is so.
+pub fn start_anew(state: &State, incarnation: u64, node: NodeId, addr: &str) -> Option<Change> {
+    let cluster = state.cluster()?;
+    (cluster.incarnation < incarnation).then(|| Change::StartAnew { incarnation, node, addr: addr.into() })
 }

@@ -71,6 +71,12 @@ impl Draft {
         }));
     }
 
+    /// Sends a task away. One that never ran leaves no history.
+    pub(crate) fn dismiss(&mut self, task: &Task) {
+        let never_ran = task.status.running_at.is_none();
+        self.want(task.id, if never_ran { Desired::Remove } else { Desired::Shutdown });
+    }
+
     pub(crate) fn want(&mut self, task: TaskId, desired: Desired) {
         self.propose(Change::SetDesired { task, desired });
     }
@@ -99,12 +105,15 @@ impl State {
         }
     }
 
-    /// The slots of a service in which a task may be running, as far as anyone can tell.
-    pub(crate) fn occupied(&self, service: ServiceId) -> Occupied {
+    /// The tasks of a service that may be running, as far as anyone can tell.
+    pub(crate) fn occupying(&self, service: ServiceId) -> impl Iterator<Item = &Arc<Task>> {
         self.tasks_of(service)
             .filter(|task| task.is_live() && task.has_begun() && task.node.is_some() && !self.is_lost(task))
-            .map(|task| task.slot)
-            .collect()
+    }
+
+    /// The slots of a service in which a task may be running, as far as anyone can tell.
+    pub(crate) fn occupied(&self, service: ServiceId) -> Occupied {
+        self.occupying(service).map(|task| task.slot).collect()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Tasks that nobody will end, and history that nobody needs.
 
-use crate::model::{Desired, NodeStatus, Observed, RestartPolicy, Slot, Task};
+use crate::model::{Desired, NodeStatus, Observed, RestartPolicy, Service, Slot, Task};
 use crate::plan::Draft;
 use crate::state::Change;
 use std::collections::BTreeMap;
@@ -46,6 +46,11 @@ pub(crate) fn forget(draft: &mut Draft) {
     let limit = draft.state().cluster().map_or(0, |cluster| cluster.settings.task_history_limit);
     let mut unwanted = Vec::new();
     for service in draft.state().service_ids() {
+        // What an update replaced, and what failed on the way, is counted until it is over.
+        let moves = |service: &Arc<Service>| {
+            service.update_status.as_ref().is_some_and(|status| status.state.is_moving())
+        };
+        let counted = if draft.state().service(service).is_some_and(moves) { 2 } else { 0 };
         let mut slots: BTreeMap<Slot, Vec<&Arc<Task>>> = BTreeMap::new();
         for task in draft.state().tasks_of(service) {
             if task.desired == Desired::Remove {
@@ -59,6 +64,7 @@ pub(crate) fn forget(draft: &mut Draft) {
             // The last task of a slot that was given up is what says so.
             let given_up = usize::from(!tasks.iter().any(|task| task.is_wanted() && task.is_live()));
             let keep = tasks.last().map_or(0, |task| history(&task.spec.restart, limit)).max(given_up);
+            let keep = keep.max(counted);
             let ended: Vec<_> = tasks.iter().filter(|task| !task.is_live()).collect();
             let surplus = ended.len().saturating_sub(keep);
             unwanted.extend(ended[..surplus].iter().map(|task| task.id));

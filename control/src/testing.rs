@@ -148,6 +148,7 @@ pub(crate) fn spec(name: &str, replicas: u32) -> ServiceSpec {
         mode: Mode::Replicated { replicas },
         task: Arc::new(task),
         update: UpdateConfig::default(),
+        rollback: UpdateConfig::default(),
         endpoint: EndpointSpec::default(),
     }
 }

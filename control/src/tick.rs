@@ -23,6 +23,7 @@ pub fn tick(state: &State, heard: &Heard, now: Timestamp) -> Plan {
     }
     allocator::allocate(&mut draft);
     scheduler::schedule(&mut draft);
+    orchestrator::unblock(&mut draft);
     reaper::forget(&mut draft);
     draft.finish()
 }

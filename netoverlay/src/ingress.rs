@@ -97,6 +97,8 @@ pub(crate) struct Ingress {
     pub stop: CancellationToken,
     pub turn: AtomicUsize,
     pub limit: Arc<Semaphore>,
+    /// Takes what peers say of tasks of theirs that have ended.
+    pub ended: mpsc::Sender<(NodeId, NetworkId, Ipv4Addr)>,
 }
 
 /// Why a task on another node was not reached.
@@ -341,8 +343,14 @@ impl Ingress {
     }
 
     async fn serve_peer(&self, peer: &NodeId, mut stream: Stream) {
-        let request = match timeout(HEADER_PATIENCE, Request::read(&mut stream.receiver)).await {
-            Ok(Some(request)) => request,
+        let request = match timeout(HEADER_PATIENCE, Word::read(&mut stream.receiver)).await {
+            Ok(Some(Word::Reach(request))) => request,
+            Ok(Some(Word::Ended(network, address))) => {
+                // Nobody listens any more only while the overlay stops.
+                let _ = self.ended.send((peer.clone(), network, address)).await;
+                let _ = stream.sender.finish().await;
+                return;
+            }
             Ok(None) | Err(_) => {
                 tracing::debug!(%peer, "stream without a sound request");
                 return;
@@ -439,7 +447,51 @@ const VERSION: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// What a node asks of the node of a task: first thing on a stream.
+/// In place of a protocol: the task has ended.
+const ENDED: u8 = 0;
+
+/// What a node says to another: first thing on a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    /// It has a client for a task.
+    Reach(Request),
+    /// A task of its own has ended.
+    Ended(NetworkId, Ipv4Addr),
+}
+
+impl Word {
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        if bytes.get(1) != Some(&ENDED) {
+            return Request::decode(bytes).map(Self::Reach);
+        }
+        if bytes.len() != Request::LENGTH || bytes[0] != VERSION {
+            return None;
+        }
+        let mut bytes = &bytes[2..];
+        Some(Self::Ended(NetworkId::new(bytes.get_u32())?, Ipv4Addr::from(bytes.get_u32())))
+    }
+
+    /// Reads one; the other side sends nothing more before the answer.
+    async fn read(receiver: &mut Receiver) -> Option<Self> {
+        let mut bytes = BytesMut::new();
+        while bytes.len() < Request::LENGTH {
+            bytes.extend_from_slice(&receiver.receive().await.ok()??);
+        }
+        Self::decode(&bytes)
+    }
+}
+
+/// Tells a peer that this node's task at `address` has ended.
+pub(crate) fn ended_notice(network: NetworkId, address: Ipv4Addr) -> Bytes {
+    let mut bytes = BytesMut::zeroed(Request::LENGTH);
+    bytes[0] = VERSION;
+    bytes[1] = ENDED;
+    bytes[2..6].copy_from_slice(&network.number().to_be_bytes());
+    bytes[6..10].copy_from_slice(&address.octets());
+    bytes.freeze()
+}
+
+/// What a node asks of the node of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Request {
     protocol: Protocol,
@@ -485,20 +537,26 @@ impl Request {
         let client = Ipv6Addr::from(bytes.get_u128()).to_canonical();
         Some(Self { protocol, network, target, client: SocketAddr::new(client, bytes.get_u16()) })
     }
-
-    /// Reads one; the asking side sends nothing more before the answer.
-    async fn read(receiver: &mut Receiver) -> Option<Self> {
-        let mut bytes = BytesMut::new();
-        while bytes.len() < Self::LENGTH {
-            bytes.extend_from_slice(&receiver.receive().await.ok()??);
-        }
-        Self::decode(&bytes)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_a_task_has_ended_survives_the_way() {
+        let network = NetworkId::new(0xabcdef).unwrap();
+        let notice = ended_notice(network, [10, 50, 0, 2].into());
+        assert_eq!(Word::decode(&notice), Some(Word::Ended(network, [10, 50, 0, 2].into())));
+        assert_eq!(Word::decode(&notice[..10]), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_a_word_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..40)) {
+            let _ = Word::decode(&bytes);
+        }
+    }
 
     #[test]
     fn requests_survive_the_way() {

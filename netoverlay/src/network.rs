@@ -113,6 +113,8 @@ pub struct Network {
     links: Links,
     nft: Nft,
     conntrack: Conntrack,
+    /// Whether there is a TUN.
+    tun: bool,
 }
 
 impl Network {
@@ -123,8 +125,28 @@ impl Network {
     /// within the subnet. In a user namespace to which the machine denies the device there is no TUN, and no
     /// descriptor: the network then ends at this node.
     pub async fn ensure(spec: Spec) -> Result<(Self, Vec<OwnedFd>)> {
-        let subnet = spec.checked_subnet()?;
+        spec.checked_subnet()?;
         let netns = Netns::ensure(&spec.pin)?;
+        let links = Links::open(&netns)?;
+        let queues = match open_tun(&spec, &netns, &links).await {
+            // An ordinary user whose machine keeps the device to root. What is published still goes its way.
+            Err(error) if is_inside_user_namespace() && error.errno() == Some(libc::EACCES) => {
+                tracing::warn!(%error, "containers of this network do not reach those on other nodes");
+                Vec::new()
+            }
+            opened => opened?,
+        };
+        let (nft, conntrack) = (Nft::open(&netns)?, Conntrack::open(&netns)?);
+        let network = Self { spec, netns, links, nft, conntrack, tun: !queues.is_empty() };
+        network.settle().await?;
+        Ok((network, queues))
+    }
+
+    /// Makes the namespace's settings, addresses and routes what they should be: what is right already stays. Fails if
+    /// the TUN is gone; then the network has to be made again.
+    pub async fn settle(&self) -> Result<()> {
+        let Self { spec, netns, links, tun, .. } = self;
+        let subnet = spec.checked_subnet()?;
         netns.set_sysctls(&[
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv4/conf/all/rp_filter", "0"),
@@ -139,25 +161,14 @@ impl Network {
                 _ => {}
             }
         }
-        let links = Links::open(&netns)?;
         links.set_up("lo").await?;
         links.ensure_address("lo", spec.gateway.into(), 32).await?;
-
-        let queues = match open_tun(&spec, &netns, &links).await {
-            // An ordinary user whose machine keeps the device to root. What is published still goes its way.
-            Err(error) if is_inside_user_namespace() && error.errno() == Some(libc::EACCES) => {
-                tracing::warn!(%error, "containers of this network do not reach those on other nodes");
-                Vec::new()
-            }
-            opened => {
-                let queues = opened?;
-                netns.set_sysctls(&[(&format!("net/ipv4/conf/{TUN_NAME}/rp_filter"), "0")])?;
-                links.ensure_mtu(TUN_NAME, spec.mtu).await?;
-                links.set_up(TUN_NAME).await?;
-                links.ensure_route(&Route::direct(subnet.into(), spec.prefix_len, TUN_NAME)).await?;
-                queues
-            }
-        };
+        if *tun {
+            netns.set_sysctls(&[(&format!("net/ipv4/conf/{TUN_NAME}/rp_filter"), "0")])?;
+            links.ensure_mtu(TUN_NAME, spec.mtu).await?;
+            links.set_up(TUN_NAME).await?;
+            links.ensure_route(&Route::direct(subnet.into(), spec.prefix_len, TUN_NAME)).await?;
+        }
 
         links.ensure_mark_rule(false, TRANSPARENT_MARK, TRANSPARENT_TABLE, TRANSPARENT_PRIORITY).await?;
         let local = Route {
@@ -166,10 +177,7 @@ impl Network {
             local: true,
             ..Route::default()
         };
-        links.ensure_route(&local).await?;
-
-        let (nft, conntrack) = (Nft::open(&netns)?, Conntrack::open(&netns)?);
-        Ok((Self { spec, netns, links, nft, conntrack }, queues))
+        links.ensure_route(&local).await
     }
 
     /// Removes the network pinned at `pin`, with its TUN and the containers' links in it, if it is there.

@@ -22,10 +22,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     decide::{
         balance,
+        ended::Ended,
         forward::{Reason, Routes},
     },
     device::{self, netns::Netns},
-    ingress::{Connect, Connecting, Ingress, PortEvent, PortState, Ports},
+    ingress::{self, Connect, Connecting, Ingress, PortEvent, PortState, Ports},
     network::{self, Attachment, Backends, Sandbox, Spec, Uplink, Vip},
     peer::{self, Mesh, PeerStatus, StartError},
     resolver::Resolver,
@@ -37,6 +38,8 @@ use crate::{
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 /// What went wrong is tried again after this long.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long a peer may take to hear that a task has ended.
+const TELL_PATIENCE: Duration = Duration::from_secs(5);
 /// Calls that wait for the owning task, at most.
 const CALLS: usize = 64;
 
@@ -138,6 +141,8 @@ enum Call {
     Apply(Table, Reply<()>),
     Attach(Attach, Reply<PathBuf>),
     Detach(String, Reply<()>),
+    Ended(Vec<(NetworkId, Ipv4Addr)>, Reply<()>),
+    Mend(Reply<()>),
     Status(oneshot::Sender<Status>),
     Purge(Reply<()>),
 }
@@ -158,6 +163,8 @@ impl fmt::Debug for Call {
             Self::Apply(..) => "apply",
             Self::Attach(..) => "attach",
             Self::Detach(..) => "detach",
+            Self::Ended(..) => "ended",
+            Self::Mend(..) => "mend",
             Self::Status(..) => "status",
             Self::Purge(..) => "purge",
         })
@@ -176,6 +183,7 @@ impl Overlay {
         let (events, event_receiver) = mpsc::unbounded_channel();
         let (port_events, port_event_receiver) = mpsc::unbounded_channel();
         let networks = Arc::new(Networks::default());
+        let (ended, ended_receiver) = mpsc::channel(CALLS);
         let ports = Ports::new(Mutex::default());
         let ingress = Arc::new(Ingress {
             node: node.clone(),
@@ -188,6 +196,7 @@ impl Overlay {
             stop: stop.clone(),
             turn: AtomicUsize::new(0),
             limit: Ingress::permits(),
+            ended,
         });
         tracker.spawn(ingress.clone().listen(port_events));
         tracker.spawn(ingress.serve_peers(accept));
@@ -204,14 +213,18 @@ impl Overlay {
             ports,
             resolver: Arc::new(resolver),
             view,
+            told: Arc::default(),
+            ended: Ended::default(),
             events,
+            tracker: tracker.clone(),
             stop: stop.clone(),
             sandboxes: BTreeMap::new(),
             problems: BTreeMap::new(),
             dropped_by: BTreeSet::new(),
             look_at: Instant::now() + RECONCILE_EVERY,
         };
-        tracker.spawn(keeper.run(call_receiver, peer_events, port_event_receiver));
+        let hearing = Hearing { peers: peer_events, ports: port_event_receiver, ended: ended_receiver };
+        tracker.spawn(keeper.run(call_receiver, hearing));
         let overlay = Self { calls, stop, tracker, listen, run_dir: config.run_dir };
         Ok((overlay, event_receiver))
     }
@@ -242,6 +255,18 @@ impl Overlay {
     pub async fn detach(&self, sandbox: &str) -> Result<(), Error> {
         let sandbox = sandbox.to_owned();
         self.call(|reply| Call::Detach(sandbox, reply)).await?
+    }
+
+    /// Takes a container that has ended out of all services and published ports, here and on all peers, without
+    /// waiting for the managers: they have [`decide::ended::HOLDS`](crate::decide::ended::HOLDS) to agree. Done when
+    /// this node's part is; the peers are told meanwhile.
+    pub async fn ended(&self, places: Vec<(NetworkId, Ipv4Addr)>) -> Result<(), Error> {
+        self.call(|reply| Call::Ended(places, reply)).await?
+    }
+
+    /// Compares everything with the kernel now, and mends what somebody else has changed. Happens every 30 s anyway.
+    pub async fn mend(&self) -> Result<(), Error> {
+        self.call(Call::Mend).await?
     }
 
     /// The names of containers whose namespaces are pinned, whether attached by this daemon or by an earlier one.
@@ -344,6 +369,10 @@ struct Keeper {
     ports: Ports,
     resolver: Arc<Resolver>,
     view: watch::Sender<View>,
+    /// The table as the managers have told it; that of the view lacks what has ended since.
+    told: Arc<Table>,
+    ended: Ended,
+    tracker: TaskTracker,
     events: mpsc::UnboundedSender<Event>,
     stop: CancellationToken,
     sandboxes: BTreeMap<String, Attached>,
@@ -353,29 +382,37 @@ struct Keeper {
     look_at: Instant,
 }
 
+/// What the owner hears from the other parts.
+struct Hearing {
+    peers: mpsc::UnboundedReceiver<peer::Event>,
+    ports: mpsc::UnboundedReceiver<PortEvent>,
+    /// Nodes that say a task of theirs has ended.
+    ended: mpsc::Receiver<(NodeId, NetworkId, Ipv4Addr)>,
+}
+
 impl Keeper {
-    async fn run(
-        mut self,
-        mut calls: mpsc::Receiver<Call>,
-        mut peers: mpsc::UnboundedReceiver<peer::Event>,
-        mut ports: mpsc::UnboundedReceiver<PortEvent>,
-    ) {
+    async fn run(mut self, mut calls: mpsc::Receiver<Call>, mut hearing: Hearing) {
         loop {
+            let pruned_at = self.ended.next().map_or(self.look_at, Instant::from_std);
             tokio::select! {
                 () = self.stop.cancelled() => break,
                 call = calls.recv() => match call {
                     Some(call) => self.serve(call).await,
                     None => break,
                 },
-                event = peers.recv() => match event {
+                event = hearing.peers.recv() => match event {
                     Some(event) => self.heed(event).await,
                     None => {
                         tracing::error!("the overlay's data thread has ended; the overlay stops");
                         break;
                     }
                 },
-                Some(event) = ports.recv() => self.tell(Event::Port(event)),
-                () = sleep_until(self.look_at) => self.reconcile().await,
+                Some(event) = hearing.ports.recv() => self.tell(Event::Port(event)),
+                Some((node, network, address)) = hearing.ended.recv() => {
+                    self.note_ended(&node, &[(network, address)]).await;
+                }
+                () = sleep_until(self.look_at) => self.mend().await,
+                () = sleep_until(pruned_at) => self.look().await,
             }
         }
         self.stop.cancel();
@@ -392,6 +429,16 @@ impl Keeper {
             Call::Apply(table, reply) => drop(reply.send(self.apply(table).await)),
             Call::Attach(attach, reply) => drop(reply.send(self.attach(attach).await)),
             Call::Detach(sandbox, reply) => drop(reply.send(self.detach(&sandbox).await)),
+            Call::Ended(places, reply) => {
+                self.tell_peers(&places);
+                let node = self.node.clone();
+                self.note_ended(&node, &places).await;
+                drop(reply.send(Ok(())));
+            }
+            Call::Mend(reply) => {
+                self.mend().await;
+                drop(reply.send(Ok(())));
+            }
             Call::Status(reply) => drop(reply.send(self.status().await)),
             Call::Purge(reply) => drop(reply.send(self.purge().await)),
         }
@@ -408,14 +455,96 @@ impl Keeper {
         if table.generation < current {
             return Err(Invalid::Stale { given: table.generation, current }.into());
         }
+        self.mesh.route(Routes::new(&table, &self.node));
+        self.told = Arc::new(table);
+        self.see();
+        self.reconcile().await;
+        Ok(())
+    }
+
+    /// Shows everyone the table that was told, without what is known to have ended.
+    fn see(&mut self) {
+        self.ended.prune(&self.told, std::time::Instant::now());
+        let table = self.ended.taken_from((*self.told).clone());
         let suspects: BTreeSet<NodeId> = {
             let view = self.view.borrow();
             let listed = |node: &&NodeId| table.nodes.iter().any(|listed| listed.id == **node);
             view.suspects.iter().filter(listed).cloned().collect()
         };
-        self.mesh.route(Routes::new(&table, &self.node));
         self.view.send_replace(View { suspects: Arc::new(suspects), ..View::new(table) });
+    }
+
+    /// What has ended may be used again if the managers insist.
+    async fn look(&mut self) {
+        self.see();
+        self.render().await;
+    }
+
+    /// `node` says that these tasks of its own have ended.
+    async fn note_ended(&mut self, node: &NodeId, places: &[(NetworkId, Ipv4Addr)]) {
+        let now = std::time::Instant::now();
+        let mut news = false;
+        for place in places {
+            news |= self.ended.note(&self.told, node, *place, now);
+        }
+        if news {
+            tracing::debug!(%node, ?places, "ended, and taken out of its services");
+            self.look().await;
+        }
+    }
+
+    /// Tells all peers that tasks of this node have ended. Who cannot be reached learns it from the managers.
+    fn tell_peers(&self, places: &[(NetworkId, Ipv4Addr)]) {
+        for node in self.told.nodes.iter().filter(|node| node.id != self.node) {
+            for (network, address) in places {
+                let (mesh, stop, id) = (self.mesh.clone(), self.stop.clone(), node.id.clone());
+                let notice = ingress::ended_notice(*network, *address);
+                self.tracker.spawn(async move {
+                    let told = async {
+                        let mut stream = mesh.open(id.clone()).await.ok()?;
+                        stream.sender.send(notice).await.ok()?;
+                        stream.sender.finish().await.ok()?;
+                        // The peer ends its side when it has heard.
+                        stream.receiver.receive().await.ok()
+                    };
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        heard = tokio::time::timeout(TELL_PATIENCE, told) => {
+                            tracing::debug!(peer = %id, heard = matches!(heard, Ok(Some(_))), "told that a task has ended");
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    /// Makes the kernel agree with the table, and with what it was made to be before.
+    async fn mend(&mut self) {
+        for id in self.networks.ids() {
+            let Some(network) = self.networks.get(id) else { continue };
+            if let Err(error) = self.mend_network(id, &network).await {
+                self.problem(id, &error);
+                // Made anew, below or when it is tried again.
+                self.mesh.remove_device(id);
+                self.networks.remove(id);
+            }
+        }
         self.reconcile().await;
+    }
+
+    async fn mend_network(&self, id: NetworkId, network: &network::Network) -> Result<(), Error> {
+        network.settle().await?;
+        let internal = self.told.network(id).is_some_and(|network| network.internal);
+        if let Some(uplink) = self.uplink(id).filter(|_| !internal) {
+            uplink.ensure(network.links(), network.spec().mtu).await?;
+        }
+        for (name, attached) in &self.sandboxes {
+            let places = attached.networks.iter().zip(0..);
+            for ((_, address), number) in places.filter(|((network, _), _)| *network == id) {
+                let sandbox = Sandbox::ensure(name, &sandbox_pin(&self.run_dir, name)).await?;
+                network.attach(&sandbox, &attachment(*address, number)).await?;
+            }
+        }
         Ok(())
     }
 
@@ -560,9 +689,7 @@ impl Keeper {
         let mut ids = Vec::new();
         for ((id, address), number) in networks.iter().zip(0..) {
             let network = self.ensure_network(*id).await?;
-            let attachment =
-                Attachment { link: format!("eth{number}"), address: *address, default_route: number == 0 };
-            network.attach(&sandbox, &attachment).await?;
+            network.attach(&sandbox, &attachment(*address, number)).await?;
             ids.push(*id);
         }
         // Rendered before the container can send, so that no packet meets a network without its services.
@@ -657,6 +784,11 @@ impl Keeper {
         let names = file_names(&self.run_dir.join(NETWORKS)).unwrap_or_default();
         names.iter().filter_map(|name| NetworkId::new(u32::from_str_radix(name, 16).ok()?)).collect()
     }
+}
+
+/// What a container gets in the network that is its `number`-th.
+fn attachment(address: Ipv4Addr, number: usize) -> Attachment {
+    Attachment { link: format!("eth{number}"), address, default_route: number == 0 }
 }
 
 /// The virtual addresses of `network` with the backends to use.

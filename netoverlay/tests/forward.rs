@@ -127,6 +127,14 @@ fn a_gateway_may_report_errors_to_other_nodes() {
 }
 
 #[test]
+fn a_node_without_a_task_on_a_network_sends_nothing_into_it() {
+    let routes = routes();
+    let report = packet(ICMP, 1, 20, &[3, 4, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(routes.incoming(net(2), B, &report), Ok(()));
+    assert_eq!(routes.incoming(net(2), C, &report), Err(Reason::Spoofed), "not even in the gateway's name");
+}
+
+#[test]
 fn what_is_no_packet_is_dropped() {
     let routes = routes();
     let good = packet(TCP, 10, 11, &[0; 20]);

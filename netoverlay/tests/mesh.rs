@@ -164,6 +164,24 @@ async fn packets_sent_before_there_is_a_connection_arrive() {
 }
 
 #[tokio::test]
+async fn a_packet_too_large_for_the_path_is_answered_with_the_size_that_fits() {
+    let authority = Authority::new();
+    let (mut a, b) = (start(&authority, "a"), start(&authority, "b"));
+    let at_a = device(&a.mesh);
+    introduce(&[&a, &b]);
+    wait_for(&mut a, Event::Connected(b.id.clone())).await;
+    let mut large = packet([10, 50, 0, 10], [10, 50, 0, 11], &[1; 1600]);
+    large[VIRTIO + 6] = 0x40;
+    rustix::io::write(&at_a, &large).unwrap();
+    let report = &read(&at_a).await[VIRTIO..];
+    assert_eq!((report[9], report[12..20].to_vec()), (1, vec![10, 50, 0, 1, 10, 50, 0, 10]));
+    assert_eq!(report[20..22], [3, 4], "fragmentation needed");
+    let fits = u16::from_be_bytes([report[26], report[27]]);
+    assert!((1400..1500).contains(&fits), "{fits} bytes");
+    assert_eq!(a.mesh.counters().dropped(Reason::TooBig), 1);
+}
+
+#[tokio::test]
 async fn what_does_not_belong_is_dropped_and_counted() {
     let authority = Authority::new();
     let (a, b, c) = (start(&authority, "a"), start(&authority, "b"), start(&authority, "c"));

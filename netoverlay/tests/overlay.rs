@@ -19,7 +19,11 @@ use hickory_proto::{
 use nix::sched::{CloneFlags, unshare};
 use rswarm_netoverlay::{
     Attach, Config, Event, Overlay,
-    device::{link::Links, netns::Netns},
+    device::{
+        link::Links,
+        netns::Netns,
+        nft::{Family, Nft},
+    },
     ingress::PortState,
     peer,
     table::{Backend, Endpoint, Network, NetworkId, Node, NodeId, Protocol, PublishedPort, Service, Table},
@@ -545,6 +549,88 @@ fn a_silent_node_leaves_the_services_and_comes_back() {
         machines[0].wait_for(recovered).await;
         eventually("both answer again", async || who(dial(from, VIP)) == "one").await;
         echo(&mut long, 1000);
+        purge(machines).await;
+    });
+}
+
+#[test]
+fn an_ended_task_is_unrouted_everywhere_without_the_managers() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(3).await;
+        for (container, name) in containers.iter().zip(["zero", "one", "two"]) {
+            serve(container, name);
+        }
+        // The node of the task says so; no table comes.
+        machines[1].overlay.ended(vec![(net(), task(1))]).await.unwrap();
+        for (machine, container) in machines.iter().zip(&containers) {
+            eventually("its name means two tasks", async || {
+                resolve(container, "tasks.web.", RecordType::A).1
+                    == [task(0).to_string(), task(2).to_string()]
+            })
+            .await;
+            for _ in 0..4 {
+                let who = greeting(&mut dial(container, VIP).unwrap()).unwrap();
+                assert!(!who.starts_with("one"), "node {} still uses it", machine.number);
+            }
+            assert!(!visit(machine.number, 10).await.unwrap().starts_with("one"));
+        }
+        // A node speaks for its own tasks alone.
+        machines[1].overlay.ended(vec![(net(), task(2))]).await.unwrap();
+        assert_eq!(resolve(&containers[1], "tasks.web.", RecordType::A).1.len(), 2);
+
+        // The managers' next table without it, and then with another task at that address.
+        let mut without = table(3);
+        without.generation = 2;
+        without.services[0].backends.remove(1);
+        without.ports[0].backends.remove(1);
+        let mut again = table(3);
+        again.generation = 3;
+        for machine in &machines {
+            machine.overlay.apply(without.clone()).await.unwrap();
+            machine.overlay.apply(again.clone()).await.unwrap();
+        }
+        assert_eq!(resolve(&containers[0], "tasks.web.", RecordType::A).1.len(), 3);
+        purge(machines).await;
+    });
+}
+
+#[test]
+fn what_somebody_else_has_changed_is_mended() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(2).await;
+        serve(&containers[1], "one");
+        let pin = machines[0].directory.list().into_iter().find(|pin| pin.ends_with("networks/000050"));
+        let inside = Netns::open(&pin.unwrap()).unwrap();
+        let links = Links::open(&inside).unwrap();
+        let works = || dial(&containers[0], task(1)).is_ok_and(|mut stream| greeting(&mut stream).is_ok());
+        assert!(works());
+
+        // A route, the rules, a container's link, and at last the device itself.
+        let subnet = (IpAddr::V4(Ipv4Addr::new(10, 50, 0, 0)), 24);
+        for route in links.routes(false, None).await.unwrap() {
+            if route.destination == Some(subnet) {
+                links.remove_route(&route).await.unwrap();
+            }
+        }
+        let nft = Nft::open(&inside).unwrap();
+        nft.remove(Family::Ip, "rswarm").unwrap();
+        for link in links.list().await.unwrap() {
+            if link.kind == "veth" {
+                links.delete(&link.name).await.unwrap();
+            }
+        }
+        machines[0].overlay.mend().await.unwrap();
+        assert!(works());
+        assert!(nft.tables().unwrap().contains(&(Family::Ip, "rswarm".to_owned())));
+
+        links.delete("ov0").await.unwrap();
+        eventually("the device is made anew", async || {
+            machines[0].overlay.mend().await.unwrap();
+            links.find("ov0").await.unwrap().is_some()
+        })
+        .await;
+        eventually("packets go through it", async || works()).await;
+        assert_eq!(machines[0].overlay.status().await.unwrap().networks, [(net(), None)].into());
         purge(machines).await;
     });
 }

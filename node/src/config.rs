@@ -178,6 +178,12 @@ fn addresses() -> Result<Vec<(String, Ipv4Addr)>> {
     Ok(found)
 }
 
+/// Whether `said`, which may name no port, means the address `addr`, `ip:port`.
+pub fn same_address(said: &str, addr: &str) -> bool {
+    let Ok(addr) = addr.parse::<SocketAddr>() else { return said == addr };
+    advertise_addr(said, addr.port()).is_ok_and(|said| said == addr)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

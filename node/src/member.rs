@@ -1,22 +1,26 @@
 //! This machine as a member of a cluster: its listener, its agent, its overlay, and its manager while it is one.
 
-use crate::agent::{self, Agent};
+mod seat;
+
+use crate::agent::{self, Agent, Standing};
 use crate::api;
 use crate::config::Config;
 use crate::executor::Executor;
+use crate::identity::Identity;
 use crate::identity::tls::{self, Credentials};
-use crate::identity::{Identity, ManagerAddr};
 use crate::image::{Registries, Store};
 use crate::manager::{self, Manager, dispatcher::Dispatcher};
 use crate::rpc::access::{Gate, Roles};
 use crate::rpc::dial::{ALPN, Dialer, Line};
 use crate::rpc::forward::{FindLeader, Forward, Leader};
 use crate::rpc::listen;
+use crate::volume::Volumes;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
 use rswarm_control::ids::{ClusterId, NodeId};
 use rswarm_control::model::Role;
 use rswarm_proto::v1 as pb;
+use rswarm_raft::Incarnation;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,6 +50,8 @@ pub struct Ground {
     pub images: Arc<Store>,
     /// Where images come from.
     pub registries: Arc<Registries>,
+    /// Keeps named volumes.
+    pub volumes: Arc<Volumes>,
 }
 
 /// This machine as a member.
@@ -65,8 +71,27 @@ pub struct Member {
     tracker: TaskTracker,
     /// Held while the manager is started or stopped.
     changing: tokio::sync::Mutex<()>,
-    /// Set when the cluster no longer wants this node.
-    refused: watch::Sender<Option<String>>,
+    /// How the manager's log was lost, while it waits for another seat.
+    lost: Mutex<Option<String>>,
+    /// What the session says of the seat.
+    standing: watch::Sender<Standing>,
+    /// Set when the cluster no longer wants this node as what it is.
+    refused: watch::Sender<Option<Denial>>,
+}
+
+/// Why the cluster does not want this node as what it is, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// Why.
+    pub words: String,
+    /// What to type.
+    pub cure: String,
+}
+
+impl std::fmt::Display for Denial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.words, self.cure)
+    }
 }
 
 impl Member {
@@ -83,22 +108,39 @@ impl Member {
         let (credentials, dialer) = connections(&identity)?;
         let stop = CancellationToken::new();
         let tracker = TaskTracker::new();
-        let (refused, _) = watch::channel(None);
+        let superseded = identity.superseded.map(Incarnation);
+        let (refused, _) = watch::channel(superseded.map(Denial::outdated));
         let state_dir = ground.config.state_dir.clone();
 
-        let manager = match (founded, identity.raft_id) {
+        let mut lost = None;
+        let seat = identity.raft_id.filter(|_| identity.superseded.is_none());
+        let manager = match (founded, seat) {
             (Some(manager), _) => Some(manager),
             (None, Some(seat)) => {
-                Some(Manager::start(&state_dir, seat, cluster, dialer.clone(), None).await?)
+                let place = seat::place(&state_dir, cluster, &identity, seat);
+                match Manager::start(place, dialer.clone(), None).await {
+                    Ok(manager) => Some(manager),
+                    Err(error) => {
+                        let Some(words) = manager::seat::lost(&error) else { return Err(error) };
+                        tracing::error!(
+                            why = words,
+                            "this manager does not vote, and waits for another seat"
+                        );
+                        lost = Some(words);
+                        None
+                    }
+                }
             }
             (None, None) => None,
         };
+        let (standing, stands) = watch::channel(seat::standing(&identity, lost.is_some()));
         let agent = Agent::start(agent::Setting {
             ground: ground.clone(),
             node,
             identity: identity.clone(),
             credentials: credentials.clone(),
             dialer: dialer.clone(),
+            standing: stands,
             stop: stop.child_token(),
             tracker: tracker.clone(),
         });
@@ -124,6 +166,8 @@ impl Member {
             stop,
             tracker,
             changing: tokio::sync::Mutex::new(()),
+            lost: Mutex::new(lost),
+            standing,
             refused,
         });
         member.serve(listener)?;
@@ -158,8 +202,8 @@ impl Member {
         &self.dialer
     }
 
-    /// Why the cluster no longer wants this node, if so.
-    pub fn refused(&self) -> Option<String> {
+    /// Why the cluster no longer wants this node as what it is, if so.
+    pub fn refused(&self) -> Option<Denial> {
         self.refused.borrow().clone()
     }
 
@@ -216,127 +260,6 @@ impl Member {
         Ok(())
     }
 
-    /// Starts and stops the manager as the cluster says what this node should be, and keeps the identity on disk
-    /// in step with it.
-    async fn follow_role(self: Arc<Self>) {
-        let mut orders = self.agent.orders();
-        loop {
-            let order = orders.borrow_and_update().clone();
-            match order {
-                agent::Order::None => {}
-                agent::Order::Be(list) => {
-                    if let Err(error) = self.be(&list).await {
-                        tracing::error!(
-                            error = format!("{error:#}"),
-                            "cannot take the role the cluster gives"
-                        );
-                    }
-                }
-                agent::Order::Gone(words) => {
-                    self.refused.send_replace(Some(words));
-                    if let Some(manager) = self.manager.swap(None) {
-                        manager.stop().await;
-                    }
-                }
-            }
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                changed = orders.changed() => if changed.is_err() { return },
-            }
-        }
-    }
-
-    /// Opens the manager's log anew when it has stopped by itself or stands still: a slow disk or a bug must not
-    /// cost the cluster a manager until somebody looks.
-    async fn watch_over(self: Arc<Self>) {
-        const LOOK: Duration = Duration::from_secs(1);
-        loop {
-            let ill = async {
-                let manager = self.manager()?;
-                let mut status = manager.cluster().log().watch();
-                let ill = status.wait_for(|status| status.failed.is_some() || status.stalled).await.ok()?;
-                Some(ill.failed.clone().unwrap_or_else(|| "entries are committed but not applied".into()))
-            };
-            let why = tokio::select! {
-                () = self.stop.cancelled() => return,
-                why = ill => why,
-            };
-            if let Some(why) = why
-                && let Err(error) = self.reopen(&why).await
-            {
-                tracing::error!(error = format!("{error:#}"), "the manager cannot go on, trying again");
-            }
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = tokio::time::sleep(LOOK) => {}
-            }
-        }
-    }
-
-    async fn reopen(&self, why: &str) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        let Some(manager) = self.manager() else { return Ok(()) };
-        let Some(seat) = self.identity().raft_id else { return Ok(()) };
-        tracing::warn!(why, "the manager's log has stopped, opening it again");
-        manager.stop().await;
-        let next = Manager::start(&self.state_dir, seat, self.cluster, self.dialer.clone(), None).await?;
-        self.manager.store(Some(next));
-        Ok(())
-    }
-
-    async fn be(&self, list: &pb::ManagerList) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        if list.role() == pb::Role::Unspecified {
-            // Who does not lead says where the managers are, not what this node should be.
-            return Ok(());
-        }
-        let manages = self.manager.load().is_some();
-        let shall = list.role() == pb::Role::Manager && list.raft_id != 0;
-        let seat = {
-            let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut next = identity.clone();
-            next.raft_id = shall.then_some(list.raft_id);
-            next.managers = list
-                .managers
-                .iter()
-                .map(|manager| ManagerAddr {
-                    node: manager.node_id.clone(),
-                    addr: manager.addr.clone(),
-                    raft_id: manager.raft_id,
-                })
-                .collect();
-            if next.raft_id != identity.raft_id || next.managers != identity.managers {
-                next.save(&self.state_dir)?;
-                std::mem::replace(&mut *identity, next).raft_id
-            } else {
-                identity.raft_id
-            }
-        };
-        let moves = shall && manages && seat.is_some_and(|seat| seat != list.raft_id);
-        if moves {
-            tracing::info!(?seat, "giving up a manager's seat for another");
-            if let Some(manager) = self.manager.swap(None) {
-                manager.stop().await;
-            }
-        }
-        if moves || shall && !manages {
-            tracing::info!(seat = list.raft_id, "becoming a manager");
-            // A log that lies here is of another seat: this node's earlier one was given up.
-            wipe_other_seats(&self.state_dir, list.raft_id)?;
-            let dialer = self.dialer.clone();
-            let manager = Manager::start(&self.state_dir, list.raft_id, self.cluster, dialer, None).await?;
-            self.manager.store(Some(manager));
-        } else if !shall && manages {
-            tracing::info!("no longer a manager");
-            if let Some(manager) = self.manager.swap(None) {
-                manager.stop().await;
-            }
-            rswarm_raft::wipe(&manager::raft_dir(&self.state_dir))
-                .context("cannot remove the manager's log")?;
-        }
-        Ok(())
-    }
-
     /// Renews the certificate somewhere between half and four fifths of its life.
     async fn renew(self: Arc<Self>) {
         loop {
@@ -386,19 +309,6 @@ pub fn connections(identity: &Identity) -> Result<(Arc<Credentials>, Arc<Dialer>
     let credentials = Credentials::new(&identity.cert_pem, &identity.ca_pem, &identity.key_pem)?;
     let config = tls::client(credentials.clone(), &identity.ca_pem, ALPN)?;
     Ok((credentials, Arc::new(Dialer::new(config, identity.cluster.clone()))))
-}
-
-const SEAT: &str = "raft.seat";
-
-/// Removes a log that belongs to another seat than `seat`, and remembers whose the next one is.
-pub fn wipe_other_seats(state_dir: &std::path::Path, seat: u64) -> Result<()> {
-    let note = state_dir.join(SEAT);
-    let ours = std::fs::read_to_string(&note).is_ok_and(|text| text.trim() == seat.to_string());
-    if !ours {
-        rswarm_raft::wipe(&manager::raft_dir(state_dir)).context("cannot remove an old manager's log")?;
-        crate::identity::write_atomically(&note, seat.to_string().as_bytes())?;
-    }
-    Ok(())
 }
 
 impl Roles for Member {
@@ -459,9 +369,12 @@ fn heard_within(status: &rswarm_raft::Status, time: Duration) -> Option<rswarm_r
 impl FindLeader for Member {
     fn leader(&self) -> Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>> {
         Box::pin(async move {
-            if let Some(words) = self.refused() {
-                return Err(Status::failed_precondition(format!(
-                    "{words}: `rswarm leave --force`, then join again"
+            if let Some(denial) = self.refused() {
+                return Err(Status::failed_precondition(denial.to_string()));
+            }
+            if let Some(lost) = self.lost() {
+                return Err(Status::unavailable(format!(
+                    "this manager cannot take part at the moment: {lost}; ask another (see `rswarm status`)"
                 )));
             }
             let Some(manager) = self.manager() else {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use openraft::SnapshotPolicy;
 
-use crate::{ClusterTag, OpenError, RaftId};
+use crate::storage::medium::Media;
+use crate::{ClusterTag, Incarnation, OpenError, RaftId};
 
 /// How a log is run. [`Config::new`] has the defaults; timings must be the same on all managers.
 #[derive(Clone, Debug)]
@@ -17,6 +18,9 @@ pub struct Config {
     pub id: RaftId,
     /// Which cluster it belongs to.
     pub cluster: ClusterTag,
+    /// The latest incarnation of the cluster that is known here. A log of an earlier one is not continued; one of a
+    /// later one is. Default [`Incarnation::FIRST`].
+    pub incarnation: Incarnation,
     /// How often a leader makes itself heard. Default 100 ms.
     pub heartbeat: Duration,
     /// The shortest wait of a follower, once its leader's lease has ended, before it stands for election. Default
@@ -25,7 +29,7 @@ pub struct Config {
     /// The longest such wait, and the length of the lease. Default 400 ms. A lost leader is replaced after
     /// between `election_max + election_min` and twice `election_max`.
     pub election_max: Duration,
-    /// A snapshot is made after this many entries. Default 10 000.
+    /// A snapshot is made after this many entries. Default 50 000.
     pub snapshot_after_entries: u64,
     /// How many entries a snapshot covers stay in the log, for followers that are a little behind. Default 10 000;
     /// smaller values are for tests, since they make an open bug of openraft likelier (an apply that was queued
@@ -47,6 +51,9 @@ pub struct Config {
     /// How long the applied index may stand still behind the committed one before [`crate::Status::stalled`]
     /// is set. Default 5 s.
     pub stall: Duration,
+    /// What of it is simulated.
+    #[cfg(feature = "sim")]
+    pub sim: crate::sim::Sim,
 }
 
 impl Config {
@@ -56,10 +63,11 @@ impl Config {
             dir: dir.into(),
             id,
             cluster,
+            incarnation: Incarnation::FIRST,
             heartbeat: Duration::from_millis(100),
             election_min: Duration::from_millis(200),
             election_max: Duration::from_millis(400),
-            snapshot_after_entries: 10_000,
+            snapshot_after_entries: 50_000,
             keep_entries: 10_000,
             log_bytes_max: 64 << 20,
             segment_bytes: 16 << 20,
@@ -68,6 +76,8 @@ impl Config {
             append_patience: Duration::from_secs(2),
             snapshot_patience: Duration::from_secs(30),
             stall: Duration::from_secs(5),
+            #[cfg(feature = "sim")]
+            sim: crate::sim::Sim::default(),
         }
     }
 
@@ -84,6 +94,14 @@ impl Config {
     /// After this a quorum that could answer would have, even if it had to elect a leader first.
     pub(crate) fn quorum_patience(&self) -> Duration {
         self.patience.min(4 * self.election_max)
+    }
+
+    /// How the log's files are written.
+    pub(crate) fn media(&self) -> Media {
+        Media {
+            #[cfg(feature = "sim")]
+            sim: self.sim.clone(),
+        }
     }
 
     pub(crate) fn to_openraft(&self) -> Result<openraft::Config, OpenError> {
@@ -129,6 +147,9 @@ impl Config {
             backoff: "20ms 40ms ...500ms".into(),
             ..openraft::Config::default()
         };
+        #[cfg(feature = "sim")]
+        let config =
+            openraft::Config { enable_leader_restore: Some(self.sim.flaws.restore_leader), ..config };
         config.validate().map_err(|error| OpenError::Config(error.to_string()))
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::{ClusterTag, Member, RaftId};
+use crate::{ClusterTag, Incarnation, Member, RaftId};
 
 /// Why a log could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -15,12 +15,9 @@ pub enum OpenError {
         /// The directory.
         dir: PathBuf,
     },
-    /// A file's content is not what was once written and synced.
-    #[error(
-        "{} is damaged at byte {offset}: {what}; remove this manager from the cluster, wipe {}, and let it \
-         join again",
-        file.display(), file.parent().unwrap_or(file).display()
-    )]
+    /// A file's content is not what was once written and synced, or a file is missing. The manager must not go on
+    /// under its [`RaftId`]: wiped, it may join under another.
+    #[error("{} is damaged at byte {offset}: {what}", file.display())]
     Damaged {
         /// The damaged file.
         file: PathBuf,
@@ -48,6 +45,26 @@ pub enum OpenError {
         found: u32,
         /// The format this version reads and writes.
         known: u32,
+    },
+    /// The log is of an earlier life of the cluster.
+    #[error(
+        "the log in {} is of incarnation {found} of the cluster, which goes on as incarnation {known}; what stands \
+         here no longer counts",
+        dir.display()
+    )]
+    Outdated {
+        /// The directory.
+        dir: PathBuf,
+        /// The log's.
+        found: Incarnation,
+        /// The latest one known.
+        known: Incarnation,
+    },
+    /// There is no state to begin a new incarnation with.
+    #[error("{} holds no state of a cluster", dir.display())]
+    Empty {
+        /// The directory.
+        dir: PathBuf,
     },
     /// The key is wrapped.
     #[error("{} is locked; unlock it first", file.display())]

@@ -9,13 +9,17 @@
 
 mod config;
 mod error;
+mod force;
 mod format;
 mod log;
 mod membership;
 pub mod memory;
 mod network;
+mod point;
 mod reads;
 mod serve;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod status;
 mod storage;
 mod types;
@@ -28,6 +32,7 @@ use bytes::Bytes;
 
 pub use config::Config;
 pub use error::{ChangeError, OpenError, ProposeError, ReadError, TransferError};
+pub use force::force_new_cluster;
 pub use log::{Log, Proposed};
 pub use membership::AsWhat;
 pub use network::{Answers, Frames, Transport, Unreachable};
@@ -46,13 +51,51 @@ impl fmt::Display for RaftId {
     }
 }
 
-/// Tells clusters, and incarnations of one cluster, apart: random, and the same on all its managers.
+/// Tells clusters apart: random, and the same on all its managers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClusterTag(pub u64);
 
 impl fmt::Display for ClusterTag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Tells the lives of one cluster apart: each [`force_new_cluster`] begins another, whose managers have nothing to
+/// do with those of earlier ones. The upper half counts, the lower is random, because two managers may have
+/// been forced without knowing of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u64);
+
+impl Incarnation {
+    /// Of a cluster that was never forced.
+    pub const FIRST: Self = Self(1);
+
+    /// The next one; `tail` is random.
+    pub fn next(self, tail: u32) -> Self {
+        Self(((self.0 >> 32) + 1) << 32 | u64::from(tail))
+    }
+
+    /// Counts from 1.
+    pub fn number(self) -> u64 {
+        (self.0 >> 32) + 1
+    }
+
+    /// Whether `other` came after it. Of two that were begun from the same one, neither precedes the other.
+    pub fn precedes(self, other: Self) -> bool {
+        self.number() < other.number()
+    }
+}
+
+impl Default for Incarnation {
+    fn default() -> Self {
+        Self::FIRST
+    }
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.number().fmt(f)
     }
 }
 

@@ -19,13 +19,13 @@ use crate::status::{Heard, Metrics, WatchReceiverOf};
 use crate::storage::log::LogStore;
 use crate::storage::machine::Machine;
 use crate::storage::snapshot::Snapshots;
-use crate::storage::wal::Wal;
-use crate::storage::{Dir, Identity};
+use crate::storage::wal::{Recovered, Wal};
+use crate::storage::{Dir, Identity, off_thread};
 use crate::types::{Command, Types};
-use crate::wire::COMMAND_BYTES_MAX;
+use crate::wire::{COMMAND_BYTES_MAX, Life};
 use crate::{
-    Config, Member, OpenError, ProposeError, RaftId, Role, StateMachine, Status, TransferError, Transport,
-    membership, reads, status,
+    Config, Incarnation, Member, OpenError, ProposeError, RaftId, Role, StateMachine, Status, TransferError,
+    Transport, membership, reads, status,
 };
 
 pub(crate) type Raft = openraft::Raft<Types, Machine>;
@@ -79,6 +79,8 @@ pub(crate) struct Core {
     publisher: Arc<watch::Sender<Status>>,
     /// Held while the membership is being changed.
     pub(crate) changing: tokio::sync::Mutex<()>,
+    /// The index of the last entry that was applied here; ahead of the status.
+    pub(crate) applied: watch::Receiver<u64>,
     proposals: Semaphore,
     reads: Reads,
     store: LogStore,
@@ -97,35 +99,40 @@ impl Log {
         transport: Arc<dyn Transport>,
     ) -> Result<Self, OpenError> {
         let settings = Arc::new(config.to_openraft()?);
-        let (store, snapshots) = {
+        let (store, snapshots, incarnation) = {
             let config = config.clone();
-            tokio::task::spawn_blocking(move || open_storage(&config))
+            off_thread(move || open_storage(&config))
                 .await
                 .map_err(|error| OpenError::Start { dir: Default::default(), reason: error.to_string() })??
         };
         let ties = Arc::new(Ties {
             me: config.id,
-            cluster: config.cluster,
+            life: Life { cluster: config.cluster, incarnation },
+            #[cfg(feature = "sim")]
+            flaws: config.sim.flaws,
             transport,
             append_patience: config.append_patience,
             snapshot_patience: config.snapshot_patience,
             snapshots: snapshots.clone(),
             removed_by: AtomicU64::new(0),
             heard: Heard::default(),
+            seen: Mutex::default(),
+            superseded: AtomicU64::new(0),
         });
         let machine = Machine::new(Box::new(machine), snapshots.clone());
+        let applied = machine.applied();
         let started = Raft::new(config.id.0, settings, Network(ties.clone()), store.clone(), machine).await;
         let raft = match started {
             Ok(raft) => raft,
             Err(error) => {
-                drop(tokio::task::spawn_blocking(move || store.close()).await);
+                drop(off_thread(move || store.close()).await);
                 snapshots.close();
                 return Err(OpenError::Start { dir: config.dir, reason: error.to_string() });
             }
         };
 
         let (publisher, status) =
-            watch::channel(Status { id: config.id, role: Role::Learner, ..Status::default() });
+            watch::channel(Status { id: config.id, role: Role::Learner, incarnation, ..Status::default() });
         let publisher = Arc::new(publisher);
         let publishing = status::publish(raft.metrics(), publisher.clone(), ties.clone(), config.stall);
         let mut tasks = vec![tokio::spawn(publishing)];
@@ -137,6 +144,7 @@ impl Log {
             raft,
             ties,
             status,
+            applied,
             publisher,
             reads,
             store,
@@ -201,6 +209,12 @@ impl Log {
         self.0.core.status()
     }
 
+    /// When another member last said something here. Those that follow hear one another only while there is no leader.
+    pub fn heard_from(&self, id: RaftId) -> Option<std::time::Instant> {
+        let seen = self.0.core.ties.seen.lock().expect("nothing panics while it holds this lock");
+        seen.get(&id).copied()
+    }
+
     /// Waits until the status satisfies `wanted`, and answers it; `None` if it did not within `patience`.
     pub async fn wait(&self, patience: Duration, wanted: impl FnMut(&Status) -> bool) -> Option<Status> {
         self.0.core.wait(patience, wanted).await
@@ -245,17 +259,37 @@ impl Log {
         core.stop().await;
     }
 
+    /// Ends it as a crash would, once its disk takes no more writes: nothing is handed over.
+    #[cfg(feature = "sim")]
+    pub async fn kill(&self) {
+        for task in self.0.stop_tasks() {
+            drop(task.await);
+        }
+        self.0.core.stop().await;
+    }
+
     pub(crate) fn core(&self) -> &Arc<Core> {
         &self.0.core
     }
 }
 
-fn open_storage(config: &Config) -> Result<(LogStore, Snapshots), OpenError> {
+pub(crate) fn open_wal(dir: &Dir, config: &Config) -> Result<(Wal, Recovered), OpenError> {
+    let media = config.media();
+    Wal::open(&dir.path, dir.identity, dir.key.clone(), config.segment_bytes, config.incarnation, &media)
+}
+
+fn open_storage(config: &Config) -> Result<(LogStore, Snapshots, Incarnation), OpenError> {
     let identity = Identity { cluster: config.cluster, id: config.id };
     let dir = Arc::new(Dir::open(&config.dir, identity)?);
     let snapshots = Snapshots::open(dir.clone())?;
-    let (wal, recovered) = Wal::open(&dir.path, identity, dir.key.clone(), config.segment_bytes)?;
-    Ok((LogStore::new(wal, recovered), snapshots))
+    let (wal, recovered) = open_wal(&dir, config)?;
+    let incarnation = recovered.incarnation;
+    if incarnation.precedes(config.incarnation) {
+        let known = config.incarnation;
+        return Err(OpenError::Outdated { dir: config.dir.clone(), found: incarnation, known });
+    }
+    snapshots.reach(recovered.purged)?;
+    Ok((LogStore::new(wal, recovered), snapshots, incarnation))
 }
 
 /// The entries that stay even when they are large.
@@ -309,11 +343,13 @@ impl Core {
             return Err(ProposeError::TooLarge { bytes: command.len() });
         }
         let deadline = Instant::now() + self.config.patience;
-        let turn = tokio::time::timeout_at(deadline, self.proposals.acquire()).await;
-        let _turn = match turn {
-            Ok(Ok(turn)) => turn,
-            Ok(Err(_)) => return Err(ProposeError::Stopped("it was shut down".into())),
-            Err(_) => return Err(ProposeError::Unavailable),
+        let _turn = match self.proposals.try_acquire() {
+            Ok(turn) => turn,
+            Err(_) => match tokio::time::timeout_at(deadline, self.proposals.acquire()).await {
+                Ok(Ok(turn)) => turn,
+                Ok(Err(_)) => return Err(ProposeError::Stopped("it was shut down".into())),
+                Err(_) => return Err(ProposeError::Unavailable),
+            },
         };
         let mut write = std::pin::pin!(self.raft.client_write(Command(command)));
         let written = loop {
@@ -439,7 +475,7 @@ impl Core {
             tracing::error!(%error, "the consensus ended badly");
         }
         let store = self.store.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
+        if let Err(error) = off_thread(move || store.close()).await {
             tracing::error!(%error, "the log could not be closed");
         }
         self.snapshots.close();

@@ -97,6 +97,10 @@ pub(crate) async fn finish_changes(core: Arc<Core>) {
     }
 }
 
+fn reached(point: &'static str) -> Result<(), ChangeError> {
+    crate::point::reach(point).map_err(|error| ChangeError::Unknown(error.to_string()))
+}
+
 impl Core {
     /// Makes the change here, or has the leader make it.
     async fn change(&self, change: ChangePb) -> Result<(), ChangeError> {
@@ -163,6 +167,7 @@ impl Core {
         match change.what {
             MAKE_VOTER => {
                 let before = self.learn(&status, change.id, contact, deadline).await?;
+                reached("member.learned")?;
                 if status.voters.iter().any(|voter| voter.id.0 == change.id) {
                     return Ok(());
                 }
@@ -173,8 +178,10 @@ impl Core {
                     }
                     return Err(ChangeError::NotCaughtUp);
                 }
+                reached("member.caught-up")?;
                 let voter = ChangeMembers::AddVoterIds(BTreeSet::from([change.id]));
-                self.write(voter, true, Instant::now() + self.config.patience).await
+                self.write(voter, true, Instant::now() + self.config.patience).await?;
+                reached("member.voter")
             }
             MAKE_LEARNER => {
                 self.learn(&status, change.id, contact, deadline).await?;
@@ -184,6 +191,7 @@ impl Core {
                 self.unseat(change.id, true, deadline).await
             }
             REMOVE => {
+                reached("member.remove")?;
                 if status.learners.iter().any(|learner| learner.id.0 == change.id) {
                     let out = ChangeMembers::RemoveNodes(BTreeSet::from([change.id]));
                     return self.write(out, false, deadline).await;

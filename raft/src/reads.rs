@@ -59,13 +59,20 @@ impl Core {
         let deadline = Instant::now() + self.config.patience;
         let late = |_| ReadError::Unavailable(format!("not within {:?}", self.config.patience));
         let index = timeout_at(deadline, self.confirmed_index()).await.map_err(late)??;
-        let applied = |status: &Status| status.applied >= index || status.failed.is_some();
-        let status = self.wait(deadline - Instant::now(), applied).await;
-        let status = status.ok_or(ReadError::Unavailable("this manager has not caught up".into()))?;
-        match status.failed {
-            Some(reason) => Err(ReadError::Stopped(reason)),
-            None => Ok(index),
+        let mut applied = self.applied.clone();
+        if *applied.borrow() >= index {
+            return Ok(index);
         }
+        let failed = self.wait(deadline - Instant::now(), |status| status.failed.is_some());
+        let status = tokio::select! {
+            biased;
+            Ok(_) = applied.wait_for(|applied| *applied >= index) => return Ok(index),
+            status = failed => status,
+        };
+        Err(match status.and_then(|status| status.failed) {
+            Some(reason) => ReadError::Stopped(reason),
+            None => ReadError::Unavailable("this manager has not caught up".into()),
+        })
     }
 
     /// Asks whoever leads; leadership may move meanwhile, so a few times.
@@ -98,6 +105,10 @@ impl Core {
 
     /// The leader's part: confirms with a quorum that it still leads.
     pub(crate) async fn leader_index(&self) -> Result<u64, ReadError> {
+        #[cfg(feature = "sim")]
+        if self.config.sim.flaws.read_local_state && self.status.borrow().is_leader() {
+            return Ok(self.status.borrow().applied);
+        }
         let confirmed = self.raft.get_read_linearizer(ReadPolicy::ReadIndex);
         let lost = || ReadError::Unavailable("the leader hears from no majority".into());
         match timeout(self.config.quorum_patience(), confirmed).await.map_err(|_| lost())? {

@@ -11,6 +11,7 @@ use openraft::storage::Snapshot;
 
 use crate::format::{LogIdPb, Malformed};
 use crate::log::{Core, Log};
+use crate::point::reach;
 use crate::status::WatchReceiverOf;
 use crate::storage::machine::blocking;
 use crate::storage::snapshot::Writer;
@@ -97,11 +98,11 @@ impl Log {
 
 impl Core {
     fn open(&self, frame: Bytes) -> Result<(RaftId, Body), String> {
-        wire::open(self.config.cluster, self.config.id, frame)
+        self.ties.open(frame)
     }
 
     fn seal(&self, to: RaftId, body: Body) -> Bytes {
-        wire::seal(self.config.cluster, self.config.id, to, body)
+        wire::seal(self.ties.life, self.config.id, to, body)
     }
 
     async fn answer(&self, from: RaftId, body: Body) -> Body {
@@ -216,6 +217,7 @@ impl Core {
             self.ties.heard.now();
         }
         let file = blocking(move || writer.finish()).await.map_err(local)?;
+        reach("snapshot.received").map_err(local)?;
         let path = file.path.clone();
         let installed = self.raft.install_full_snapshot(vote, Snapshot { meta, snapshot: file }).await;
         // openraft may have found it needless, or us gone; then the file is still there under this name.

@@ -8,11 +8,11 @@ use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{RaftMetrics, ServerState};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::network::Ties;
 use crate::types::{LogId, StoredMembership, Types};
-use crate::{Member, RaftId};
+use crate::{Incarnation, Member, RaftId};
 
 /// What a manager is in the log's eyes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +66,11 @@ pub struct Status {
     /// Other managers have committed a membership without this one, which will hear no more of the log: it
     /// should wipe its directory.
     pub removed: bool,
+    /// The life of the cluster that this log belongs to.
+    pub incarnation: Incarnation,
+    /// The cluster goes on in a later life, of which this manager is no part: it no longer votes nor follows, and
+    /// must be shut down.
+    pub superseded: Option<Incarnation>,
     /// The log stopped and must be opened anew; why.
     pub failed: Option<String>,
     /// Entries are committed, but the applied index has not moved for [`crate::Config::stall`].
@@ -93,10 +98,15 @@ impl Status {
         self.voters.iter().chain(self.learners.iter())
     }
 
-    /// Equal but for what does not wake watchers.
-    fn same(&self, other: &Self) -> bool {
-        let quiet = |status: &Self| Self { quorum_heard_at: None, ..status.clone() };
-        quiet(self) == quiet(other)
+    /// Becomes `next`, and answers whether watchers should know.
+    fn become_next(&mut self, mut next: Self) -> bool {
+        // That somebody was heard wakes nobody.
+        let heard = next.quorum_heard_at.take();
+        self.quorum_heard_at = None;
+        let news = *self != next;
+        *self = next;
+        self.quorum_heard_at = heard;
+        news
     }
 }
 
@@ -115,6 +125,9 @@ impl Heard {
 }
 
 pub(crate) type Metrics = RaftMetrics<Types>;
+
+/// Between two statuses.
+const BREATH: Duration = Duration::from_millis(1);
 
 /// Turns openraft's metrics into statuses until openraft is gone. Runs as a task.
 pub(crate) async fn publish(
@@ -138,11 +151,11 @@ pub(crate) async fn publish(
         }
         let left_out_by = ties.removed_by.load(Ordering::Relaxed);
         next.removed = left_out_by > next.membership_index;
-        status.send_if_modified(|status| {
-            let modified = !status.same(&next);
-            *status = next;
-            modified
-        });
+        next.incarnation = ties.life.incarnation;
+        next.superseded = ties.superseded();
+        status.send_if_modified(|status| status.become_next(next));
+        // Under load there is news several times for each entry; who watches can do with a thousandth of a second.
+        sleep(BREATH).await;
         // Removal and stalling come without news from openraft.
         let news = timeout(Duration::from_secs(1), metrics.news()).await;
         if let Ok(false) = news {
@@ -215,6 +228,8 @@ impl Members {
                 .last_quorum_acked
                 .and_then(|at| Instant::now().checked_sub(at.elapsed())),
             removed: false,
+            incarnation: Incarnation::FIRST,
+            superseded: None,
             failed,
             stalled: false,
         };

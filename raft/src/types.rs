@@ -28,8 +28,14 @@ pub(crate) struct Contact {
     pub(crate) node: String,
 }
 
+#[cfg(not(feature = "sim"))]
 openraft::declare_raft_types!(
     pub(crate) Types: D = Command, R = Bytes, NodeId = u64, Node = Contact,
+);
+
+#[cfg(feature = "sim")]
+openraft::declare_raft_types!(
+    pub(crate) Types: D = Command, R = Bytes, NodeId = u64, Node = Contact, AsyncRuntime = crate::sim::Runtime,
 );
 
 pub(crate) type LeaderId = alias::LeaderIdOf<Types>;

@@ -5,7 +5,7 @@ use prost::Message;
 
 use crate::format::{EntryPb, LogIdPb, Malformed, SnapshotMetaPb, VotePb};
 use crate::types::{Entry, LogId, Types};
-use crate::{ClusterTag, RaftId};
+use crate::{ClusterTag, Incarnation, RaftId};
 
 type AppendRequest = openraft::raft::AppendEntriesRequest<Types>;
 type AppendResult = openraft::raft::StreamAppendResult<Types>;
@@ -32,6 +32,9 @@ pub(crate) struct Envelope {
     pub(crate) to: u64,
     #[prost(oneof = "Body", tags = "5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21")]
     pub(crate) body: Option<Body>,
+    /// 0 from managers that know of no incarnations: the first.
+    #[prost(uint64, tag = "22")]
+    pub(crate) incarnation: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
@@ -315,39 +318,87 @@ impl Body {
     }
 }
 
+/// What a message must be of to be understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub(crate) cluster: ClusterTag,
+    pub(crate) incarnation: Incarnation,
+}
+
+/// Why a message was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Unfit {
+    pub(crate) words: String,
+    /// Set when it came from a later life of the cluster than ours.
+    pub(crate) newer: Option<Incarnation>,
+}
+
+impl From<String> for Unfit {
+    fn from(words: String) -> Self {
+        Self { words, newer: None }
+    }
+}
+
+impl From<&str> for Unfit {
+    fn from(words: &str) -> Self {
+        words.to_owned().into()
+    }
+}
+
 /// Puts a body into an envelope.
-pub(crate) fn seal(cluster: ClusterTag, from: RaftId, to: RaftId, body: Body) -> Bytes {
-    let envelope =
-        Envelope { version: VERSION, cluster: cluster.0, from: from.0, to: to.0, body: Some(body) };
+pub(crate) fn seal(life: Life, from: RaftId, to: RaftId, body: Body) -> Bytes {
+    let envelope = Envelope {
+        version: VERSION,
+        cluster: life.cluster.0,
+        from: from.0,
+        to: to.0,
+        body: Some(body),
+        incarnation: life.incarnation.0,
+    };
     envelope.encode_to_vec().into()
 }
 
 /// Takes a message out of its envelope if it is meant for `me`; answers who sent it and what it says.
-pub(crate) fn open(cluster: ClusterTag, me: RaftId, frame: Bytes) -> Result<(RaftId, Body), String> {
+pub(crate) fn open(life: Life, me: RaftId, frame: Bytes) -> Result<(RaftId, Body), Unfit> {
     if frame.len() > FRAME_BYTES_MAX {
-        return Err(format!("a frame of {} bytes; at most {FRAME_BYTES_MAX} are read", frame.len()));
+        return Err(format!("a frame of {} bytes; at most {FRAME_BYTES_MAX} are read", frame.len()).into());
     }
     let envelope = Envelope::decode(frame).map_err(|error| Malformed::from(error).to_string())?;
     if envelope.version != VERSION {
         return Err(format!(
             "the message has format {}, this manager speaks {VERSION}; upgrade the older of the two",
             envelope.version
-        ));
+        )
+        .into());
     }
-    if envelope.cluster != cluster.0 {
-        return Err(format!(
-            "the message is from cluster {}, this is {cluster}",
-            ClusterTag(envelope.cluster)
-        ));
+    if envelope.cluster != life.cluster.0 {
+        let theirs = ClusterTag(envelope.cluster);
+        return Err(format!("the message is from cluster {theirs}, this is {}", life.cluster).into());
+    }
+    let theirs = Incarnation(envelope.incarnation.max(Incarnation::FIRST.0));
+    if theirs != life.incarnation {
+        return Err(other_life(life.incarnation, theirs));
     }
     if envelope.to != me.0 {
-        return Err(format!("the message is meant for manager {}, this is {me}", RaftId(envelope.to)));
+        return Err(format!("the message is meant for manager {}, this is {me}", RaftId(envelope.to)).into());
     }
     if envelope.from == me.0 {
-        return Err(format!("manager {me} is talking to itself; check the addresses of the managers"));
+        return Err(format!("manager {me} is talking to itself; check the addresses of the managers").into());
     }
     let body = envelope.body.ok_or("an envelope without a message this version knows")?;
     Ok((RaftId(envelope.from), body))
+}
+
+fn other_life(ours: Incarnation, theirs: Incarnation) -> Unfit {
+    let newer = ours.precedes(theirs).then_some(theirs);
+    let words = match (newer, theirs.precedes(ours)) {
+        (Some(_), _) => format!("this manager is of incarnation {ours}, the cluster goes on as {theirs}"),
+        (None, true) => format!("the message is of incarnation {theirs}, the cluster goes on as {ours}"),
+        (None, false) => format!(
+            "two clusters were forced from the same one, both as incarnation {ours}; give one of them up"
+        ),
+    };
+    Unfit { words, newer }
 }
 
 #[cfg(test)]
@@ -360,18 +411,33 @@ mod tests {
     #[test]
     fn a_message_for_another_is_refused() {
         let body = || Body::ReadIndex(Empty {});
-        let frame = seal(ClusterTag(1), RaftId(2), RaftId(3), body());
-        assert_eq!(open(ClusterTag(1), RaftId(3), frame.clone()), Ok((RaftId(2), body())));
-        assert!(open(ClusterTag(9), RaftId(3), frame.clone()).unwrap_err().contains("cluster"));
-        assert!(open(ClusterTag(1), RaftId(4), frame).unwrap_err().contains("meant for"));
-        let mirror = seal(ClusterTag(1), RaftId(3), RaftId(3), body());
-        assert!(open(ClusterTag(1), RaftId(3), mirror).unwrap_err().contains("itself"));
+        let life = |cluster| Life { cluster: ClusterTag(cluster), incarnation: Incarnation::FIRST };
+        let frame = seal(life(1), RaftId(2), RaftId(3), body());
+        assert_eq!(open(life(1), RaftId(3), frame.clone()), Ok((RaftId(2), body())));
+        assert!(open(life(9), RaftId(3), frame.clone()).unwrap_err().words.contains("cluster"));
+        assert!(open(life(1), RaftId(4), frame).unwrap_err().words.contains("meant for"));
+        let mirror = seal(life(1), RaftId(3), RaftId(3), body());
+        assert!(open(life(1), RaftId(3), mirror).unwrap_err().words.contains("itself"));
+    }
+
+    #[test]
+    fn a_message_of_another_life_is_refused_and_only_a_later_one_says_that_ours_has_ended() {
+        let life = |incarnation| Life { cluster: ClusterTag(1), incarnation };
+        let (first, second) = (Incarnation::FIRST, Incarnation::FIRST.next(7));
+        let sealed = |of| seal(life(of), RaftId(2), RaftId(3), Body::ReadIndex(Empty {}));
+        let heard = |of, by| open(life(by), RaftId(3), sealed(of)).map_err(|unfit| unfit.newer);
+        assert!(heard(second, second).is_ok());
+        assert_eq!(heard(second, first), Err(Some(second)));
+        assert_eq!(heard(first, second), Err(None));
+        // Forced twice from the same one: neither is told to give up.
+        assert_eq!(heard(first.next(8), second), Err(None));
+        assert_eq!(heard(second.next(0), first.next(8)), Err(Some(second.next(0))));
     }
 
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            if let Ok((_, Body::Append(append))) = open(ClusterTag(0), RaftId(0), bytes.into()) {
+            if let Ok((_, Body::Append(append))) = open(Life { cluster: ClusterTag(0), incarnation: Incarnation::FIRST }, RaftId(0), bytes.into()) {
                 drop(AppendRequest::try_from(append));
             }
         }

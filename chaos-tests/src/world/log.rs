@@ -435,6 +435,8 @@ fn brief(change: &Change) -> String {
         Change::OpenSession { node, epoch, .. } => format!("session {node}/{epoch}"),
         Change::SetNodeStatus { node, was, status, .. } => format!("node {node} {was:?}→{status:?}"),
         Change::RemoveNode { node, .. } => format!("node {node} removed"),
+        Change::StartAnew { incarnation, node, .. } => format!("{node} starts anew ({incarnation})"),
+        Change::Reseat { node, .. } => format!("node {node} gets another seat"),
         Change::CreateService(service) => {
             let image = &service.spec.task.containers[0].image;
             format!("service {} ×{} {image}", service.spec.name, service.spec.mode.replicas())

@@ -78,11 +78,15 @@ pub enum Planted {
     SkipsEntry,
     /// The leader forgets what its plan wanted stopped.
     NeverStops,
+    /// A leader that follows another does not look again when it meant to.
+    LostWakeUp,
+    /// The leader keeps a second task in a slot in which one runs.
+    KeepsSurplus,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::StaleAssignment,
         Self::DeafToSilence,
         Self::DoubleCreate,
@@ -91,6 +95,8 @@ impl Planted {
         Self::StartsAgain,
         Self::SkipsEntry,
         Self::NeverStops,
+        Self::LostWakeUp,
+        Self::KeepsSurplus,
     ];
 }
 
@@ -511,6 +517,17 @@ impl World {
                 invariants::COMES_TO_REST,
                 format!("{} is held back until {:?}", task.name(), task.start_at),
             ));
+        }
+        // One that never gives up may wait for ever for a place.
+        let waits = |id| self.log.truth.tasks_of(id).any(|task| task.is_live() && !task.note.is_empty());
+        let moves = |service: &&std::sync::Arc<rswarm_control::model::Service>| {
+            let status = service.update_status.as_ref();
+            status.is_some_and(|status| status.state.is_moving())
+                && !(service.pace().progress_deadline.is_zero() && waits(service.id))
+                && !hopeless.contains(&service.id)
+        };
+        if let Some(service) = self.log.truth.services().find(moves) {
+            return Some((invariants::COMES_TO_REST, format!("{} is being updated", service.spec.name)));
         }
         invariants::ALL.iter().find_map(|invariant| match invariant.check {
             Check::Rest(check) => check(&scene).err().map(|detail| (*invariant, detail)),

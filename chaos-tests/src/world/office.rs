@@ -7,7 +7,7 @@ use crate::invariants;
 use rswarm_control::admission::{self, Answer, Refused, Request, Session};
 use rswarm_control::assignment::{self, Assignment};
 use rswarm_control::endpoints::{self, Table};
-use rswarm_control::model::{Description, Desired, NodeStatus, Role};
+use rswarm_control::model::{Description, Desired, NodeStatus, Observed, Role};
 use rswarm_control::{Change, Heard, NodeId, Proposal, Report, State, TaskId, Timestamp, tick};
 use std::collections::BTreeMap;
 
@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 const GATHER: u64 = 20;
 /// The leader looks at least this often.
 const SLEEP_MAX: u64 = 5_000;
+/// Longer than any world lasts.
+const FOR_GOOD: u64 = 1 << 40;
 /// A leader that woke this much later than it meant to, or whose clock jumped as much, was not listening.
 const ABSENT: u64 = 500;
 
@@ -155,6 +157,8 @@ impl World {
         let heard = office.heard.clone();
         if plan.changes.is_empty() {
             let nap = plan.wake_at.map_or(SLEEP_MAX, |wake| wake.0.saturating_sub(at.0)).clamp(1, SLEEP_MAX);
+            let asleep = self.options.planted == Some(Planted::LostWakeUp) && term > 1;
+            let nap = if asleep { FOR_GOOD } else { nap };
             office.turn += 1;
             office.due = now + nap;
             let turn = office.turn;
@@ -186,6 +190,19 @@ impl World {
             Some(Planted::NeverStops) => proposal.changes.retain(
                 |change| !matches!(change, Change::SetDesired { desired, .. } if *desired >= Desired::Shutdown),
             ),
+            Some(Planted::KeepsSurplus) => {
+                let has_other = |id: &TaskId| {
+                    let task = state.task(*id);
+                    task.is_some_and(|task| {
+                        state.tasks_of(task.service).any(|other| {
+                            other.slot == task.slot && other.id != *id && other.observed == Observed::Running
+                        })
+                    })
+                };
+                proposal.changes.retain(|change| {
+                    !matches!(change, Change::SetDesired { task, desired } if *desired >= Desired::Shutdown && has_other(task))
+                });
+            }
             Some(Planted::DoubleCreate) => {
                 let last = proposal.changes.iter().rev().find_map(|change| match change {
                     Change::CreateTask(new) => Some(new.clone()),

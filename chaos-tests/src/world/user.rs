@@ -212,7 +212,16 @@ impl World {
                 let replicas = u32::try_from(self.rng.below(9)).unwrap_or(1);
                 self.request(Request::ScaleService { service, replicas }, None);
             }
-            (45..=64, Some(old), Some(service)) => {
+            (45..=48, _, Some(service)) => {
+                let pause = self.rng.percent(40);
+                self.request(Request::PauseUpdate { service, pause }, None);
+            }
+            (49..=52, Some(old), Some(service)) => {
+                let numbers: Vec<u64> = old.previous.iter().map(|revision| revision.number).collect();
+                let to = if self.rng.percent(50) { None } else { self.rng.pick(&numbers) };
+                self.request(Request::RollbackService { service, to }, None);
+            }
+            (53..=64, Some(old), Some(service)) => {
                 let mut spec = self.spec();
                 spec.name.clone_from(&old.spec.name);
                 let networks = self.networks();
@@ -318,17 +327,21 @@ impl World {
             parallelism: u32::try_from(self.rng.below(3)).unwrap_or(1),
             delay: Duration::from_secs(self.rng.pick(&[0, 0, 2]).unwrap_or(0)),
             monitor: Duration::from_secs(self.rng.between(0, 5)),
-            order: UpdateOrder::StopFirst,
+            order: if self.rng.percent(40) { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst },
             failure_action: self
                 .rng
-                .pick(&[FailureAction::Pause, FailureAction::Continue])
+                .pick(&[FailureAction::Pause, FailureAction::Continue, FailureAction::Rollback])
                 .unwrap_or(FailureAction::Pause),
-            max_failure_permille: 0,
+            max_failure_permille: self.rng.pick(&[0, 0, 250]).unwrap_or(0),
+            progress_deadline: Duration::from_secs(self.rng.pick(&[0, 20, 60]).unwrap_or(0)),
+            healthy_time: Duration::from_millis(self.rng.pick(&[0, 0, 1_500]).unwrap_or(0)),
         };
+        let action = if self.rng.percent(20) { FailureAction::Continue } else { FailureAction::Pause };
+        let rollback = UpdateConfig { failure_action: action, ..update.clone() };
         let replicas = u32::try_from(self.rng.below(7)).unwrap_or(1);
         let labels = Labels::new();
         let (mode, task) = (Mode::Replicated { replicas }, Arc::new(task));
-        ServiceSpec { name: String::new(), labels, mode, task, update, endpoint }
+        ServiceSpec { name: String::new(), labels, mode, task, update, rollback, endpoint }
     }
 
     /// A service of so many steady tasks, for a drill.
@@ -340,6 +353,7 @@ impl World {
             mode: Mode::Replicated { replicas },
             task: Arc::new(task),
             update: UpdateConfig::default(),
+            rollback: UpdateConfig::default(),
             endpoint: EndpointSpec::default(),
         };
         self.request(Request::CreateService { spec, networks: Vec::new() }, None);

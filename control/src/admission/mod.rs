@@ -15,7 +15,7 @@ pub use lookup::{find_network, find_node, find_service, find_task};
 pub use network::NetworkSpec;
 pub use node::{Join, NodeUpdate, Session};
 
-use crate::ids::{NetworkId, NodeId, ServiceId};
+use crate::ids::{NetworkId, NodeId, RaftId, ServiceId};
 use crate::model::{Role, Secret, ServiceSpec, Settings};
 use crate::state::{Change, State};
 use crate::time::Timestamp;
@@ -47,6 +47,27 @@ pub enum Request {
         service: String,
         /// How many.
         replicas: u32,
+    },
+    /// Go back to what ran before.
+    RollbackService {
+        /// Which.
+        service: String,
+        /// To this of its revisions; by default, to the last one before the present.
+        to: Option<u64>,
+    },
+    /// Stop an update where it is, or let it go on.
+    PauseUpdate {
+        /// Of which service.
+        service: String,
+        /// Stop it; else it goes on.
+        pause: bool,
+    },
+    /// What somebody asks for who says who he is.
+    By {
+        /// As he calls himself, for the history of what he changes.
+        author: String,
+        /// What he asks for.
+        request: Box<Request>,
     },
     /// Stop running it.
     RemoveService {
@@ -87,6 +108,13 @@ pub enum Request {
     Join(Join),
     /// A node's daemon is there.
     OpenSession(Session),
+    /// A manager has no seat, or has lost the log of the one it had.
+    Reseat {
+        /// Which.
+        node: NodeId,
+        /// The seat it had.
+        lost: Option<RaftId>,
+    },
     /// A node says goodbye.
     Leave {
         /// Which.
@@ -148,6 +176,13 @@ pub fn admit(state: &State, request: &Request, now: Timestamp) -> Result<(Vec<Ch
             service::update(state, service, *version, spec, networks)
         }
         Request::ScaleService { service, replicas } => service::scale(state, service, *replicas),
+        Request::RollbackService { service, to } => service::rollback(state, service, *to),
+        Request::PauseUpdate { service, pause } => service::pause(state, service, *pause),
+        Request::By { author, request } => {
+            let (mut changes, answer) = admit(state, request, now)?;
+            changes.iter_mut().for_each(|change| sign(change, author));
+            Ok((changes, answer))
+        }
         Request::RemoveService { service } => service::remove(state, service),
         Request::CreateNetwork(spec) => network::create(state, spec, now),
         Request::RemoveNetwork { network } => network::remove(state, network),
@@ -157,7 +192,20 @@ pub fn admit(state: &State, request: &Request, now: Timestamp) -> Result<(Vec<Ch
         Request::UpdateSettings { version, settings } => cluster::update_settings(state, *version, settings),
         Request::Join(join) => node::join(state, join, now),
         Request::OpenSession(session) => node::open_session(state, session),
+        Request::Reseat { node, lost } => node::reseat(state, *node, *lost),
         Request::Leave { node, force } => node::leave(state, *node, *force),
+    }
+}
+
+/// Longest name of an author that is kept, in characters.
+const AUTHOR_CHARS_MAX: usize = 64;
+
+fn sign(change: &mut Change, said: &str) {
+    let clean = said.chars().filter(|c| !c.is_control()).take(AUTHOR_CHARS_MAX).collect();
+    match change {
+        Change::CreateService(service) => service.author = clean,
+        Change::UpdateService { author, .. } => *author = clean,
+        _ => {}
     }
 }
 

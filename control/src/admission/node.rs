@@ -1,7 +1,7 @@
 //! Requests about nodes, and by them.
 
 use super::{Answer, Refused, find_node, no_cluster, out_of_sequence, validate};
-use crate::ids::NodeId;
+use crate::ids::{NodeId, RaftId};
 use crate::model::{Availability, Description, Labels, Meta, Node, NodeStatus, Role, Secret};
 use crate::state::{Change, State};
 use crate::time::Timestamp;
@@ -207,9 +207,21 @@ pub(super) fn leave(state: &State, id: NodeId, force: bool) -> Admitted {
     Ok((changes, Answer::Node(id)))
 }
 
+pub(super) fn reseat(state: &State, id: NodeId, lost: Option<RaftId>) -> Admitted {
+    let Some(node) = state.node(id) else {
+        return Err(
+            expelled(state, id).unwrap_or_else(|| Refused::NotFound(format!("node {id} is not known here")))
+        );
+    };
+    // Who was demoted or has another seat already needs none.
+    let needed = node.role == Role::Manager && node.raft == lost;
+    let change = needed.then_some(Change::Reseat { node: id, lost });
+    Ok((change.into_iter().collect(), Answer::Node(id)))
+}
+
 /// Without a manager there is no cluster.
 fn check_managers(state: &State, node: &Node, what: &str) -> Result<(), Refused> {
-    if node.role == Role::Manager && state.managers() == 1 {
+    if node.raft.is_some() && state.managers() == 1 {
         let name = &node.hostname;
         return Err(Refused::FailedPrecondition(format!(
             "cannot {what} {name}: it is the last manager, and the cluster's state would be lost; promote another \

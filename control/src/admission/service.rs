@@ -3,8 +3,8 @@
 use super::{Answer, Refused, find_network, find_service, no_cluster, out_of_sequence, validate};
 use crate::allocator;
 use crate::ids::{NetworkId, ServiceId};
-use crate::model::{Endpoint, Meta, Mode, Service, ServiceSpec};
-use crate::state::{Change, State};
+use crate::model::{Endpoint, Meta, Mode, Service, ServiceSpec, UpdateState, UpdateStatus};
+use crate::state::{Change, Rollback, State};
 use crate::time::Timestamp;
 use std::sync::Arc;
 
@@ -20,8 +20,18 @@ pub(super) fn create(state: &State, spec: &ServiceSpec, networks: &[String], now
     let id = ServiceId::mint(state.id_seed(), number);
     let endpoint = endpoint(state, id, number, &spec, &Endpoint::default())?;
     let meta = Meta { number, version: 0, created_at: now, updated_at: now };
-    let (previous, update_status) = (Vec::new(), None);
-    let service = Service { id, meta, spec, revision: 1, previous, spec_version: 1, endpoint, update_status };
+    let service = Service {
+        id,
+        meta,
+        spec,
+        author: String::new(),
+        spec_since: now,
+        revision: 1,
+        previous: Vec::new(),
+        spec_version: 1,
+        endpoint,
+        update_status: None,
+    };
     Ok((vec![Change::CreateService(Box::new(service))], Answer::Service(id)))
 }
 
@@ -61,6 +71,63 @@ pub(super) fn remove(state: &State, text: &str) -> Admitted {
     Ok((vec![change], Answer::Service(service.id)))
 }
 
+/// Goes back to a former spec: the last one, or the one of revision `to`.
+pub(super) fn rollback(state: &State, text: &str, to: Option<u64>) -> Admitted {
+    let service = find_service(state, text)?;
+    let name = &service.spec.name;
+    let former = match to {
+        None => service.previous.last().ok_or_else(|| {
+            Refused::FailedPrecondition(format!("service {name} does not have a previous spec"))
+        })?,
+        Some(to) => service.previous.iter().find(|revision| revision.number == to).ok_or_else(|| {
+            let known: Vec<_> = service.previous.iter().map(|revision| revision.number.to_string()).collect();
+            let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+            Refused::NotFound(format!(
+                "service {name} does not remember revision {to}; it has {known}, and runs {}",
+                service.revision
+            ))
+        })?,
+    };
+    if let Some(network) = former.spec.task.networks.iter().find(|network| state.network(**network).is_none())
+    {
+        let number = former.number;
+        return Err(Refused::FailedPrecondition(format!(
+            "network {network}, which revision {number} of service {name} joins, is gone"
+        )));
+    }
+    let (mut changes, answer) = change(state, &service, former.spec.clone())?;
+    for change in &mut changes {
+        if let Change::UpdateService { rollback, .. } = change {
+            let message = format!("rollback to revision {} in progress", former.number);
+            *rollback = Some(Rollback { message, failed_task: None, automatic: false });
+        }
+    }
+    Ok((changes, answer))
+}
+
+/// Stops an update where it is, or lets it go on.
+pub(super) fn pause(state: &State, text: &str, pause: bool) -> Admitted {
+    let service = find_service(state, text)?;
+    let (name, answer) = (&service.spec.name, Answer::Service(service.id));
+    let refused = |what: &str| Err(Refused::FailedPrecondition(format!("service {name} is not {what}")));
+    let Some(status) = service.update_status.clone() else { return refused("being updated") };
+    let (now, message) = match (status.state, pause) {
+        (UpdateState::Updating, true) => (UpdateState::Paused, "update paused by request"),
+        (UpdateState::RollbackStarted, true) => (UpdateState::RollbackPaused, "rollback paused by request"),
+        (UpdateState::Paused, false) => (UpdateState::Updating, "update in progress"),
+        (UpdateState::RollbackPaused, false) => (UpdateState::RollbackStarted, "rollback in progress"),
+        (state, true) if state.is_paused() => return Ok((Vec::new(), answer)),
+        (state, false) if state.is_moving() => return Ok((Vec::new(), answer)),
+        (_, true) => return refused("being updated"),
+        (_, false) => return refused("paused in an update"),
+    };
+    let failed_task = if pause { None } else { status.failed_task.filter(|_| status.automatic) };
+    let was = status.state;
+    let status = UpdateStatus { state: now, message: message.into(), failed_task, ..status };
+    let (service, spec_version) = (service.id, service.spec_version);
+    Ok((vec![Change::SetUpdateStatus { service, spec_version, was, status }], answer))
+}
+
 fn change(state: &State, service: &Service, spec: ServiceSpec) -> Admitted {
     let answer = Answer::Service(service.id);
     let endpoint = endpoint(state, service.id, service.meta.number, &spec, &service.endpoint)?;
@@ -68,7 +135,8 @@ fn change(state: &State, service: &Service, spec: ServiceSpec) -> Admitted {
         return Ok((Vec::new(), answer));
     }
     let (id, version, spec) = (service.id, service.meta.version, Box::new(spec));
-    Ok((vec![Change::UpdateService { service: id, version, spec, endpoint }], answer))
+    let (author, rollback) = (String::new(), None);
+    Ok((vec![Change::UpdateService { service: id, version, spec, endpoint, author, rollback }], answer))
 }
 
 /// A valid spec with its networks filled in.
@@ -96,10 +164,5 @@ fn endpoint(
     spec: &ServiceSpec,
     current: &Endpoint,
 ) -> Result<Endpoint, Refused> {
-    let vips = allocator::vips(state, &spec.task.networks, &current.vips, number);
-    let ports = allocator::ports(state, id, &spec.endpoint, &current.ports);
-    Ok(Endpoint {
-        vips: vips.map_err(Refused::FailedPrecondition)?,
-        ports: ports.map_err(Refused::FailedPrecondition)?,
-    })
+    allocator::endpoint(state, id, number, spec, current).map_err(Refused::FailedPrecondition)
 }

@@ -1,7 +1,9 @@
 //! What a spec must look like.
 
 use super::Refused;
-use crate::model::{ContainerSpec, EndpointSpec, Mount, PortMode, Resources, ServiceSpec, TaskSpec};
+use crate::model::{
+    ContainerSpec, EndpointSpec, FailureAction, Mount, PortMode, Resources, ServiceSpec, TaskSpec,
+};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -20,8 +22,13 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refused> {
     if spec.mode.replicas() > REPLICAS_MAX {
         return invalid(format!("replicas: {} is more than {REPLICAS_MAX}", spec.mode.replicas()));
     }
-    if spec.update.max_failure_permille > 1000 {
-        return invalid("update: the failure ratio lies between 0 and 1");
+    for (what, config) in [("update", &spec.update), ("rollback", &spec.rollback)] {
+        if config.max_failure_permille > 1000 {
+            return invalid(format!("{what}: the failure ratio lies between 0 and 1"));
+        }
+    }
+    if spec.rollback.failure_action == FailureAction::Rollback {
+        return invalid("rollback: a rollback that fails can be paused or go on, but not be rolled back");
     }
     task(&spec.task)?;
     endpoint(&spec.endpoint)
@@ -123,6 +130,15 @@ fn container(spec: &ContainerSpec) -> Result<(), Refused> {
     mounts(&spec.mounts)
 }
 
+/// A volume's name by Docker's rule, or a template, whose outcome the node checks.
+fn is_volume(name: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    let plain = (2..=128).contains(&name.len())
+        && name.bytes().all(word)
+        && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    plain || name.contains("{{") && name.len() <= 1024
+}
+
 fn mounts(mounts: &[Mount]) -> Result<(), Refused> {
     let mut targets = BTreeSet::new();
     for mount in mounts {
@@ -143,7 +159,14 @@ fn mounts(mounts: &[Mount]) -> Result<(), Refused> {
             Mount::Tmpfs { mode: Some(mode), .. } if *mode > 0o7777 => {
                 return invalid(format!("mount: {mode:o} are no permission bits"));
             }
-            Mount::Bind { .. } | Mount::Tmpfs { .. } => {}
+            Mount::Volume { source, .. } if !is_volume(source) => {
+                return invalid(format!(
+                    "mount: `{}` is no name for a volume; write 2 to 128 letters, digits, `_`, `.` and `-`, a letter or \
+                     digit first",
+                    source.escape_debug()
+                ));
+            }
+            Mount::Bind { .. } | Mount::Volume { .. } | Mount::Tmpfs { .. } => {}
         }
     }
     Ok(())

@@ -17,6 +17,10 @@ pub struct Service {
     pub meta: Meta,
     /// What is asked for now.
     pub spec: ServiceSpec,
+    /// Who asked for it, as they called themselves; for people.
+    pub author: String,
+    /// Since when it is asked for.
+    pub spec_since: Timestamp,
     /// Counts the specs this service has had, from 1.
     pub revision: u64,
     /// What was asked for before, oldest first; the last [`Service::PREVIOUS_MAX`].
@@ -33,6 +37,26 @@ pub struct Service {
 impl Service {
     /// How many former specs are kept.
     pub const PREVIOUS_MAX: usize = 10;
+
+    /// How tasks are replaced at present: as an update asks, or a rollback.
+    pub fn pace(&self) -> &UpdateConfig {
+        match &self.update_status {
+            Some(status) if status.state.is_rollback() => &self.spec.rollback,
+            Some(_) | None => &self.spec.update,
+        }
+    }
+
+    /// Whether every slot has been given the task spec that is asked for now, or would have been.
+    pub fn is_settled(&self) -> bool {
+        self.update_status.as_ref().is_none_or(|status| status.state.is_complete())
+    }
+
+    /// What an update that fails goes back to: the last spec that had been rolled out completely.
+    pub fn last_good(&self) -> Option<&Revision> {
+        let other = |revision: &&Revision| revision.spec.task != self.spec.task;
+        let good = self.previous.iter().rev().filter(other).find(|revision| revision.settled);
+        good.or_else(|| self.previous.iter().rev().find(other))
+    }
 }
 
 /// A former spec of a service.
@@ -40,8 +64,14 @@ impl Service {
 pub struct Revision {
     /// Its [`Service::revision`].
     pub number: u64,
+    /// Who asked for it, as they called themselves.
+    pub author: String,
+    /// When it was asked for.
+    pub since: Timestamp,
     /// When it was replaced by its successor.
     pub replaced_at: Timestamp,
+    /// Whether it had been rolled out completely by then.
+    pub settled: bool,
     /// What was asked for.
     pub spec: ServiceSpec,
 }
@@ -59,6 +89,9 @@ pub struct ServiceSpec {
     pub task: Arc<TaskSpec>,
     /// How tasks are replaced when `task` changes.
     pub update: UpdateConfig,
+    /// How tasks are replaced when `task` goes back to what it was. Its failure action is not
+    /// [`FailureAction::Rollback`].
+    pub rollback: UpdateConfig,
     /// How the service is reached.
     pub endpoint: EndpointSpec,
 }
@@ -82,22 +115,27 @@ impl Mode {
     }
 }
 
-/// How tasks are replaced by newer ones. Slots are replaced one at a time, old task first; the other
-/// orders and numbers are kept for the rolling updater.
+/// How tasks are replaced by newer ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpdateConfig {
     /// Slots replaced at a time; 0 means all.
     pub parallelism: u32,
-    /// Pause between slots.
+    /// Pause after a slot before another is replaced.
     pub delay: Duration,
-    /// How long a new task is watched before it counts as good.
+    /// A new task that ends within this time has failed. The first slots are watched for so long before
+    /// any other is touched, and so are the last.
     pub monitor: Duration,
     /// Which of old and new comes first.
     pub order: UpdateOrder,
     /// What happens when new tasks fail.
     pub failure_action: FailureAction,
-    /// Share of slots, in thousandths, that may fail before that happens.
+    /// Share of the slots to be replaced, in thousandths, that may fail before that happens.
     pub max_failure_permille: u16,
+    /// If no slot comes to run for so long, the update is stopped, or rolled back where that is its failure
+    /// action; zero waits for ever.
+    pub progress_deadline: Duration,
+    /// How long a new task must run before its slot counts as replaced.
+    pub healthy_time: Duration,
 }
 
 impl Default for UpdateConfig {
@@ -109,7 +147,16 @@ impl Default for UpdateConfig {
             order: UpdateOrder::StopFirst,
             failure_action: FailureAction::Pause,
             max_failure_permille: 0,
+            progress_deadline: Duration::from_secs(600),
+            healthy_time: Duration::ZERO,
         }
+    }
+}
+
+impl UpdateConfig {
+    /// How long a slot is left alone once its new task runs, before another is replaced.
+    pub fn rest(&self) -> Duration {
+        self.delay.max(self.healthy_time)
     }
 }
 
@@ -140,23 +187,55 @@ pub struct UpdateStatus {
     pub state: UpdateState,
     /// When it began.
     pub started_at: Timestamp,
+    /// Since when it goes on without a pause: failures from before are forgiven.
+    pub since: Timestamp,
     /// When it was completed, if it was.
     pub completed_at: Option<Timestamp>,
     /// For people.
     pub message: String,
-    /// The new task whose failure paused it.
+    /// The new task whose failure paused it, or made the cluster roll it back.
     pub failed_task: Option<TaskId>,
+    /// Whether nobody asked for this rollback.
+    pub automatic: bool,
 }
 
-/// How far an update is.
+/// How far an update, or a rollback, is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpdateState {
     /// Some slots are still to be replaced.
     Updating,
-    /// Stopped by a failure; the next change of the spec starts anew.
+    /// Stopped, by a failure or by a user, until it is resumed or the task spec changes.
     Paused,
     /// Every slot runs the current spec.
     Completed,
+    /// Some slots are still to go back.
+    RollbackStarted,
+    /// Stopped on the way back.
+    RollbackPaused,
+    /// Every slot runs what it ran before.
+    RollbackCompleted,
+}
+
+impl UpdateState {
+    /// Whether slots are being replaced.
+    pub fn is_moving(self) -> bool {
+        matches!(self, Self::Updating | Self::RollbackStarted)
+    }
+
+    /// Whether it was stopped.
+    pub fn is_paused(self) -> bool {
+        matches!(self, Self::Paused | Self::RollbackPaused)
+    }
+
+    /// Whether there is nothing left to do.
+    pub fn is_complete(self) -> bool {
+        matches!(self, Self::Completed | Self::RollbackCompleted)
+    }
+
+    /// Whether it goes back to a former spec.
+    pub fn is_rollback(self) -> bool {
+        matches!(self, Self::RollbackStarted | Self::RollbackPaused | Self::RollbackCompleted)
+    }
 }
 
 /// How a service is reached.

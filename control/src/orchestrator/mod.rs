@@ -6,19 +6,24 @@ mod slots;
 mod update;
 
 pub(crate) use slots::{is_given_up, slots};
-pub(crate) use update::is_current;
+pub(crate) use update::{is_current, unblock};
 
 use crate::ids::ServiceId;
 use crate::model::Mode;
 use crate::plan::Draft;
 
 pub(crate) fn reconcile(draft: &mut Draft, id: ServiceId) {
-    let Some(service) = draft.state().service(id).cloned() else { return };
-    match service.spec.mode {
-        Mode::Replicated { replicas } => replicated::scale(draft, &service, replicas),
+    // An update that fails changes the service: it is paused, or goes back, and that can fail only once more.
+    for _ in 0..3 {
+        let Some(service) = draft.state().service(id).cloned() else { return };
+        match service.spec.mode {
+            Mode::Replicated { replicas } => replicated::scale(draft, &service, replicas),
+        }
+        slots::keep_one(draft, &service);
+        slots::refill(draft, &service);
+        if !update::roll(draft, id) {
+            break;
+        }
     }
-    slots::keep_one(draft, &service);
-    slots::refill(draft, &service);
-    update::roll(draft, id);
     slots::release(draft, id);
 }

@@ -2,8 +2,9 @@
 //! says so.
 
 use super::restart::{self, Restart};
+use super::update;
 use crate::ids::ServiceId;
-use crate::model::{Availability, Desired, Observed, Service, Slot, Task};
+use crate::model::{Desired, Observed, Service, Slot, Task, UpdateOrder};
 use crate::plan::{Draft, Start};
 use crate::scheduler::constraint;
 use crate::state::State;
@@ -27,34 +28,54 @@ pub(crate) fn slots(state: &State, service: ServiceId) -> Slots {
 }
 
 /// Stops all but one of the tasks that are wanted in a slot. There are two when one was taken for lost:
-/// if it comes back before its replacement runs, it is kept.
+/// if it comes back before its replacement runs, it is kept. And there are two while a new task gets ready
+/// beside the one it takes over from.
 pub(super) fn keep_one(draft: &mut Draft, service: &Service) {
     for tasks in slots(draft.state(), service.id).into_values() {
-        let present: Vec<_> = tasks
-            .iter()
-            .filter(|task| task.is_live() && task.is_wanted() && !draft.state().is_lost(task))
-            .collect();
-        let runs = |task: &Task| task.observed == Observed::Running;
-        // Of those that run the youngest is kept, since others may have been told to connect to it.
-        let kept =
-            present.iter().filter(|task| runs(task)).max_by_key(|task| task.meta.number).or_else(|| {
-                present.iter().max_by_key(|task| (task.observed, std::cmp::Reverse(task.meta.number)))
-            });
-        let Some(kept) = kept.map(|task| (*task).clone()) else { continue };
-        let absent =
-            tasks.iter().filter(|task| task.is_live() && task.is_wanted() && draft.state().is_lost(task));
-        let surplus: Vec<_> = present
-            .iter()
-            .copied()
-            .filter(|task| task.id != kept.id)
-            // A lost task is written off only when its replacement runs.
-            .chain(absent.filter(|_| runs(&kept)))
-            .cloned()
-            .collect();
-        for task in surplus {
-            let never_ran = task.status.running_at.is_none();
-            draft.want(task.id, if never_ran { Desired::Remove } else { Desired::Shutdown });
+        let wanted = || tasks.iter().filter(|task| task.is_live() && task.is_wanted());
+        let (absent, present): (Vec<_>, Vec<_>) = wanted().cloned().partition(|t| draft.state().is_lost(t));
+        let runs = |task: &Arc<Task>| task.observed == Observed::Running;
+        let (kept, ready) = match pair(draft, service, &present) {
+            Some(pair) => (pair.to_vec(), true),
+            None => match best(&present) {
+                Some(best) => (vec![best.clone()], runs(best)),
+                None => continue,
+            },
+        };
+        let surplus = present.iter().filter(|task| kept.iter().all(|kept| kept.id != task.id));
+        // A lost task is written off only when its replacement runs.
+        for task in surplus.chain(absent.iter().filter(|_| ready)) {
+            draft.dismiss(task);
         }
+    }
+}
+
+/// Of those that run the youngest, since others may have been told to connect to it; else the one that is
+/// furthest.
+fn best(tasks: &[Arc<Task>]) -> Option<&Arc<Task>> {
+    let running = tasks.iter().filter(|task| task.observed == Observed::Running);
+    let furthest = || tasks.iter().max_by_key(|task| (task.observed, std::cmp::Reverse(task.meta.number)));
+    running.max_by_key(|task| task.meta.number).or_else(furthest)
+}
+
+/// A task that still serves and the one that takes over from it, where the new one comes first and has not run
+/// for long enough.
+fn pair(draft: &mut Draft, service: &Service, present: &[Arc<Task>]) -> Option<[Arc<Task>; 2]> {
+    if service.pace().order != UpdateOrder::StartFirst {
+        return None;
+    }
+    let outgoing = |task: &Arc<Task>| update::is_outgoing(draft.state(), service, task);
+    let (old, new): (Vec<_>, Vec<_>) = present.iter().cloned().partition(outgoing);
+    let old = best(&old).filter(|task| task.observed == Observed::Running)?.clone();
+    let new = best(&new)?.clone();
+    let running_at = new.status.running_at.filter(|_| new.observed == Observed::Running);
+    match running_at.map(|at| at.after(service.pace().healthy_time)) {
+        Some(due) if due <= draft.now => None,
+        Some(due) => {
+            draft.wake_at(due);
+            Some([old, new])
+        }
+        None => Some([old, new]),
     }
 }
 
@@ -97,16 +118,22 @@ pub(crate) fn is_given_up(service: &Service, tasks: &[Arc<Task>]) -> bool {
     ended && restart::decide(service, tasks, Timestamp::default()) == Restart::Never
 }
 
-/// Lets tasks that were held back start, once their time has come and their slot is vacant. One whose node
-/// is lost waits until it is back, or the slot has another.
-pub(super) fn release(draft: &mut Draft, service: ServiceId) {
+/// Lets tasks that were held back start, once their time has come and their slot is vacant, or held by a task
+/// that they take over from. One whose node is lost waits until it is back, or the slot has another.
+pub(super) fn release(draft: &mut Draft, id: ServiceId) {
+    let Some(service) = draft.state().service(id).cloned() else { return };
     let held: Vec<_> = draft
         .state()
-        .tasks_of(service)
+        .tasks_of(id)
         .filter(|t| t.desired == Desired::Ready && t.is_live() && !draft.state().is_lost(t))
         .cloned()
         .collect();
-    let mut occupied = draft.state().occupied(service);
+    let mut occupied = draft.state().occupied(id);
+    if service.pace().order == UpdateOrder::StartFirst {
+        let state = draft.state();
+        let stays = |task: &&Arc<Task>| !update::is_outgoing(state, &service, task);
+        occupied = state.occupying(id).filter(stays).map(|task| task.slot).collect();
+    }
     for task in held {
         if task.start_at > draft.now {
             draft.wake_at(task.start_at);
@@ -116,12 +143,11 @@ pub(super) fn release(draft: &mut Draft, service: ServiceId) {
     }
 }
 
-/// Whether a task's node is neither being drained nor excluded by a label that was changed since the task
-/// was placed.
+/// Whether a task's node is not excluded by a label that was changed since the task was placed. Where it is
+/// drained, the task moves at the pace of the service's updates.
 fn may_stay(state: &State, task: &Task) -> bool {
     let Some(node) = state.home(task) else { return true };
-    let constraints = &task.spec.placement.constraints;
-    node.availability != Availability::Drain && constraints.iter().all(|c| constraint::holds(c, node))
+    task.spec.placement.constraints.iter().all(|c| constraint::holds(c, node))
 }
 
 /// What a task that takes over from `last` inherits.

@@ -1,9 +1,9 @@
 //! Changes: facts that the log carries and every manager applies.
 
-use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
-use crate::model::UpdateStatus;
+use crate::ids::{NetworkId, NodeId, RaftId, ServiceId, TaskId};
 use crate::model::{Availability, Cluster, Description, Desired, Endpoint, JoinTokens, Labels};
 use crate::model::{Network, Node, NodeStatus, Observed, Role, Service, ServiceSpec, Settings, Slot};
+use crate::model::{UpdateState, UpdateStatus};
 use crate::time::Timestamp;
 use std::net::Ipv4Addr;
 
@@ -88,6 +88,25 @@ pub enum Change {
         version: u64,
     },
 
+    /// After the loss of a quorum one manager goes on alone. The others keep their role and lose their seats, until
+    /// they come back without what they remember.
+    StartAnew {
+        /// Greater than the cluster's.
+        incarnation: u64,
+        /// The manager that goes on.
+        node: NodeId,
+        /// Where it is reached now, `ip:port`.
+        addr: String,
+    },
+    /// A manager without a seat, or whose seat's log is lost, gets a new seat: the old one may have voted in ways that
+    /// nobody remembers.
+    Reseat {
+        /// Which.
+        node: NodeId,
+        /// Must still be its seat.
+        lost: Option<RaftId>,
+    },
+
     /// A user asked for a service. Its number must be the next; its name, addresses and ports free.
     CreateService(Box<Service>),
     /// A user asked for something else. `spec_version` is raised if the task spec differs.
@@ -100,6 +119,10 @@ pub enum Change {
         spec: Box<ServiceSpec>,
         /// Its addresses and ports from now on.
         endpoint: Endpoint,
+        /// Who asks, as they call themselves.
+        author: String,
+        /// Why this goes back to a former spec, if it does.
+        rollback: Option<Rollback>,
     },
     /// An update of a service has come further.
     SetUpdateStatus {
@@ -107,7 +130,9 @@ pub enum Change {
         service: ServiceId,
         /// Must still be the service's `spec_version`.
         spec_version: u64,
-        /// How far it is.
+        /// Must still be how far it was.
+        was: UpdateState,
+        /// How far it is. An update that goes on after a pause does so from now on.
         status: UpdateStatus,
     },
     /// A user no longer wants a service. It is gone at once, with its name, addresses and ports; its
@@ -174,6 +199,17 @@ pub enum Change {
         /// Which.
         task: TaskId,
     },
+}
+
+/// Why a service goes back to a former spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rollback {
+    /// For people.
+    pub message: String,
+    /// The task whose failure led to it, if one did.
+    pub failed_task: Option<TaskId>,
+    /// Whether nobody asked for it.
+    pub automatic: bool,
 }
 
 /// A task to be. What is not here is taken from its service.

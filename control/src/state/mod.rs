@@ -8,7 +8,7 @@ mod change;
 mod snapshot;
 
 pub(crate) use apply::Turn;
-pub use change::{Change, NewTask, Proposal, Report};
+pub use change::{Change, NewTask, Proposal, Report, Rollback};
 pub use snapshot::Snapshot;
 
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
@@ -211,8 +211,8 @@ impl State {
         self.addresses.get(&(network, address)).copied()
     }
 
-    /// How many nodes shall be managers.
+    /// How many nodes have a seat in the consensus group, or shall get the one they were given.
     pub fn managers(&self) -> usize {
-        self.nodes().filter(|node| node.role == Role::Manager).count()
+        self.nodes().filter(|node| node.role == Role::Manager && node.raft.is_some()).count()
     }
 }

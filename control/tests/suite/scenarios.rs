@@ -62,6 +62,17 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
             let replicas = words[2].parse().expect("a number");
             ask(world, Request::ScaleService { service: name.into(), replicas })
         }
+        "rollback" => {
+            let to = option(words, "to").map(|to| to.parse().expect("a revision"));
+            ask(world, Request::RollbackService { service: name.into(), to })
+        }
+        "pause" | "resume" => {
+            ask(world, Request::PauseUpdate { service: name.into(), pause: words[0] == "pause" })
+        }
+        "history" => {
+            history(world, name, out);
+            Ok(())
+        }
         "rm" => ask(world, Request::RemoveService { service: name.into() }),
         "node-rm" => ask(world, Request::RemoveNode { node: name.into(), force: words.contains(&"force") }),
         "node-update" => {
@@ -185,6 +196,9 @@ fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
                     _ => RestartCondition::None,
                 }
             }
+            _ if pace(&mut spec.update, key.strip_prefix("update-"), value) => {}
+            _ if pace(&mut spec.rollback, key.strip_prefix("rollback-"), value) => {}
+            "label" => drop(spec.labels.insert(value.into(), String::new())),
             "publish" | "host" => {
                 let (published, target) = value.split_once(':').expect("PUBLISHED:TARGET");
                 let mode = if key == "host" { PortMode::Host } else { PortMode::Ingress };
@@ -199,6 +213,46 @@ fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
         }
     }
     spec
+}
+
+/// Sets one of an update's options, if this is one.
+fn pace(config: &mut UpdateConfig, key: Option<&str>, value: &str) -> bool {
+    match key {
+        Some("parallelism") => config.parallelism = value.parse().expect("a number"),
+        Some("delay") => config.delay = duration(value),
+        Some("monitor") => config.monitor = duration(value),
+        Some("deadline") => config.progress_deadline = duration(value),
+        Some("healthy") => config.healthy_time = duration(value),
+        Some("ratio") => {
+            config.max_failure_permille = (value.parse::<f32>().expect("a number") * 1000.0) as u16;
+        }
+        Some("order") => {
+            config.order =
+                if value == "start-first" { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst };
+        }
+        Some("action") => {
+            config.failure_action = match value {
+                "pause" => FailureAction::Pause,
+                "continue" => FailureAction::Continue,
+                _ => FailureAction::Rollback,
+            }
+        }
+        _ => return false,
+    }
+    true
+}
+
+fn history(world: &World, name: &str, out: &mut String) {
+    let service = world.state.service_named(name).expect("a service");
+    let line = |number: u64, spec: &ServiceSpec, settled: bool| {
+        let (image, replicas) = (&spec.task.containers[0].image, spec.mode.replicas());
+        let settled = if settled { "" } else { ", never complete" };
+        format!("  {number}: {image} times {replicas}{settled}\n")
+    };
+    for revision in &service.previous {
+        out.push_str(&line(revision.number, &revision.spec, revision.settled));
+    }
+    out.push_str(&line(service.revision, &service.spec, service.is_settled()));
 }
 
 fn duration(text: &str) -> Duration {

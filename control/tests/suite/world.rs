@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// How far time moves at once; nodes beat every fifth step.
 pub const STEP: Duration = Duration::from_millis(50);
+/// How long a slow image takes to come to run.
+const SLOW: Duration = Duration::from_secs(5);
 /// The leader's own machine: it takes no tasks and is always heard.
 pub const FOUNDER: &str = "m1";
 
@@ -24,6 +26,8 @@ pub struct World {
     /// The state that the leader and the nodes last looked at, and when the leader wants to look again.
     looked_at: u64,
     due: Timestamp,
+    /// Tasks that take their time to come to run.
+    slow: Vec<(Timestamp, NodeId, TaskId)>,
 }
 
 pub struct Machine {
@@ -48,6 +52,7 @@ impl World {
             steps: 0,
             looked_at: 0,
             due: now,
+            slow: Vec::new(),
         };
         let init = Init {
             name: "test".into(),
@@ -232,7 +237,21 @@ impl World {
                 }
             }
         }
+        self.come_to_run();
         self.settle();
+    }
+
+    /// What was slow to start runs by now, unless it was stopped.
+    fn come_to_run(&mut self) {
+        let now = self.now;
+        let (due, later) = std::mem::take(&mut self.slow).into_iter().partition(|(at, ..)| *at <= now);
+        self.slow = later;
+        let due: Vec<(Timestamp, NodeId, TaskId)> = due;
+        for (_, id, task) in due {
+            if matches!(self.machines[&id].containers.get(&task), Some(Seen::Starting { .. })) {
+                self.see(id, task, Seen::Running { pid: 100 });
+            }
+        }
     }
 
     /// Lets everything happen that can happen without time passing.
@@ -318,7 +337,11 @@ impl World {
                     let was = machine.containers.get(&task);
                     assert_eq!(was, Some(&Seen::Prepared), "what is started was prepared");
                     let image = self.state.task(task).map(|task| task.spec.containers[0].image.clone());
-                    (task, start(&image.unwrap_or_default()))
+                    let image = image.unwrap_or_default();
+                    if image == "slow" {
+                        self.slow.push((self.now.after(SLOW), id, task));
+                    }
+                    (task, start(&image))
                 }
                 Action::Stop { task, .. } => {
                     (task, Seen::Ended { exit_code: Some(143), error: String::new() })
@@ -350,6 +373,7 @@ fn start(image: &str) -> Seen {
     match image {
         "broken" => Seen::Ended { exit_code: Some(1), error: String::new() },
         "done" => Seen::Ended { exit_code: Some(0), error: String::new() },
+        "slow" => Seen::Starting { pid: 100 },
         _ => Seen::Running { pid: 100 },
     }
 }
@@ -364,6 +388,7 @@ pub fn spec(name: &str, replicas: u32, image: &str) -> ServiceSpec {
             ..TaskSpec::default()
         }),
         update: UpdateConfig::default(),
+        rollback: UpdateConfig::default(),
         endpoint: EndpointSpec::default(),
     }
 }

@@ -2,11 +2,12 @@
 //! node that sent it and its destination lives here. Everything else is dropped, with a reason that is counted.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeSet,
     fmt,
     net::{Ipv4Addr, SocketAddr},
 };
 
+use super::fast::FastMap;
 use crate::table::{NetworkId, NodeId, Table};
 
 /// Position of a peer in [`Routes::peers`]; valid for that table only.
@@ -22,7 +23,9 @@ enum Owner {
 #[derive(Debug, Clone)]
 struct Net {
     gateway: Ipv4Addr,
-    owners: HashMap<Ipv4Addr, Owner>,
+    owners: FastMap<Ipv4Addr, Owner>,
+    /// The peers that run a task on it.
+    members: BTreeSet<Slot>,
 }
 
 /// A table, compiled for looking up packets.
@@ -30,7 +33,7 @@ struct Net {
 pub struct Routes {
     /// All nodes but this one, sorted by id.
     pub peers: Vec<(NodeId, SocketAddr)>,
-    nets: HashMap<NetworkId, Net>,
+    nets: FastMap<NetworkId, Net>,
 }
 
 /// Why a packet was dropped.
@@ -102,11 +105,9 @@ impl Routes {
             let found = peers.binary_search_by(|(peer, _)| peer.cmp(id)).ok()?;
             Slot::try_from(found).ok()
         };
-        let mut nets: HashMap<_, _> = table
-            .networks
-            .iter()
-            .map(|network| (network.id, Net { gateway: network.gateway, owners: HashMap::new() }))
-            .collect();
+        let empty = |gateway| Net { gateway, owners: FastMap::default(), members: BTreeSet::new() };
+        let mut nets: FastMap<_, _> =
+            table.networks.iter().map(|network| (network.id, empty(network.gateway))).collect();
         for endpoint in &table.endpoints {
             let owner = if endpoint.node == *own {
                 Some(Owner::Local)
@@ -115,9 +116,17 @@ impl Routes {
             };
             if let (Some(owner), Some(net)) = (owner, nets.get_mut(&endpoint.network)) {
                 net.owners.insert(endpoint.address, owner);
+                if let Owner::Peer(slot) = owner {
+                    net.members.insert(slot);
+                }
             }
         }
         Self { peers, nets }
+    }
+
+    /// The gateway of `network`.
+    pub fn gateway(&self, network: NetworkId) -> Option<Ipv4Addr> {
+        self.nets.get(&network).map(|net| net.gateway)
     }
 
     /// The peer an outgoing packet goes to.
@@ -137,12 +146,13 @@ impl Routes {
 
     /// Whether a packet from `peer` may enter `network` here.
     ///
-    /// The gateway's address is the same on all nodes, so a peer may use it, but only to report errors.
+    /// The gateway's address is the same on all nodes, so a peer with a task on the network may use it, but only to
+    /// report errors.
     pub fn incoming(&self, network: NetworkId, peer: Slot, packet: &[u8]) -> Result<(), Reason> {
         let (source, destination) = addresses(packet)?;
         let net = self.nets.get(&network).ok_or(Reason::UnknownNetwork)?;
         let genuine = net.owners.get(&source) == Some(&Owner::Peer(peer))
-            || source == net.gateway && is_icmp_error(packet);
+            || source == net.gateway && net.members.contains(&peer) && is_icmp_error(packet);
         if !genuine {
             return Err(Reason::Spoofed);
         }

@@ -2,6 +2,9 @@
 //! backend a connection gets, what a name means. No sockets, clocks or threads.
 
 pub mod balance;
+pub mod ended;
+pub mod fast;
 pub mod forward;
 pub mod names;
 pub mod segment;
+pub mod too_big;

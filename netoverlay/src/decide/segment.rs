@@ -293,9 +293,15 @@ fn fold(mut sum: u32) -> u16 {
     low16(sum as usize)
 }
 
-fn seal_ip_header(header: &mut [u8]) {
+/// The internet's checksum of `bytes`; 0 if one that is in them is right.
+pub(super) fn checksum(bytes: &[u8]) -> u16 {
+    !fold(sum(bytes, 0))
+}
+
+/// Writes the checksum of an IPv4 header.
+pub(super) fn seal_ip_header(header: &mut [u8]) {
     put(header, 10, 0);
-    let checksum = !fold(sum(header, 0));
+    let checksum = checksum(header);
     put(header, 10, checksum);
 }
 

@@ -1,10 +1,16 @@
 //! Links, addresses, routes and policy rules of one namespace, over route netlink.
 
-use std::{fmt, future::Future, io, net::IpAddr, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::{
-    Handle, IpVersion, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    Handle, IpVersion, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
     packet_core::NetlinkMessage,
     packet_route::{
         RouteNetlinkMessage,
@@ -19,6 +25,9 @@ use super::{Error, Result, netns::Netns};
 
 /// The longest name of a link, in bytes.
 pub const NAME_LEN_MAX: usize = 15;
+
+/// The UDP port of VXLAN.
+const VXLAN_PORT: u16 = 4789;
 
 /// How often, and at first how long, to wait for a name still held by a namespace that is being torn down.
 /// The delays double: 2 s altogether.
@@ -187,6 +196,13 @@ impl Links {
             self.when_name_is_free(|| self.handle.link().add(message.clone()).execute(), action).await?;
         }
         self.set_up(name).await
+    }
+
+    /// Makes the VXLAN device `name`, in plain text to the one machine `remote`, for whoever wants to compare.
+    pub async fn create_vxlan(&self, name: &str, vni: u32, local: Ipv4Addr, remote: Ipv4Addr) -> Result<()> {
+        let message = LinkVxlan::new(name, vni).local(local).remote(remote).port(VXLAN_PORT).build();
+        let action = format!("create vxlan {name}");
+        self.when_name_is_free(|| self.handle.link().add(message.clone()).execute(), action).await
     }
 
     /// Makes link `name` a port of `bridge`.

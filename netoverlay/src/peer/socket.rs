@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use socket2::{Domain, Socket, Type};
 
@@ -17,6 +18,9 @@ const BUFFER: libc::c_int = 8 << 20;
 const SEND_PATIENCE: Duration = Duration::from_millis(5);
 /// Largest UDP payload, in bytes.
 pub const DATAGRAM_MAX: usize = 65507;
+/// Reads up to this length are copied, in bytes: what they carry may be kept for long, and must not keep the whole
+/// buffer they were read into.
+const SHORT: usize = 4096;
 /// Room for the control messages of one call, in words of 8 bytes.
 const CONTROL: usize = 8;
 
@@ -132,11 +136,21 @@ impl Udp {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Reads what has come in at once from one sender; `None` when nothing waits.
-    pub fn receive(&self, buffer: &mut [u8]) -> Option<Received> {
+    /// Reads what has come in at once from one sender; `None` when nothing waits. `buffer` is room that is used again
+    /// as soon as nothing read into it is alive.
+    pub fn receive_into(&self, buffer: &mut BytesMut) -> Option<(BytesMut, Received)> {
+        buffer.clear();
+        buffer.reserve(DATAGRAM_MAX);
         loop {
-            match self.receive_once(buffer) {
-                Ok(received) => return received,
+            match self.receive_once(buffer.spare_capacity_mut()) {
+                Ok(None) => {}
+                Ok(Some(received)) => {
+                    // SAFETY: the kernel has just written so many bytes to the spare capacity.
+                    unsafe { buffer.set_len(received.length) };
+                    let read =
+                        if received.length <= SHORT { BytesMut::from(&buffer[..]) } else { buffer.split() };
+                    return Some((read, received));
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(error) => {
@@ -147,7 +161,7 @@ impl Udp {
         }
     }
 
-    fn receive_once(&self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+    fn receive_once(&self, buffer: &mut [mem::MaybeUninit<u8>]) -> io::Result<Option<Received>> {
         let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
         let mut control = [0u64; CONTROL];
         // SAFETY: all-zero is valid for both.
@@ -236,13 +250,13 @@ mod tests {
         let sent: Vec<u8> = (0..10_500u32).map(|at| (at % 251) as u8).collect();
         a.send(b.local_addr().unwrap(), &sent, 1000);
         let mut got = vec![];
-        let mut buffer = vec![0; 1 << 16];
+        let mut buffer = BytesMut::new();
         while got.len() < sent.len() {
             wait(&b);
-            while let Some(received) = b.receive(&mut buffer) {
+            while let Some((read, received)) = b.receive_into(&mut buffer) {
                 assert_eq!(received.from, a.local_addr().unwrap());
                 assert!(received.segment == 1000 || received.length == 500);
-                got.extend_from_slice(&buffer[..received.length]);
+                got.extend_from_slice(&read);
             }
         }
         assert_eq!(got, sent);

@@ -28,8 +28,10 @@ use super::{
 };
 use crate::{
     decide::{
+        fast::FastMap,
         forward::{Reason, Routes, Slot},
-        segment::{self, Coalescer},
+        segment::{self, Coalescer, VIRTIO},
+        too_big,
     },
     table::{NetworkId, NodeId},
 };
@@ -74,16 +76,27 @@ pub(super) struct Driver {
     routes: Routes,
     /// In the order of `routes.peers`.
     peers: Vec<Peer>,
-    links: HashMap<ConnectionHandle, Link>,
+    links: FastMap<ConnectionHandle, Link>,
     serial: u64,
-    devices: HashMap<NetworkId, OwnedFd>,
+    devices: FastMap<NetworkId, OwnedFd>,
     /// Packets of this turn for each device.
-    arrived: HashMap<NetworkId, Vec<Bytes>>,
+    arrived: FastMap<NetworkId, Vec<Bytes>>,
+    ready: Ready,
+    /// Where the socket is read into; what was read is taken out of it.
+    incoming: BytesMut,
     buffer: Vec<u8>,
     out: Vec<u8>,
     refusals_from: Option<Instant>,
     /// Something is left to send; the next sleep is none.
     busy: bool,
+}
+
+/// What the last sleep was ended by.
+#[derive(Debug, Default)]
+struct Ready {
+    socket: bool,
+    bell: bool,
+    devices: Vec<NetworkId>,
 }
 
 struct Peer {
@@ -146,10 +159,12 @@ impl Driver {
             client,
             routes: Routes::default(),
             peers: Vec::new(),
-            links: HashMap::new(),
+            links: FastMap::default(),
             serial: 0,
-            devices: HashMap::new(),
-            arrived: HashMap::new(),
+            devices: FastMap::default(),
+            arrived: FastMap::default(),
+            ready: Ready::default(),
+            incoming: BytesMut::new(),
             buffer: vec![0; 1 << 17],
             out: Vec::with_capacity(1 << 17),
             refusals_from: None,
@@ -172,11 +187,13 @@ impl Driver {
                     peer.live.excuse(late, now);
                 }
             }
-            if !self.commands(now) {
+            if self.ready.bell && !self.commands(now) {
                 self.stop(now);
                 return;
             }
-            self.read_socket(now);
+            if self.ready.socket {
+                self.read_socket(now);
+            }
             self.read_devices();
             self.drive_links(now);
             self.write_devices();
@@ -202,7 +219,7 @@ impl Driver {
         alarm
     }
 
-    fn sleep(&self, alarm: Option<Instant>) -> rustix::io::Result<()> {
+    fn sleep(&mut self, alarm: Option<Instant>) -> rustix::io::Result<()> {
         let timeout = alarm.map(|alarm| {
             let pause = alarm.saturating_duration_since(Instant::now());
             Timespec {
@@ -213,9 +230,20 @@ impl Driver {
         let mut fds = vec![PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&*self.wake, PollFlags::IN)];
         fds.extend(self.devices.values().map(|device| PollFd::new(device, PollFlags::IN)));
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error),
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => {
+                self.ready = Ready::default();
+                return Ok(());
+            }
+            Err(error) => return Err(error),
         }
+        let woken: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        self.ready.socket = woken[0];
+        self.ready.bell = woken[1];
+        self.ready.devices.clear();
+        let devices = self.devices.keys().zip(&woken[2..]);
+        self.ready.devices.extend(devices.filter(|(_, woken)| **woken).map(|(network, _)| *network));
+        Ok(())
     }
 
     /// Takes the commands; `false` when told to stop.
@@ -318,8 +346,7 @@ impl Driver {
 
     fn read_socket(&mut self, now: Instant) {
         for _ in 0..SOCKET_READS {
-            let Some(received) = self.socket.receive(&mut self.buffer) else { return };
-            let mut all = BytesMut::from(&self.buffer[..received.length]);
+            let Some((mut all, received)) = self.socket.receive_into(&mut self.incoming) else { return };
             while !all.is_empty() {
                 let datagram = all.split_to(received.segment.min(all.len()));
                 self.out.clear();
@@ -381,7 +408,8 @@ impl Driver {
     }
 
     fn read_devices(&mut self) {
-        for (network, device) in &self.devices {
+        for network in &self.ready.devices {
+            let Some(device) = self.devices.get(network) else { continue };
             for _ in 0..DEVICE_READS {
                 let Ok(length) = rustix::io::read(device, &mut self.buffer[..]) else { break };
                 let mut datagrams = BytesMut::with_capacity(length + 64 * (80 + HEADER));
@@ -390,6 +418,7 @@ impl Driver {
                     peers: &mut self.peers,
                     links: &mut self.links,
                     counters: &self.counters,
+                    fits: None,
                 };
                 let cut = segment::split(&self.buffer[..length], |flags, head, payload| {
                     datagrams.put_u32(u32::from(flags) << 24 | network.number());
@@ -399,6 +428,16 @@ impl Driver {
                 });
                 if cut.is_err() {
                     self.counters.count(Reason::Malformed);
+                }
+                // Whoever sent it has to make smaller ones.
+                if let Some(fits) = send.fits
+                    && let Some(gateway) = self.routes.gateway(*network)
+                    && let Some(report) = too_big::report(&self.buffer[VIRTIO..length], gateway, fits)
+                {
+                    let slices = [IoSlice::new(&[0; VIRTIO]), IoSlice::new(&report)];
+                    if let Err(error) = rustix::io::writev(device, &slices) {
+                        tracing::trace!(%network, %error, "report not written");
+                    }
                 }
             }
         }
@@ -444,7 +483,8 @@ impl Driver {
             return;
         }
         for datagram in mem::take(&mut peer.waiting) {
-            link.send(datagram, &self.counters);
+            // Nobody to report to any more; the next one as large is.
+            let _ = link.send(datagram, &self.counters);
         }
     }
 
@@ -685,8 +725,10 @@ impl Driver {
 struct Outgoing<'a> {
     routes: &'a Routes,
     peers: &'a mut [Peer],
-    links: &'a mut HashMap<ConnectionHandle, Link>,
+    links: &'a mut FastMap<ConnectionHandle, Link>,
     counters: &'a Counters,
+    /// The largest packet the path carries, once one was larger.
+    fits: Option<u16>,
 }
 
 impl Outgoing<'_> {
@@ -699,7 +741,9 @@ impl Outgoing<'_> {
             return self.counters.count(Reason::NoRoute);
         };
         if let Some(link) = peer.usable().and_then(|handle| self.links.get_mut(&handle)) {
-            link.send(datagram, self.counters);
+            if link.send(datagram, self.counters).is_err() {
+                self.fits = link.packet_max();
+            }
         } else if peer.waiting.len() < WAITING {
             peer.waiting.push_back(datagram);
         } else {
@@ -709,18 +753,29 @@ impl Outgoing<'_> {
 }
 
 impl Link {
-    fn send(&mut self, datagram: Bytes, counters: &Counters) {
+    /// Fails if it is larger than the path carries; other reasons to drop it are only counted.
+    fn send(&mut self, datagram: Bytes, counters: &Counters) -> Result<(), TooBig> {
         match self.connection.datagrams().send(datagram, true) {
             Ok(()) => {
                 counters.sent.fetch_add(1, Ordering::Relaxed);
             }
-            Err(SendDatagramError::TooLarge) => counters.count(Reason::TooBig),
+            Err(SendDatagramError::TooLarge) => {
+                counters.count(Reason::TooBig);
+                return Err(TooBig);
+            }
             Err(
                 SendDatagramError::UnsupportedByPeer
                 | SendDatagramError::Disabled
                 | SendDatagramError::Blocked(_),
             ) => counters.count(Reason::PeerDown),
         }
+        Ok(())
+    }
+
+    /// The largest packet that fits into one datagram now, in bytes.
+    fn packet_max(&mut self) -> Option<u16> {
+        let datagram = self.connection.datagrams().max_size()?;
+        u16::try_from(datagram.checked_sub(HEADER)?).ok()
     }
 
     fn adopt(&mut self, handle: ConnectionHandle, id: StreamId, wake: &Arc<Wake<Command>>) -> Stream {
@@ -757,8 +812,11 @@ fn transmit_out(socket: &Udp, transmit: &Transmit, bytes: &[u8]) {
     );
 }
 
+/// A packet is larger than the path carries.
+struct TooBig;
+
 fn close(
-    links: &mut HashMap<ConnectionHandle, Link>,
+    links: &mut FastMap<ConnectionHandle, Link>,
     handle: ConnectionHandle,
     now: Instant,
     code: u32,

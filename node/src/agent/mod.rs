@@ -22,6 +22,7 @@ use rswarm_control::worker::{Action, Effect, Seen, Worker};
 use rswarm_netoverlay::Overlay;
 use rswarm_netoverlay::table::NetworkId;
 use rswarm_proto::v1 as pb;
+use rswarm_raft::Incarnation;
 use rswarm_shim::protocol::Exit;
 use session::{Managers, Outbox, Session};
 use std::collections::BTreeMap;
@@ -40,6 +41,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long a node that leaves waits for its containers to end.
 const CLEAR: Duration = Duration::from_secs(60);
 
+pub use session::Standing;
+
 /// What the session hears.
 pub(crate) enum Heard {
     /// What this node should hold.
@@ -50,6 +53,8 @@ pub(crate) enum Heard {
     Table(pb::Table),
     /// Who the managers are, and what it should be among them.
     Managers(pb::ManagerList),
+    /// The cluster goes on in this life, and this manager is of an earlier one.
+    Outdated(Incarnation),
     /// The cluster does not want it any more.
     Refused {
         /// It was removed; else another daemon has its identity.
@@ -66,6 +71,8 @@ pub enum Order {
     None,
     /// Worker or manager, among these.
     Be(pb::ManagerList),
+    /// Not what it is: the cluster goes on in this life, and this manager is of an earlier one.
+    Outdated(Incarnation),
     /// Nothing any more, for this reason.
     Gone(String),
 }
@@ -82,6 +89,8 @@ pub struct Setting {
     pub credentials: Arc<Credentials>,
     /// Makes connections.
     pub dialer: Arc<Dialer>,
+    /// What the node says of its seat.
+    pub standing: watch::Receiver<Standing>,
     /// Ends it.
     pub stop: CancellationToken,
     /// Counts what it spawns.
@@ -102,7 +111,7 @@ pub struct Agent {
 impl Agent {
     /// Starts the overlay, finds what runs already, and looks for the leader.
     pub async fn start(setting: Setting) -> Result<Self> {
-        let Setting { ground, node, identity, credentials, dialer, stop, tracker } = setting;
+        let Setting { ground, node, identity, credentials, dialer, standing, stop, tracker } = setting;
         let my_addr: SocketAddr =
             identity.advertise_addr.parse().context("the identity on disk has a malformed address")?;
         let overlay = crate::overlay::start(&ground.config, &identity, credentials)?;
@@ -120,7 +129,11 @@ impl Agent {
         let (order_sender, orders) = watch::channel(Order::None);
         let (clear, clears) = mpsc::channel(1);
         let (done_sender, done) = mpsc::channel(256);
-        let managers = Arc::new(Mutex::new(Managers { known: identity.managers.clone(), leader: None }));
+        let managers = Arc::new(Mutex::new(Managers {
+            known: identity.managers.clone(),
+            leader: None,
+            missing: BTreeMap::new(),
+        }));
         let outbox = Outbox::default();
         let described = ground.clone();
         let session = Session {
@@ -131,13 +144,16 @@ impl Agent {
             hello: Box::new(move || pb::Hello {
                 hostname: crate::machine::hostname(),
                 description: Some((&crate::machine::describe(&described)).into()),
+                ..Default::default()
             }),
             contact: contact_sender,
+            standing,
         };
         let hands = Hands {
             executor: executor.clone(),
             images: ground.images.clone(),
             registries: ground.registries.clone(),
+            volumes: ground.volumes.clone(),
             overlay: overlay.clone(),
             node: node.to_string(),
         };
@@ -184,6 +200,12 @@ impl Agent {
     /// The managers, as last heard.
     pub fn managers(&self) -> Vec<ManagerAddr> {
         self.managers.lock().unwrap_or_else(PoisonError::into_inner).known.clone()
+    }
+
+    /// How long a manager that was asked has not answered; `None` for one that has, or was not asked yet.
+    pub fn missing_for(&self, node: &str) -> Option<Duration> {
+        let managers = self.managers.lock().unwrap_or_else(PoisonError::into_inner);
+        managers.missing.get(node).copied().flatten().map(|since| since.elapsed())
     }
 
     /// The leader, as last heard.
@@ -288,7 +310,10 @@ impl Loop {
     fn happened(&mut self, event: executor::Event) {
         let (container, seen) = match event {
             executor::Event::Started { id, pid } => (id, Seen::Running { pid: pid.unsigned_abs() }),
-            executor::Event::Exited { id, exit } => (id, ended(&exit)),
+            executor::Event::Exited { id, exit } => {
+                self.unroute(&id);
+                (id, ended(&exit))
+            }
             executor::Event::Missed => {
                 for container in self.hands.executor.list() {
                     if let Some(task) = work::task_of(&container.id) {
@@ -301,6 +326,18 @@ impl Loop {
         if let Some(task) = work::task_of(&container) {
             self.observe(task, seen);
         }
+    }
+
+    /// Has the overlay take a container that has ended out of its services everywhere; the leader, who learns it by
+    /// the report, will say the same.
+    fn unroute(&self, container: &str) {
+        let Ok(ended) = self.hands.executor.inspect(container) else { return };
+        let (overlay, places) = (self.hands.overlay.clone(), work::places(&ended.labels));
+        tokio::spawn(async move {
+            if let Err(error) = overlay.ended(places).await {
+                tracing::debug!(%error, "nobody is told that a task has ended");
+            }
+        });
     }
 
     async fn hear(&mut self, heard: Heard) {
@@ -323,6 +360,10 @@ impl Loop {
             Heard::Table(message) => self.table(&message, true).await,
             Heard::Managers(list) => {
                 self.orders.send_replace(Order::Be(list));
+            }
+            Heard::Outdated(by) => {
+                // What runs here goes on until somebody has looked.
+                self.orders.send_replace(Order::Outdated(by));
             }
             Heard::Refused { removed, words } => {
                 if removed {

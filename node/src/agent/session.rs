@@ -10,10 +10,11 @@ use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::dispatcher_client::DispatcherClient;
 use rswarm_proto::v1::from_node::What as Up;
 use rswarm_proto::v1::to_node::What as Down;
+use rswarm_raft::Incarnation;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -92,6 +93,8 @@ pub struct Managers {
     pub known: Vec<ManagerAddr>,
     /// The node id of the one that leads, if it was said.
     pub leader: Option<String>,
+    /// Since when those that were asked have not answered; `None` for one that did, last time.
+    pub missing: BTreeMap<String, Option<Instant>>,
 }
 
 impl Managers {
@@ -124,12 +127,25 @@ pub struct Session {
     /// This machine's name and means.
     pub hello: Box<dyn Fn() -> pb::Hello + Send + Sync>,
     /// When the leader was last heard.
-    pub contact: tokio::sync::watch::Sender<Option<Instant>>,
+    pub contact: watch::Sender<Option<Instant>>,
+    /// What this node is in the Raft group's eyes, and has taken part in.
+    pub standing: watch::Receiver<Standing>,
+}
+
+/// What a node says of itself so that it is not taken for what it no longer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The incarnation of the cluster that it last took part in.
+    pub incarnation: Incarnation,
+    /// Its seat in the Raft group; 0 for none.
+    pub seat: u64,
+    /// The log of that seat is gone or damaged.
+    pub lost: bool,
 }
 
 impl Session {
     /// Holds a session until `stop`, with one leader after the other.
-    pub async fn keep(self, stop: CancellationToken) {
+    pub async fn keep(mut self, stop: CancellationToken) {
         let mut turn = 0usize;
         let mut failed: Option<(String, Instant)> = None;
         let mut patience = OPEN.start;
@@ -150,9 +166,14 @@ impl Session {
                 () = stop.cancelled() => return,
                 ended = self.hold(&manager, patience) => ended,
             };
+            self.note_answer(&manager.node, ended.is_ok());
             let held = began.elapsed() > SILENCE;
             match ended {
                 Ok(Ended::Final) => return,
+                Ok(Ended::UntilNews) => tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = self.standing.changed() => if changed.is_err() { return },
+                },
                 Ok(Ended::AskAnother) => tracing::debug!(manager = %manager.addr, "does not lead"),
                 Err(error) => {
                     tracing::info!(manager = %manager.addr, error = format!("{error:#}"), "session ended");
@@ -186,10 +207,17 @@ impl Session {
         }
     }
 
+    fn note_answer(&self, node: &str, answered: bool) {
+        let mut managers = self.managers();
+        let missing = managers.missing.entry(node.to_owned()).or_default();
+        *missing = if answered { None } else { missing.or_else(|| Some(Instant::now())) };
+    }
+
     async fn hold(&self, manager: &ManagerAddr, patience: Duration) -> Result<Ended> {
         let channel = self.dialer.channel(&manager.node, &manager.addr, Line::Calls)?;
         let (up, messages) = mpsc::channel(64);
-        let hello = Up::Hello((self.hello)());
+        let mut standing = self.standing.clone();
+        let hello = self.introduction(*standing.borrow_and_update());
         up.send(pb::FromNode { what: Some(hello) }).await.context("a new channel is open")?;
         let mut client = DispatcherClient::new(channel).max_decoding_message_size(64 << 20);
         let opened = tokio::time::timeout(patience, client.session(ReceiverStream::new(messages)));
@@ -209,6 +237,10 @@ impl Session {
                     sequence += 1;
                     let heartbeat = Up::Heartbeat(pb::Heartbeat { sequence });
                     up.try_send(pb::FromNode { what: Some(heartbeat) }).context("the connection is stuck")?;
+                }
+                Ok(()) = standing.changed() => {
+                    let hello = self.introduction(*standing.borrow_and_update());
+                    up.send(pb::FromNode { what: Some(hello) }).await.context("the leader hung up")?;
                 }
                 () = self.outbox.news.notified() => {
                     for what in self.outbox.take() {
@@ -236,12 +268,21 @@ impl Session {
         }
     }
 
+    fn introduction(&self, standing: Standing) -> Up {
+        let Standing { incarnation, seat, lost } = standing;
+        Up::Hello(pb::Hello { incarnation: incarnation.0, seat, seat_lost: lost, ..(self.hello)() })
+    }
+
     async fn take(&self, what: Down) -> Result<()> {
         let heard = match what {
             Down::Assignment(assignment) => Heard::Assignment(assignment),
             Down::Difference(difference) => Heard::Difference(difference),
             Down::Table(table) => Heard::Table(table),
             Down::Managers(list) => {
+                let (its, ours) = (Incarnation(list.incarnation), self.standing.borrow().incarnation);
+                if its.precedes(ours) {
+                    bail!("the manager is of incarnation {its} of the cluster, which goes on as {ours}");
+                }
                 let known: Vec<ManagerAddr> = list
                     .managers
                     .iter()
@@ -268,6 +309,12 @@ impl Session {
         use pb::refusal::Reason;
         match refusal.reason() {
             Reason::NotLeader | Reason::Unspecified => Ok(Ended::AskAnother),
+            Reason::Outdated => {
+                let by = Incarnation(refusal.incarnation);
+                tracing::error!(incarnation = %by, "the cluster was started anew without this manager");
+                let _ = self.heard.send(Heard::Outdated(by)).await;
+                Ok(Ended::UntilNews)
+            }
             reason @ (Reason::Removed | Reason::Superseded) => {
                 tracing::error!(why = %refusal.words, "the cluster has refused this node");
                 let removed = reason == Reason::Removed;
@@ -280,6 +327,8 @@ impl Session {
 
 enum Ended {
     AskAnother,
+    /// This node is refused as what it is now.
+    UntilNews,
     Final,
 }
 
@@ -293,7 +342,7 @@ mod tests {
             addr: format!("{node}:2377"),
             raft_id: 1,
         });
-        Managers { known: known.into(), leader: leader.map(str::to_owned) }
+        Managers { known: known.into(), leader: leader.map(str::to_owned), missing: BTreeMap::new() }
     }
 
     fn chosen(managers: &Managers, failed: Option<&str>) -> Vec<String> {

@@ -41,7 +41,9 @@ pub fn translate(table: &told::Table, generation: u64, me: NodeId, my_addr: Sock
         let mut names: BTreeMap<Ipv4Addr, Vec<String>> = BTreeMap::new();
         for service in &entry.services {
             for backend in &service.backends {
-                names.entry(backend.address).or_default().push(format!("{}.{}", service.name, backend.slot));
+                let (name, slot) = (&service.name, backend.slot);
+                let names = names.entry(backend.address).or_default();
+                names.extend([format!("{name}.{slot}"), format!("{slot}.{name}")]);
             }
             services.push(overlay::Service {
                 network: number,

@@ -124,6 +124,17 @@ fn spec(said: Option<pb::ServiceSpec>) -> Result<ServiceSpec, Status> {
     ServiceSpec::try_from(said).map_err(|error| Status::invalid_argument(format!("spec.{error}")))
 }
 
+fn by(author: String, ask: Ask) -> Ask {
+    Ask::By { author, request: Box::new(ask) }
+}
+
+fn updated(state: &State, before: &Service, warnings: Vec<String>) -> pb::UpdateServiceResponse {
+    let (version, revision) =
+        state.service(before.id).map_or((0, 0), |service| (service.meta.version, service.revision));
+    let changed = version != before.meta.version;
+    pb::UpdateServiceResponse { id: before.id.to_string(), changed, warnings, version, revision }
+}
+
 fn role(said: pb::Role) -> Result<Role, Status> {
     Role::try_from(said).map_err(|problem: Problem| Status::invalid_argument(format!("role: {problem}")))
 }
@@ -250,7 +261,8 @@ impl pb::control_server::Control for Control {
         let request = request.into_inner();
         let mut spec = spec(request.spec)?;
         let warnings = self.pin(&mut spec, None).await;
-        let (answer, state) = self.admit(Ask::CreateService { spec, networks: request.networks }).await?;
+        let ask = Ask::CreateService { spec, networks: request.networks };
+        let (answer, state) = self.admit(by(request.author, ask)).await?;
         let Answer::Service(id) = answer else { return Err(Status::internal("no service was made")) };
         let version = state.service(id).map_or(0, |service| service.meta.version);
         Ok(Response::new(pb::CreateServiceResponse { id: id.to_string(), warnings, version }))
@@ -270,11 +282,30 @@ impl pb::control_server::Control for Control {
             spec,
             networks: request.networks,
         };
+        let (_, state) = self.admit(by(request.author, ask)).await?;
+        Ok(Response::new(updated(&state, &before, warnings)))
+    }
+
+    async fn rollback_service(
+        &self,
+        request: Request<pb::RollbackServiceRequest>,
+    ) -> Result<Response<pb::UpdateServiceResponse>, Status> {
+        let pb::RollbackServiceRequest { service, to, author } = request.into_inner();
+        let before = find_service(&*self.fresh().await?, &service).map_err(refused)?;
+        let ask = Ask::RollbackService { service: before.id.to_string(), to: version(to) };
+        let (_, state) = self.admit(by(author, ask)).await?;
+        Ok(Response::new(updated(&state, &before, Vec::new())))
+    }
+
+    async fn pause_update(
+        &self,
+        request: Request<pb::PauseUpdateRequest>,
+    ) -> Result<Response<pb::UpdateServiceResponse>, Status> {
+        let pb::PauseUpdateRequest { service, pause } = request.into_inner();
+        let before = find_service(&*self.fresh().await?, &service).map_err(refused)?;
+        let ask = Ask::PauseUpdate { service: before.id.to_string(), pause };
         let (_, state) = self.admit(ask).await?;
-        let version = state.service(before.id).map_or(0, |service| service.meta.version);
-        let changed = version != before.meta.version;
-        let id = before.id.to_string();
-        Ok(Response::new(pb::UpdateServiceResponse { id, changed, warnings, version }))
+        Ok(Response::new(updated(&state, &before, Vec::new())))
     }
 
     async fn remove_service(
@@ -412,7 +443,7 @@ impl pb::control_server::Control for Control {
         let (sender, receiver) = mpsc::channel(16);
         match service {
             Some(service) => {
-                tokio::spawn(watch::report(cluster, service, request.removal, sender));
+                tokio::spawn(watch::report(cluster, service, watch::Until::of(&request), sender));
             }
             None => {
                 let state = pb::service_progress::State::Removed.into();

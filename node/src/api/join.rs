@@ -119,6 +119,7 @@ fn issue(manager: &Manager, node: &Node, csr_pem: &str) -> Result<pb::IssueCerti
         role: pb::Role::from(node.role).into(),
         raft_id: node.raft.map_or(0, |seat| seat.0),
         managers: list.managers,
+        incarnation: list.incarnation,
         addr: node.addr.clone(),
     })
 }

@@ -1,32 +1,34 @@
 //! This machine's own affairs: making, joining and leaving a cluster, its status, its images.
 
-use super::images;
+use super::status::status;
+use super::{images, volumes};
 use crate::config;
 use crate::daemon::{Daemon, Membership};
 use crate::identity::token::JoinToken;
 use crate::identity::{Identity, ManagerAddr, ca, random, token};
 use crate::manager::{self, Manager};
-use crate::member::{self, Member, believed};
+use crate::member::{self, Member};
 use crate::rpc::dial::{self, Line};
 use crate::rpc::listen;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rswarm_control::admission;
 use rswarm_control::ids::RaftId;
-use rswarm_control::model::{Availability, JoinTokens, NodeStatus, Role, Secret, Settings};
+use rswarm_control::model::{Availability, JoinTokens, Role, Secret, Settings};
 use rswarm_control::state::{Change, State};
 use rswarm_proto::v1 as pb;
+use rswarm_raft::Incarnation;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 /// How long `init` waits for its own first term, and `join` for its first session.
-const READY: Duration = Duration::from_secs(20);
+pub(super) const READY: Duration = Duration::from_secs(20);
 
 /// The service `Local`.
 pub struct Local {
-    daemon: Arc<Daemon>,
+    pub(super) daemon: Arc<Daemon>,
 }
 
 impl Local {
@@ -98,14 +100,18 @@ impl Local {
             listen_addr: listen_addr.to_string(),
             raft_id: Some(seat),
             managers: vec![ManagerAddr { node: node.clone(), addr: advertise.to_string(), raft_id: seat }],
+            incarnation: Incarnation::FIRST.0,
+            superseded: None,
         };
 
         // Whatever lies here was left by an `init` that did not come to its end: there is no identity beside it.
         rswarm_raft::wipe(&manager::raft_dir(&state_dir)).context("cannot remove an unfinished cluster")?;
-        member::wipe_other_seats(&state_dir, seat)?;
+        manager::seat::claim(&state_dir, seat)?;
         let (_, dialer) = member::connections(&identity)?;
         let me = rswarm_raft::Member { id: rswarm_raft::RaftId(seat), addr: advertise.to_string(), node };
-        let started = Manager::start(&state_dir, seat, cluster, dialer, Some(me)).await;
+        let incarnation = Incarnation::FIRST;
+        let place = manager::Place { state_dir: state_dir.clone(), seat, cluster, incarnation };
+        let started = Manager::start(place, dialer, Some(me)).await;
         let manager = started.inspect_err(|_| forget(&state_dir))?;
         let founded = found(&manager, changes).await;
         if let Err(error) = founded {
@@ -113,7 +119,7 @@ impl Local {
             forget(&state_dir);
             return Err(error);
         }
-        let root_der = ca::der(&root.cert_pem)?;
+        let (worker_token, manager_token) = root_tokens(&root.cert_pem, &tokens)?;
         let begun = match identity.save(&state_dir) {
             Ok(()) => Member::start(ground, identity, listener, Some(manager)).await,
             Err(error) => {
@@ -125,9 +131,10 @@ impl Local {
         let answer = pb::InitResponse {
             node_id: member.node.to_string(),
             cluster_id: cluster.to_string(),
-            worker_token: JoinToken::new(&root_der, &tokens.worker.0).to_string(),
-            manager_token: JoinToken::new(&root_der, &tokens.manager.0).to_string(),
+            worker_token,
+            manager_token,
             addr: advertise.to_string(),
+            incarnation: Incarnation::FIRST.0,
         };
         self.daemon.set_membership(Membership::Active(member.clone()));
         session(&member).await.context("the cluster is made, but this node does not answer itself yet")?;
@@ -170,7 +177,7 @@ impl Local {
         if let Some(seat) = raft_id {
             rswarm_raft::wipe(&manager::raft_dir(&state_dir))
                 .context("cannot remove an old manager's log")?;
-            member::wipe_other_seats(&state_dir, seat)?;
+            manager::seat::claim(&state_dir, seat)?;
         }
         let identity = Identity {
             format: Identity::FORMAT,
@@ -191,6 +198,8 @@ impl Local {
                     raft_id: manager.raft_id,
                 })
                 .collect(),
+            incarnation: issued.incarnation.max(Incarnation::FIRST.0),
+            superseded: None,
         };
         let begun = match identity.save(&state_dir) {
             Ok(()) => Member::start(ground, identity, listener, None).await,
@@ -245,6 +254,13 @@ impl Local {
         self.daemon.set_membership(Membership::Inactive);
         Ok(())
     }
+}
+
+/// The whole tokens, a worker's and a manager's, of a cluster with this root certificate.
+pub(super) fn root_tokens(ca_pem: &str, tokens: &JoinTokens) -> Result<(String, String)> {
+    let root = ca::der(ca_pem)?;
+    let whole = |secret: &Secret| JoinToken::new(&root, &secret.0).to_string();
+    Ok((whole(&tokens.worker), whole(&tokens.manager)))
 }
 
 /// Removes what a membership that did not come about has written. Best effort: the error that ended it is told,
@@ -427,7 +443,16 @@ async fn goodbye(member: &Member, force: bool) -> Result<()> {
 #[tonic::async_trait]
 impl pb::local_server::Local for Local {
     async fn init(&self, request: Request<pb::InitRequest>) -> Result<Response<pb::InitResponse>, Status> {
-        self.init_cluster(request.into_inner()).await.map(Response::new).map_err(failed)
+        let request = request.into_inner();
+        let made = match request.force_new_cluster {
+            true => self.force_new_cluster(request).await,
+            false => self.init_cluster(request).await,
+        };
+        made.map(Response::new).map_err(failed)
+    }
+
+    async fn rejoin(&self, _: Request<pb::RejoinRequest>) -> Result<Response<pb::RejoinResponse>, Status> {
+        self.rejoin_cluster().await.map(Response::new).map_err(failed)
     }
 
     async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinResponse>, Status> {
@@ -511,6 +536,45 @@ impl pb::local_server::Local for Local {
         images::push(&self.daemon.ground, &request.into_inner().reference).map(Response::new).map_err(failed)
     }
 
+    async fn create_volume(
+        &self,
+        request: Request<pb::CreateVolumeRequest>,
+    ) -> Result<Response<pb::Volume>, Status> {
+        volumes::create(&self.daemon.ground, request.into_inner()).await.map(Response::new).map_err(failed)
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<pb::ListVolumesRequest>,
+    ) -> Result<Response<pb::ListVolumesResponse>, Status> {
+        let volumes = volumes::list(&self.daemon.ground, request.into_inner().names).await.map_err(failed)?;
+        Ok(Response::new(pb::ListVolumesResponse { volumes }))
+    }
+
+    async fn remove_volume(
+        &self,
+        request: Request<pb::RemoveVolumeRequest>,
+    ) -> Result<Response<pb::RemoveVolumeResponse>, Status> {
+        volumes::remove(&self.daemon.ground, request.into_inner()).await.map_err(failed)?;
+        Ok(Response::new(pb::RemoveVolumeResponse {}))
+    }
+
+    async fn snapshot_volume(
+        &self,
+        request: Request<pb::SnapshotVolumeRequest>,
+    ) -> Result<Response<pb::SnapshotVolumeResponse>, Status> {
+        volumes::snapshot(&self.daemon.ground, request.into_inner()).await.map_err(failed)?;
+        Ok(Response::new(pb::SnapshotVolumeResponse {}))
+    }
+
+    async fn restore_volume(
+        &self,
+        request: Request<pb::SnapshotVolumeRequest>,
+    ) -> Result<Response<pb::SnapshotVolumeResponse>, Status> {
+        volumes::restore(&self.daemon.ground, request.into_inner()).await.map_err(failed)?;
+        Ok(Response::new(pb::SnapshotVolumeResponse {}))
+    }
+
     async fn login(&self, request: Request<pb::LoginRequest>) -> Result<Response<pb::LoginResponse>, Status> {
         images::login(&self.daemon.ground, request.into_inner()).await.map(Response::new).map_err(failed)
     }
@@ -535,126 +599,5 @@ fn failed(error: anyhow::Error) -> Status {
     match error.downcast::<Status>() {
         Ok(status) => status,
         Err(error) => Status::failed_precondition(super::words(&error)),
-    }
-}
-
-fn millis(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
-}
-
-fn status(daemon: &Daemon) -> pb::StatusResponse {
-    let mut answer = pb::StatusResponse {
-        hostname: crate::machine::hostname(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        started_at_ms: millis(daemon.started_at),
-        state_dir: daemon.ground.config.state_dir.display().to_string(),
-        ..Default::default()
-    };
-    let member = match daemon.membership() {
-        Membership::Inactive => {
-            answer.state = pb::status_response::State::Inactive.into();
-            return answer;
-        }
-        Membership::Failed(why) => {
-            answer.state = pb::status_response::State::Error.into();
-            answer.problems.push(why.clone());
-            answer.error = why;
-            return answer;
-        }
-        Membership::Active(member) => member,
-    };
-    let identity = member.identity();
-    answer.state = pb::status_response::State::Active.into();
-    answer.node_id = identity.node;
-    answer.cluster_id = identity.cluster;
-    answer.addr = identity.advertise_addr;
-    answer.role = pb::Role::Worker.into();
-    if let Some(words) = member.refused() {
-        answer.state = pb::status_response::State::Error.into();
-        answer.problems.push(words.clone());
-        answer.error = words;
-    }
-    let silent = member.agent().silent_for();
-    match member.manager() {
-        Some(manager) => manager_status(&manager, &mut answer),
-        None => {
-            answer.leader_id = member.agent().leader().map(|leader| leader.node).unwrap_or_default();
-            answer.quorum = silent.is_some_and(|silent| silent < Duration::from_secs(3));
-            answer.managers = member
-                .agent()
-                .managers()
-                .into_iter()
-                .map(|manager| pb::ManagerStatus {
-                    leader: manager.node == answer.leader_id,
-                    node_id: manager.node,
-                    addr: manager.addr,
-                    voter: true,
-                    ..Default::default()
-                })
-                .collect();
-        }
-    }
-    if silent.is_none_or(|silent| silent > Duration::from_secs(3)) && answer.error.is_empty() {
-        let since = silent.map_or("since it started".into(), |silent| format!("for {} s", silent.as_secs()));
-        answer
-            .problems
-            .push(format!("this node has not heard from a leader {since}; its containers go on running"));
-    }
-    answer
-}
-
-fn manager_status(manager: &Manager, answer: &mut pb::StatusResponse) {
-    use rswarm_control::model::Observed;
-    let state = manager.cluster().state();
-    let raft = manager.cluster().log().watch().borrow().clone();
-    answer.role = pb::Role::Manager.into();
-    answer.leader_id = believed(&raft).map(|leader| leader.node).unwrap_or_default();
-    answer.term = raft.term;
-    answer.applied = raft.applied;
-    answer.quorum = believed(&raft).is_some();
-    answer.managers = state
-        .nodes()
-        .filter(|node| node.role == Role::Manager)
-        .map(|node| pb::ManagerStatus {
-            node_id: node.id.to_string(),
-            hostname: node.hostname.clone(),
-            addr: node.addr.clone(),
-            leader: node.id.to_string() == answer.leader_id,
-            // As the leader last wrote it down.
-            reachable: matches!(node.status, NodeStatus::Ready | NodeStatus::Unknown),
-            voter: raft.voters.iter().any(|voter| voter.node == node.id.to_string()),
-        })
-        .collect();
-    answer.nodes = state.nodes().map(|node| (&**node).into()).collect();
-    answer.services = state.services().count() as u32;
-    answer.tasks_running =
-        state.tasks().filter(|task| task.observed == Observed::Running && task.is_wanted()).count() as u32;
-    answer.tasks_wanted = state.services().map(|service| service.spec.mode.replicas()).sum();
-    if !answer.quorum {
-        let managers = answer.managers.len();
-        answer.problems.push(format!(
-            "no leader: {} of {managers} managers must be online and reach each other before anything can be \
-             changed; containers go on running",
-            managers / 2 + 1
-        ));
-    }
-    for node in state.nodes() {
-        if matches!(node.status, NodeStatus::Down | NodeStatus::Suspect) {
-            let seconds = manager::clock::now().0.saturating_sub(node.status_since.0) / 1000;
-            answer.problems.push(format!(
-                "node {} is {:?} since {seconds} s: {}",
-                node.hostname, node.status, node.message
-            ));
-        }
-    }
-    let waiting: Vec<_> = state
-        .tasks()
-        .filter(|task| task.observed == Observed::Pending && task.is_wanted() && !task.note.is_empty())
-        .collect();
-    for task in waiting.iter().take(5) {
-        answer.problems.push(format!("task {} waits: {}", task.name(), task.note));
-    }
-    if waiting.len() > 5 {
-        answer.problems.push(format!("{} more tasks wait", waiting.len() - 5));
     }
 }

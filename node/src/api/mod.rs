@@ -1,11 +1,15 @@
 //! What callers reach: handlers parse, propose and answer, in that order. Who may call what is decided before
 //! them (`rpc::access`), and rules live in `control::admission`, where they can be tested without a server.
 
+mod anew;
 pub mod control;
 mod images;
 pub mod join;
 pub mod local;
 mod logs;
+mod quorum;
+mod status;
+pub mod volumes;
 mod watch;
 
 /// An error and its causes on one line; some causes are part of the words before them already.

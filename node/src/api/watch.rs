@@ -4,7 +4,7 @@ use crate::manager::clock;
 use crate::manager::cluster::Cluster;
 use rswarm_control::convergence::{self, Verdict};
 use rswarm_control::ids::ServiceId;
-use rswarm_control::model::{Desired, Task};
+use rswarm_control::model::{Desired, Service, Task, UpdateStatus};
 use rswarm_control::state::State;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::service_progress::State as Stage;
@@ -18,11 +18,33 @@ const STABLE: Duration = Duration::from_secs(5);
 /// How long a task may stay pending or failing before the watch gives up on it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What is waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Until {
+    /// That it is gone.
+    removal: bool,
+    /// That it runs this one of its specs; 0 is any.
+    revision: u64,
+}
+
+impl Until {
+    /// As was asked.
+    pub fn of(request: &pb::WatchServiceRequest) -> Self {
+        Self { removal: request.removal, revision: request.revision }
+    }
+
+    /// How the cluster itself has gone, or goes, back from what is waited for, if it does.
+    fn undone(self, service: &Service) -> Option<&UpdateStatus> {
+        let status = service.update_status.as_ref().filter(|status| status.automatic);
+        status.filter(|_| self.revision != 0 && service.revision > self.revision)
+    }
+}
+
 /// Sends progress into `sink` until the end, or until nobody listens.
 pub async fn report(
     cluster: Cluster,
     service: ServiceId,
-    removal: bool,
+    until: Until,
     sink: mpsc::Sender<Result<pb::ServiceProgress, Status>>,
 ) {
     let mut watch = cluster.view().watch();
@@ -31,9 +53,12 @@ pub async fn report(
     loop {
         watch.mark_unchanged();
         let state = cluster.state();
-        let (progress, next) = look(&state, service, removal, began.elapsed());
+        let (progress, next) = look(&state, service, until, began.elapsed());
         let stage = progress.state();
-        let ended = matches!(stage, Stage::Settled | Stage::Failed | Stage::Paused | Stage::Removed);
+        let ended = matches!(
+            stage,
+            Stage::Settled | Stage::Failed | Stage::Paused | Stage::Removed | Stage::RolledBack
+        );
         if last.as_ref() != Some(&progress) {
             if sink.send(Ok(progress.clone())).await.is_err() {
                 return;
@@ -55,19 +80,22 @@ pub async fn report(
 fn look(
     state: &State,
     service: ServiceId,
-    removal: bool,
+    until: Until,
     waited: Duration,
 ) -> (pb::ServiceProgress, Duration) {
     let far = Duration::from_secs(1);
+    let removal = until.removal;
     let Some(progress) = convergence::progress(state, service) else {
         let tasks: Vec<_> = state.tasks_of(service).filter(|task| task.is_live()).collect();
         let stage = if removal && !tasks.is_empty() { Stage::Converging } else { Stage::Removed };
         let tasks = tasks.into_iter().map(|task| line(state, task)).collect();
         return (pb::ServiceProgress { state: stage.into(), tasks, ..Default::default() }, far);
     };
+    let undone = state.service(service).and_then(|service| until.undone(service));
     let since = progress.since.map_or(Duration::ZERO, |since| clock::after(state.clock()).since(since));
     let (stage, next) = match progress.verdict {
         _ if removal => (Stage::Converging, far),
+        _ if undone.is_some_and(|status| status.state.is_complete()) => (Stage::RolledBack, far),
         Verdict::Settled if progress.replicas == 0 || since >= STABLE => (Stage::Settled, far),
         Verdict::Settled => (Stage::Running, STABLE.saturating_sub(since)),
         Verdict::Paused => (Stage::Paused, far),
@@ -82,13 +110,22 @@ fn look(
         .filter(|task| task.desired != Desired::Remove && (task.is_live() || task.is_wanted()))
         .collect();
     tasks.sort_by_key(|task| (task.slot, task.meta.number));
-    let trouble = progress.trouble;
+    let failed = undone.and_then(|status| status.failed_task).and_then(|task| state.task(task));
+    let trouble = failed.map(|task| convergence::trouble(task)).or(progress.trouble);
+    // A pause or a rollback has a reason of its own, which names the task.
+    let status = state.service(service).and_then(|service| service.update_status.as_ref());
+    let reason = match stage {
+        Stage::RolledBack => undone.map(|status| status.message.clone()),
+        Stage::Paused => status.map(|status| status.message.clone()),
+        _ => None,
+    };
     let progress = pb::ServiceProgress {
         state: stage.into(),
         running: progress.current,
         desired: progress.replicas,
         tasks: tasks.into_iter().map(|task| line(state, task)).collect(),
-        words: trouble.as_ref().map(|trouble| trouble.words.clone()).unwrap_or_default(),
+        words: reason.or(trouble.as_ref().map(|trouble| trouble.words.clone())).unwrap_or_default(),
+        failing_task_id: trouble.as_ref().map(|trouble| trouble.task.to_string()).unwrap_or_default(),
         failing_task: trouble.map(|trouble| trouble.name).unwrap_or_default(),
     };
     (progress, next)

@@ -7,6 +7,7 @@ mod idle;
 mod load;
 mod machine;
 mod node_loss;
+mod overlay;
 mod process;
 pub mod raft;
 mod site;
@@ -38,6 +39,8 @@ pub enum Kind {
     Failover,
     /// The replicated log beside etcd: writes and linearizable reads a second
     Raft,
+    /// The containers' network beside the kernel's VXLAN, and what a lost node costs those who connect
+    Overlay,
     /// All of these, in this order
     All,
 }
@@ -83,10 +86,26 @@ pub fn run(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
 
 async fn measure(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<AtomicBool>) -> Result<()> {
     if options.kind != Kind::Raft {
-        on_a_lab(options, figures, interrupted).await?;
+        figures.push(binary()?);
+    }
+    match options.kind {
+        Kind::Raft => {}
+        Kind::Overlay => machine::facts(&std::env::temp_dir())?.iter().for_each(|fact| note(fact)),
+        _ => on_a_lab(options, figures, interrupted.clone()).await?,
     }
     if matches!(options.kind, Kind::Raft | Kind::All) {
         figures.extend(raft::run(options.trials.unwrap_or(5)).await.context("raft")?);
+    }
+    if matches!(options.kind, Kind::Overlay | Kind::All) {
+        let trials = options.trials;
+        let measured = tokio::task::spawn_blocking(move || {
+            let mut figures = Vec::new();
+            let done = overlay::run(trials, &interrupted, &mut figures);
+            (figures, done)
+        });
+        let (measured, done) = measured.await.context("the benchmark broke off")?;
+        figures.extend(measured);
+        done.context("overlay")?;
     }
     Ok(())
 }
@@ -98,7 +117,6 @@ async fn on_a_lab(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc
     }
     let trials = |usual: usize| options.trials.unwrap_or(usual);
     let chosen = |kind| options.kind == Kind::All || options.kind == kind;
-    figures.push(binary()?);
     if chosen(Kind::Idle) {
         figures.extend(idle::run(&site, options.seconds).await.context("idle")?);
     }
@@ -151,6 +169,7 @@ fn service(name: &str, replicas: u32, command: &[&str]) -> ServiceSpec {
         mode: Mode::Replicated { replicas },
         task: Arc::new(TaskSpec { containers: vec![container], ..TaskSpec::default() }),
         update: UpdateConfig::default(),
+        rollback: UpdateConfig::default(),
         endpoint: EndpointSpec::default(),
     }
 }

@@ -37,6 +37,17 @@ pub fn usage(pid: i32) -> Result<Usage> {
     })
 }
 
+/// Processor time the kernel itself has spent on packets outside of any process, in clock ticks.
+pub fn soft_interrupt_ticks() -> u64 {
+    let Ok(processes) = fs::read_dir("/proc") else { return 0 };
+    let ticks_of = |entry: fs::DirEntry| {
+        let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
+        comm.starts_with("ksoftirqd/").then_some(())?;
+        ticks(&fs::read_to_string(entry.path().join("stat")).ok()?)
+    };
+    processes.flatten().filter_map(ticks_of).sum()
+}
+
 /// `NAME: VALUE [kB]`, one a line.
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;

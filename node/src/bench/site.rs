@@ -187,7 +187,7 @@ impl Site {
     /// Creates a service.
     pub async fn create(&self, node: &str, spec: &ServiceSpec) -> Result<()> {
         let create = || async {
-            let request = pb::CreateServiceRequest { spec: Some(spec.into()), networks: Vec::new() };
+            let request = pb::CreateServiceRequest { spec: Some(spec.into()), ..Default::default() };
             match self.client(node).await?.control.create_service(request).await {
                 // The answer to an earlier attempt was lost.
                 Err(status) if status.code() == Code::AlreadyExists => Ok(()),

@@ -50,7 +50,7 @@ async fn api(site: &Site, trials: usize) -> Result<(Samples, Samples)> {
         });
         let mut client = site.client(&leader).await?;
         let request =
-            rswarm_proto::v1::CreateServiceRequest { spec: Some((&spec).into()), networks: Vec::new() };
+            rswarm_proto::v1::CreateServiceRequest { spec: Some((&spec).into()), ..Default::default() };
         let call = stamp::now_ns();
         client.control.create_service(request).await.context("cannot create a service")?;
         let answered = stamp::now_ns();

@@ -21,6 +21,9 @@ pub struct Init {
     /// What the cluster is called
     #[arg(long, default_value = "default")]
     name: String,
+    /// After most managers were lost: go on alone from the state this manager has
+    #[arg(long, conflicts_with_all = ["name", "availability", "listen_addr"])]
+    force_new_cluster: bool,
     /// Whether this node may be given tasks
     #[arg(long, value_enum, default_value_t)]
     availability: AvailabilityArg,
@@ -41,13 +44,18 @@ impl Init {
             listen_addr: self.listen_addr,
             name: self.name,
             availability: pb::Availability::from(self.availability).into(),
+            force_new_cluster: self.force_new_cluster,
         };
         let mut client = cx.client().await?;
         let answer = client.local.init(request).await;
         if answer.is_err() {
             started.undo(&mut client).await;
         }
-        let answer = answer.map_err(|status| refused(&status)).context("cannot start a cluster")?;
+        let (what, render): (_, fn(&pb::InitResponse) -> String) = match self.force_new_cluster {
+            true => ("cannot start the cluster anew", render_anew),
+            false => ("cannot start a cluster", render),
+        };
+        let answer = answer.map_err(|status| refused(&status)).context(what)?;
         cx.out.write_all(render(&answer.into_inner()).as_bytes())?;
         Ok(())
     }
@@ -63,6 +71,17 @@ fn render(answer: &pb::InitResponse) -> String {
     text
 }
 
+fn render_anew(answer: &pb::InitResponse) -> String {
+    format!(
+        "The cluster goes on from the state of this manager ({}), which is now its only one, as incarnation {}.\n\n\
+         On each old manager that comes back, run:\n\n    rswarm rejoin\n\n\
+         Remove those that never will with `rswarm node rm --force NODE`, and add managers in their place:\n\n    {}\n",
+        answer.node_id,
+        rswarm_raft::Incarnation(answer.incarnation),
+        join_command(&answer.manager_token, &answer.addr)
+    )
+}
+
 /// What to type on the machine that joins.
 pub fn join_command(token: &str, addr: &str) -> String {
     format!("rswarm join --token {token} {addr}")
@@ -72,6 +91,28 @@ pub fn join_command(token: &str, addr: &str) -> String {
 mod tests {
     use super::*;
     use expect_test::expect;
+
+    #[test]
+    fn who_goes_on_alone_is_told_what_becomes_of_the_others() {
+        expect![[r"
+            The cluster goes on from the state of this manager (0abc000000001), which is now its only one, as incarnation 2.
+
+            On each old manager that comes back, run:
+
+                rswarm rejoin
+
+            Remove those that never will with `rswarm node rm --force NODE`, and add managers in their place:
+
+                rswarm join --token RSWTKN-1-d-m 10.0.0.1:2377
+        "]]
+        .assert_eq(&render_anew(&pb::InitResponse {
+            node_id: "0abc000000001".into(),
+            manager_token: "RSWTKN-1-d-m".into(),
+            addr: "10.0.0.1:2377".into(),
+            incarnation: 1 << 32 | 5,
+            ..Default::default()
+        }));
+    }
 
     #[test]
     fn it_says_how_others_join() {

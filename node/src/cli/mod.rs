@@ -17,12 +17,14 @@ pub mod logout;
 pub mod network;
 pub mod node;
 pub mod output;
+pub mod rejoin;
 pub mod service;
 pub mod sim;
 pub mod start;
 pub mod status;
 pub mod version;
 pub mod view;
+pub mod volume;
 
 use crate::config::{Config, Flags};
 use crate::demo::Demo;
@@ -70,6 +72,7 @@ pub enum Command {
     Init(init::Init),
     Join(join::Join),
     Leave(leave::Leave),
+    Rejoin(rejoin::Rejoin),
     JoinToken(join_token::JoinToken),
     Status(status::StatusArgs),
     Version(version::Version),
@@ -81,6 +84,8 @@ pub enum Command {
     Network(network::NetworkCommand),
     #[command(subcommand)]
     Image(image::ImageCommand),
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     Login(login::Login),
     Logout(logout::Logout),
     Completion(completion::Completion),
@@ -96,6 +101,7 @@ impl Command {
             Self::Init(command) => command.run(cx).await,
             Self::Join(command) => command.run(cx).await,
             Self::Leave(command) => command.run(cx).await,
+            Self::Rejoin(command) => command.run(cx).await,
             Self::JoinToken(command) => command.run(cx).await,
             Self::Status(command) => command.run(cx).await,
             Self::Version(command) => command.run(cx).await,
@@ -103,11 +109,20 @@ impl Command {
             Self::Service(command) => command.run(cx).await,
             Self::Network(command) => command.run(cx).await,
             Self::Image(command) => command.run(cx).await,
+            Self::Volume(command) => command.run(cx).await,
             Self::Login(command) => command.run(cx).await,
             Self::Logout(command) => command.run(cx).await,
             Self::Completion(command) => command.run(cx),
         }
     }
+}
+
+/// Who asks, for the history of what is changed: `root@n1`. The socket's owner is believed.
+pub fn author() -> String {
+    let user = ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    let user =
+        user.filter(|user| !user.is_empty()).unwrap_or_else(|| nix::unistd::Uid::current().to_string());
+    format!("{user}@{}", crate::machine::hostname())
 }
 
 /// Reads the process's arguments, carries the command out, and says how the process ends.

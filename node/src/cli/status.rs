@@ -59,6 +59,12 @@ fn render(status: &pb::StatusResponse, now_ms: u64) -> Result<String> {
             problems(&mut text, &status.problems);
             Ok(text)
         }
+        State::Error if !status.cures.is_empty() => {
+            let mut text = "This node does not take part in its cluster.\n".to_owned();
+            problems(&mut text, &status.problems);
+            cures(&mut text, &status.cures);
+            Ok(text)
+        }
         State::Error | State::Unspecified => Ok(format!(
             "This node has failed: {}\n\n\
              If that cannot be mended, give the membership up with `rswarm leave --force`.\n",
@@ -112,6 +118,7 @@ fn active(status: &pb::StatusResponse, now_ms: u64) -> Result<String> {
         text.push_str(&node_table(status, &nodes, now_ms)?);
     }
     problems(&mut text, &status.problems);
+    cures(&mut text, &status.cures);
     Ok(text)
 }
 
@@ -165,6 +172,16 @@ fn node_table(status: &pb::StatusResponse, nodes: &[Node], now_ms: u64) -> Resul
     Ok(table::align(&text))
 }
 
+fn cures(text: &mut String, cures: &[String]) {
+    if cures.is_empty() {
+        return;
+    }
+    text.push_str("\nWhat to do:\n");
+    for cure in cures {
+        text.push_str(&format!("  - {cure}\n"));
+    }
+}
+
 fn problems(text: &mut String, problems: &[String]) {
     if problems.is_empty() {
         return;
@@ -173,6 +190,11 @@ fn problems(text: &mut String, problems: &[String]) {
     for problem in problems {
         text.push_str(&format!("  - {problem}\n"));
     }
+}
+
+/// A moment, where there is one.
+fn since(at_ms: u64) -> Value {
+    if at_ms == 0 { Value::Nil } else { Value::time_ms(at_ms) }
 }
 
 fn view(status: &pb::StatusResponse) -> Result<Value> {
@@ -186,6 +208,7 @@ fn view(status: &pb::StatusResponse) -> Result<Value> {
             .with("Leader", manager.leader)
             .with("Reachable", manager.reachable)
             .with("Voter", manager.voter)
+            .with("MissingSince", since(manager.missing_since_ms))
     };
     let nodes: Vec<Value> = nodes.iter().map(|node| super::view::node::node(node, None)).collect();
     Ok(Struct::new("status")
@@ -205,6 +228,9 @@ fn view(status: &pb::StatusResponse) -> Result<Value> {
         .with("TasksRunning", status.tasks_running)
         .with("TasksWanted", status.tasks_wanted)
         .with("Problems", status.problems.as_slice())
+        .with("Cures", status.cures.as_slice())
+        .with("Incarnation", status.incarnation)
+        .with("LeaderlessSince", since(status.leaderless_since_ms))
         .with("Version", &status.version)
         .with("Error", &status.error)
         .with("StartedAt", Value::time_ms(status.started_at_ms))
@@ -295,6 +321,27 @@ mod tests {
             This node   n1 (0000000000001), worker, daemon up for 2 hours
         "]]
         .assert_eq(&render(&worker, samples::NOW).expect("it renders"));
+    }
+
+    #[test]
+    fn a_node_that_is_not_wanted_as_what_it_is_is_told_what_to_type() {
+        let outdated = pb::StatusResponse {
+            state: State::Error.into(),
+            error: "outdated: `rswarm rejoin`".into(),
+            problems: vec!["the cluster was started anew".into()],
+            cures: vec!["`rswarm rejoin`".into()],
+            ..Default::default()
+        };
+        expect![[r"
+            This node does not take part in its cluster.
+
+            What is wrong:
+              - the cluster was started anew
+
+            What to do:
+              - `rswarm rejoin`
+        "]]
+        .assert_eq(&render(&outdated, 0).expect("it renders"));
     }
 
     #[test]

@@ -47,6 +47,16 @@ pub struct Identity {
     pub raft_id: Option<u64>,
     /// The managers, as last heard.
     pub managers: Vec<ManagerAddr>,
+    /// The incarnation of the cluster that this node last took part in.
+    #[serde(default = "first_incarnation")]
+    pub incarnation: u64,
+    /// The later incarnation that the cluster goes on as, without what this manager remembers.
+    #[serde(default)]
+    pub superseded: Option<u64>,
+}
+
+fn first_incarnation() -> u64 {
+    rswarm_raft::Incarnation::FIRST.0
 }
 
 const FILE: &str = "identity.json";

@@ -6,12 +6,13 @@ use crate::rpc::access;
 use rswarm_control::admission::{self, Answer, Refused};
 use rswarm_control::assignment::{self, Assignment};
 use rswarm_control::endpoints;
-use rswarm_control::ids::NodeId;
+use rswarm_control::ids::{NodeId, RaftId};
 use rswarm_control::model::Role;
 use rswarm_control::state::{Change, Report, State};
 use rswarm_proto::convert;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::to_node::What as Down;
+use rswarm_raft::Incarnation;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -155,6 +156,7 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
             Ok(epoch) => epoch,
             Err(words) => return Ok(once(vec![words])),
         };
+        mind_seat(&manager, node, &hello).await?;
         office.ears.hear(node, clock::after(manager.cluster().state().clock()));
         tracing::info!(%node, hostname = %hello.hostname, "session opened");
 
@@ -179,6 +181,11 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
 async fn open(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<Result<u64, Down>, Status> {
     let description = hello.description.clone().unwrap_or_default().into();
     let state = manager.cluster().state();
+    if state.removed_at(node).is_none()
+        && let Some(refusal) = outdated(manager.cluster().log().status().incarnation, hello)?
+    {
+        return Ok(Err(refusal));
+    }
     let known = match state.node(node) {
         Some(known) => known,
         None if state.removed_at(node).is_some() => {
@@ -201,8 +208,48 @@ async fn open(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<Resu
     }
 }
 
+/// What a manager of an earlier life of the cluster is told; workers simply follow. The error is for nodes that know
+/// of a later life than this one.
+fn outdated(now: Incarnation, hello: &pb::Hello) -> Result<Option<Down>, Status> {
+    let its = Incarnation(hello.incarnation.max(Incarnation::FIRST.0));
+    if now.precedes(its) {
+        return Err(Status::failed_precondition(format!(
+            "this manager is of incarnation {now} of the cluster, the node has taken part in {its}"
+        )));
+    }
+    let rival = its != now && !its.precedes(now);
+    if rival {
+        return Err(Status::failed_precondition(format!(
+            "two clusters were forced from the same one, both as incarnation {now}, and the node is of the other: \
+             give one of them up, and let its nodes leave and join this one"
+        )));
+    }
+    let outdated = its.precedes(now) && hello.seat != 0;
+    Ok(outdated.then(|| {
+        Down::Refusal(pb::Refusal {
+            reason: pb::refusal::Reason::Outdated.into(),
+            words: String::new(),
+            incarnation: now.0,
+        })
+    }))
+}
+
+/// Gives a manager another seat if it has none, or says that it has lost the log of the one it has.
+async fn mind_seat(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<(), Status> {
+    let said = (hello.seat != 0).then_some(RaftId(hello.seat));
+    let state = manager.cluster().state();
+    let Some(known) = state.node(node) else { return Ok(()) };
+    let without = known.raft.is_none() && said.is_none();
+    let lost = hello.seat_lost && known.raft == said;
+    if known.role == Role::Manager && (without || lost) {
+        tracing::warn!(%node, hostname = %known.hostname, "a manager without its log gets another seat");
+        manager.cluster().admit(&admission::Request::Reseat { node, lost: said }).await?;
+    }
+    Ok(())
+}
+
 fn refusal(reason: pb::refusal::Reason, words: &str) -> Down {
-    Down::Refusal(pb::Refusal { reason: reason.into(), words: words.to_owned() })
+    Down::Refusal(pb::Refusal { reason: reason.into(), words: words.to_owned(), incarnation: 0 })
 }
 
 fn once(messages: Vec<Down>) -> Response<Stream> {
@@ -227,7 +274,7 @@ pub fn managers(manager: &Manager, node: NodeId) -> pb::ManagerList {
     pb::ManagerList {
         managers: state
             .nodes()
-            .filter(|node| node.role == Role::Manager)
+            .filter(|node| node.role == Role::Manager && node.raft.is_some())
             .map(|node| pb::Manager {
                 node_id: node.id.to_string(),
                 addr: node.addr.clone(),
@@ -237,6 +284,7 @@ pub fn managers(manager: &Manager, node: NodeId) -> pb::ManagerList {
         role: pb::Role::from(role).into(),
         raft_id: seat,
         leader_id: status.leader.map(|member| member.node).unwrap_or_default(),
+        incarnation: status.incarnation.0,
     }
 }
 
@@ -381,7 +429,14 @@ impl Session {
                     }
                 }
                 Some(Up::Taken(generation)) => self.office.routes.taken(self.node, self.epoch, generation),
-                Some(Up::Hello(_)) | None => {}
+                // Said again when something about its seat has changed.
+                Some(Up::Hello(hello)) => {
+                    if let Err(error) = mind_seat(&self.manager, self.node, &hello).await {
+                        tracing::warn!(node = %self.node, %error, "cannot give the manager another seat");
+                        return "it needs another seat";
+                    }
+                }
+                None => {}
             }
         }
         "the node hung up"

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod dispatcher;
 pub mod leader;
 pub mod routes;
+pub mod seat;
 pub mod transport;
 
 use crate::rpc::dial::Dialer;
@@ -12,7 +13,7 @@ use anyhow::{Context, Result};
 use cluster::{Cluster, Fsm, View};
 use leader::Ears;
 use rswarm_control::ids::ClusterId;
-use rswarm_raft::{ClusterTag, Config, Log, Member, RaftId, Role};
+use rswarm_raft::{ClusterTag, Config, Incarnation, Log, Member, RaftId, Role};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,29 @@ use tokio_util::task::TaskTracker;
 /// Where a manager's log is, in the state directory.
 pub fn raft_dir(state_dir: &Path) -> PathBuf {
     state_dir.join("raft")
+}
+
+/// Where a manager's log is, and what it belongs to.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The daemon's state directory.
+    pub state_dir: PathBuf,
+    /// Its seat in the Raft group.
+    pub seat: u64,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The latest incarnation of the cluster that is known here.
+    pub incarnation: Incarnation,
+}
+
+impl Place {
+    /// The settings of its log.
+    pub fn config(&self) -> Config {
+        Config {
+            incarnation: self.incarnation,
+            ..Config::new(raft_dir(&self.state_dir), RaftId(self.seat), ClusterTag(self.cluster.0))
+        }
+    }
 }
 
 /// A running manager.
@@ -49,19 +73,20 @@ pub struct Office {
 
 impl Manager {
     /// Opens the log and takes part. `founder` is given once, by the node that makes the cluster.
-    pub async fn start(
-        state_dir: &Path,
-        seat: u64,
-        cluster: ClusterId,
-        dialer: Arc<Dialer>,
-        founder: Option<Member>,
-    ) -> Result<Arc<Self>> {
+    ///
+    /// # Errors
+    /// If the log cannot be opened; [`seat::lost`] knows whether it ever will.
+    pub async fn start(place: Place, dialer: Arc<Dialer>, founder: Option<Member>) -> Result<Arc<Self>> {
+        seat::ready(&place.state_dir, place.seat)?;
         let (fsm, view) = Fsm::new();
-        let config = Config::new(raft_dir(state_dir), RaftId(seat), ClusterTag(cluster.0));
-        let log = Log::open(config, fsm, Arc::new(transport::Grpc::new(dialer)))
+        let log = Log::open(place.config(), fsm, Arc::new(transport::Grpc::new(dialer)))
             .await
             .context("cannot open the manager's log")?;
         let log = Arc::new(log);
+        if let Err(error) = seat::begun(&place.state_dir, place.seat) {
+            log.shutdown().await;
+            return Err(error);
+        }
         if let Some(founder) = founder {
             log.bootstrap(founder).await.context("cannot found the Raft group")?;
         }
@@ -145,6 +170,10 @@ async fn take_office(
             return None;
         }
     }
+    if let Err(error) = start_anew(cluster).await {
+        tracing::warn!(%error, "cannot start anew yet");
+        return None;
+    }
     tracing::info!(term, "leading");
     let stop = stop.child_token();
     let ears = Arc::new(Ears::new(clock::after(cluster.state().clock())));
@@ -153,4 +182,18 @@ async fn take_office(
     tracker.spawn(leader::keep_membership(cluster.clone(), stop.clone()));
     tracker.spawn(dispatcher::pump(cluster.clone(), reports.clone(), stop.clone()));
     Some(Arc::new(Office { term, ears, stop, routes: routes::Routes::default(), reports }))
+}
+
+/// The first act of a new incarnation, before anybody could be spoken to as if nothing had happened.
+async fn start_anew(cluster: &Cluster) -> Result<(), cluster::WriteError> {
+    let status = cluster.log().status();
+    let Some(me) = status.member(status.id) else { return Ok(()) };
+    let Ok(node) = me.node.parse() else { return Ok(()) };
+    let state = cluster.state();
+    let change = rswarm_control::membership::start_anew(&state, status.incarnation.0, node, &me.addr);
+    if let Some(change) = change {
+        tracing::warn!(incarnation = %status.incarnation, "the cluster starts anew from this manager's state");
+        cluster.commit(vec![change], clock::after(state.clock())).await?;
+    }
+    Ok(())
 }

@@ -208,6 +208,26 @@ impl Control for Answers {
         ok(pb::UpdateServiceResponse { id: SERVICE.into(), changed: true, ..Default::default() })
     }
 
+    async fn rollback_service(
+        &self,
+        request: Request<pb::RollbackServiceRequest>,
+    ) -> Answer<pb::UpdateServiceResponse> {
+        match request.into_inner().to {
+            99 => Err(Status::not_found("service web does not remember revision 99; it has 1, and runs 2")),
+            _ => ok(pb::UpdateServiceResponse { id: SERVICE.into(), changed: true, ..Default::default() }),
+        }
+    }
+
+    async fn pause_update(
+        &self,
+        request: Request<pb::PauseUpdateRequest>,
+    ) -> Answer<pb::UpdateServiceResponse> {
+        match request.into_inner().pause {
+            true => Err(Status::failed_precondition("service web is not being updated")),
+            false => ok(pb::UpdateServiceResponse { id: SERVICE.into(), ..Default::default() }),
+        }
+    }
+
     async fn remove_service(
         &self,
         request: Request<pb::RemoveServiceRequest>,
@@ -312,6 +332,10 @@ impl Local for Answers {
         unknown()
     }
 
+    async fn rejoin(&self, _: Request<pb::RejoinRequest>) -> Answer<pb::RejoinResponse> {
+        ok(pb::RejoinResponse { role: pb::Role::Manager.into() })
+    }
+
     async fn leave(&self, _: Request<pb::LeaveRequest>) -> Answer<pb::LeaveResponse> {
         unknown()
     }
@@ -406,6 +430,32 @@ impl Local for Answers {
             ..Default::default()
         };
         all(vec![step("aaaa", "Pushed", ""), step("", "Pushed", "sha256:cd")])
+    }
+
+    async fn create_volume(&self, _: Request<pb::CreateVolumeRequest>) -> Answer<pb::Volume> {
+        unknown()
+    }
+
+    async fn list_volumes(&self, _: Request<pb::ListVolumesRequest>) -> Answer<pb::ListVolumesResponse> {
+        unknown()
+    }
+
+    async fn remove_volume(&self, _: Request<pb::RemoveVolumeRequest>) -> Answer<pb::RemoveVolumeResponse> {
+        unknown()
+    }
+
+    async fn snapshot_volume(
+        &self,
+        _: Request<pb::SnapshotVolumeRequest>,
+    ) -> Answer<pb::SnapshotVolumeResponse> {
+        unknown()
+    }
+
+    async fn restore_volume(
+        &self,
+        _: Request<pb::SnapshotVolumeRequest>,
+    ) -> Answer<pb::SnapshotVolumeResponse> {
+        unknown()
     }
 
     async fn login(&self, request: Request<pb::LoginRequest>) -> Answer<pb::LoginResponse> {

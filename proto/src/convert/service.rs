@@ -22,7 +22,9 @@ choices! {
     RestartCondition = RestartCondition { Any, OnFailure, None }
     UpdateOrder = UpdateOrder { StopFirst, StartFirst }
     FailureAction = FailureAction { Pause, Continue, Rollback }
-    UpdateState = UpdateState { Updating, Paused, Completed }
+    UpdateState = UpdateState {
+        Updating, Paused, Completed, RollbackStarted, RollbackPaused, RollbackCompleted
+    }
     EndpointMode = EndpointMode { Vip }
     Protocol = Protocol { Tcp, Udp }
     PortMode = PortMode { Ingress, Host }
@@ -30,8 +32,21 @@ choices! {
 
 impl From<&Service> for pb::Service {
     fn from(service: &Service) -> Self {
-        let Service { id, meta, spec, revision, previous, spec_version, endpoint, update_status } = service;
+        let Service {
+            id,
+            meta,
+            spec,
+            author,
+            spec_since,
+            revision,
+            previous,
+            spec_version,
+            endpoint,
+            update_status,
+        } = service;
         Self {
+            author: author.clone(),
+            spec_since_ms: spec_since.0,
             id: id.to_string(),
             meta: Some(meta.into()),
             spec: Some(spec.into()),
@@ -52,6 +67,8 @@ impl TryFrom<pb::Service> for Service {
             id: parsed("id", &wire.id)?,
             meta: meta(wire.meta),
             spec: nested("spec", wire.spec)?,
+            author: wire.author,
+            spec_since: Timestamp(wire.spec_since_ms),
             revision: wire.revision,
             previous: each("previous", wire.previous)?,
             spec_version: wire.spec_version,
@@ -67,8 +84,15 @@ impl TryFrom<pb::Service> for Service {
 
 impl From<&Revision> for pb::Revision {
     fn from(revision: &Revision) -> Self {
-        let Revision { number, replaced_at, spec } = revision;
-        Self { number: *number, replaced_at_ms: replaced_at.0, spec: Some(spec.into()) }
+        let Revision { number, author, since, replaced_at, settled, spec } = revision;
+        Self {
+            number: *number,
+            author: author.clone(),
+            since_ms: since.0,
+            replaced_at_ms: replaced_at.0,
+            settled: *settled,
+            spec: Some(spec.into()),
+        }
     }
 }
 
@@ -78,7 +102,10 @@ impl TryFrom<pb::Revision> for Revision {
     fn try_from(wire: pb::Revision) -> Result<Self, Invalid> {
         Ok(Self {
             number: wire.number,
+            author: wire.author,
+            since: Timestamp(wire.since_ms),
             replaced_at: Timestamp(wire.replaced_at_ms),
+            settled: wire.settled,
             spec: nested("spec", wire.spec)?,
         })
     }
@@ -86,13 +113,14 @@ impl TryFrom<pb::Revision> for Revision {
 
 impl From<&ServiceSpec> for pb::ServiceSpec {
     fn from(spec: &ServiceSpec) -> Self {
-        let ServiceSpec { name, labels, mode, task, update, endpoint } = spec;
+        let ServiceSpec { name, labels, mode, task, update, rollback, endpoint } = spec;
         Self {
             name: name.clone(),
             labels: labels.clone(),
             mode: Some(mode.into()),
             task: Some(task.as_ref().into()),
             update: Some(update.into()),
+            rollback: Some(rollback.into()),
             endpoint: Some(endpoint.into()),
         }
     }
@@ -109,6 +137,10 @@ impl TryFrom<pb::ServiceSpec> for ServiceSpec {
             task: Arc::new(nested("task", wire.task)?),
             update: match wire.update {
                 Some(update) => nested("update", Some(update))?,
+                None => UpdateConfig::default(),
+            },
+            rollback: match wire.rollback {
+                Some(rollback) => nested("rollback", Some(rollback))?,
                 None => UpdateConfig::default(),
             },
             endpoint: match wire.endpoint {
@@ -142,8 +174,16 @@ impl TryFrom<pb::Mode> for Mode {
 
 impl From<&UpdateConfig> for pb::UpdateConfig {
     fn from(config: &UpdateConfig) -> Self {
-        let UpdateConfig { parallelism, delay, monitor, order, failure_action, max_failure_permille } =
-            config;
+        let UpdateConfig {
+            parallelism,
+            delay,
+            monitor,
+            order,
+            failure_action,
+            max_failure_permille,
+            progress_deadline,
+            healthy_time,
+        } = config;
         Self {
             parallelism: *parallelism,
             delay_ns: nanos(*delay),
@@ -151,6 +191,8 @@ impl From<&UpdateConfig> for pb::UpdateConfig {
             order: pb::UpdateOrder::from(*order).into(),
             failure_action: pb::FailureAction::from(*failure_action).into(),
             max_failure_permille: u32::from(*max_failure_permille),
+            progress_deadline_ns: nanos(*progress_deadline),
+            healthy_time_ns: nanos(*healthy_time),
         }
     }
 }
@@ -172,16 +214,20 @@ impl TryFrom<pb::UpdateConfig> for UpdateConfig {
                     return Err(Invalid::new("max_failure_permille", problem));
                 }
             },
+            progress_deadline: Duration::from_nanos(wire.progress_deadline_ns),
+            healthy_time: Duration::from_nanos(wire.healthy_time_ns),
         })
     }
 }
 
 impl From<&UpdateStatus> for pb::UpdateStatus {
     fn from(status: &UpdateStatus) -> Self {
-        let UpdateStatus { state, started_at, completed_at, message, failed_task } = status;
+        let UpdateStatus { state, started_at, since, completed_at, message, failed_task, automatic } = status;
         Self {
             state: pb::UpdateState::from(*state).into(),
             started_at_ms: started_at.0,
+            since_ms: since.0,
+            automatic: *automatic,
             completed_at_ms: completed_at.map(|at| at.0),
             message: message.clone(),
             failed_task: failed_task.map(|task| task.to_string()).unwrap_or_default(),
@@ -196,6 +242,8 @@ impl TryFrom<pb::UpdateStatus> for UpdateStatus {
         Ok(Self {
             state: choice::<pb::UpdateState, _>("state", wire.state)?,
             started_at: Timestamp(wire.started_at_ms),
+            since: Timestamp(wire.since_ms),
+            automatic: wire.automatic,
             completed_at: wire.completed_at_ms.map(Timestamp),
             message: wire.message,
             failed_task: parsed_or_none("failed_task", &wire.failed_task)?,
@@ -436,9 +484,12 @@ impl TryFrom<pb::ContainerSpec> for ContainerSpec {
 
 impl From<&Mount> for pb::Mount {
     fn from(mount: &Mount) -> Self {
-        use pb::mount::{Bind, Kind, Tmpfs};
+        use pb::mount::{Bind, Kind, Tmpfs, Volume};
         let kind = match mount.clone() {
             Mount::Bind { source, target, read_only } => Kind::Bind(Bind { source, target, read_only }),
+            Mount::Volume { source, target, read_only, no_copy } => {
+                Kind::Volume(Volume { source, target, read_only, no_copy })
+            }
             Mount::Tmpfs { target, size_bytes, mode } => Kind::Tmpfs(Tmpfs { target, size_bytes, mode }),
         };
         Self { kind: Some(kind) }
@@ -449,9 +500,12 @@ impl TryFrom<pb::Mount> for Mount {
     type Error = Invalid;
 
     fn try_from(wire: pb::Mount) -> Result<Self, Invalid> {
-        use pb::mount::{Bind, Kind, Tmpfs};
+        use pb::mount::{Bind, Kind, Tmpfs, Volume};
         Ok(match required("kind", wire.kind)? {
             Kind::Bind(Bind { source, target, read_only }) => Self::Bind { source, target, read_only },
+            Kind::Volume(Volume { source, target, read_only, no_copy }) => {
+                Self::Volume { source, target, read_only, no_copy }
+            }
             Kind::Tmpfs(Tmpfs { target, size_bytes, mode }) => Self::Tmpfs { target, size_bytes, mode },
         })
     }

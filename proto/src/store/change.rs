@@ -1,12 +1,12 @@
 //! Changes, and the objects that only the log and snapshots know.
 
 use crate::convert::{Invalid, Problem, attachments, attachments_out, choice, each, nanos, nested, parsed};
-use crate::convert::{required, slot, slot_out};
+use crate::convert::{parsed_or_none, required, slot, slot_out};
 use crate::v1 as pb;
 use crate::v1::store as disk;
 use crate::v1::store::change as wire;
 use rswarm_control::model::{Cluster, Description, JoinTokens, Secret, Settings};
-use rswarm_control::{Change, NewTask, Report, Timestamp};
+use rswarm_control::{Change, NewTask, RaftId, Report, Rollback, Timestamp};
 use std::time::Duration;
 
 impl From<&Change> for disk::Change {
@@ -56,18 +56,29 @@ impl From<&Change> for wire::What {
                 Self::RemoveNode(wire::RemoveNode { node: node.to_string(), version: *version })
             }
             Change::CreateService(service) => Self::CreateService(service.as_ref().into()),
-            Change::UpdateService { service, version, spec, endpoint } => {
+            Change::StartAnew { incarnation, node, addr } => Self::StartAnew(wire::StartAnew {
+                incarnation: *incarnation,
+                node: node.to_string(),
+                addr: addr.clone(),
+            }),
+            Change::Reseat { node, lost } => {
+                Self::Reseat(wire::Reseat { node: node.to_string(), lost: lost.map_or(0, |seat| seat.0) })
+            }
+            Change::UpdateService { service, version, spec, endpoint, author, rollback } => {
                 Self::UpdateService(wire::UpdateService {
                     service: service.to_string(),
                     version: *version,
                     spec: Some(spec.as_ref().into()),
                     endpoint: Some(endpoint.into()),
+                    author: author.clone(),
+                    rollback: rollback.as_ref().map(Into::into),
                 })
             }
-            Change::SetUpdateStatus { service, spec_version, status } => {
+            Change::SetUpdateStatus { service, spec_version, was, status } => {
                 Self::SetUpdateStatus(wire::SetUpdateStatus {
                     service: service.to_string(),
                     spec_version: *spec_version,
+                    was: pb::UpdateState::from(*was).into(),
                     status: Some(status.into()),
                 })
             }
@@ -101,6 +112,25 @@ impl From<&Change> for wire::What {
             }),
             Change::RemoveTask { task } => Self::RemoveTask(wire::RemoveTask { task: task.to_string() }),
         }
+    }
+}
+
+impl From<&Rollback> for wire::Rollback {
+    fn from(Rollback { message, failed_task, automatic }: &Rollback) -> Self {
+        Self {
+            message: message.clone(),
+            failed_task: failed_task.map(|task| task.to_string()).unwrap_or_default(),
+            automatic: *automatic,
+        }
+    }
+}
+
+impl TryFrom<wire::Rollback> for Rollback {
+    type Error = Invalid;
+
+    fn try_from(wire: wire::Rollback) -> Result<Self, Invalid> {
+        let wire::Rollback { message, failed_task, automatic } = wire;
+        Ok(Self { message, failed_task: parsed_or_none("failed_task", &failed_task)?, automatic })
     }
 }
 
@@ -150,22 +180,39 @@ impl TryFrom<wire::What> for Change {
                 status: choice::<pb::NodeStatus, _>("status", status)?,
                 message,
             },
+            What::StartAnew(wire::StartAnew { incarnation, node, addr }) => {
+                Self::StartAnew { incarnation, node: parsed("node", &node)?, addr }
+            }
+            What::Reseat(wire::Reseat { node, lost }) => {
+                Self::Reseat { node: parsed("node", &node)?, lost: (lost != 0).then_some(RaftId(lost)) }
+            }
             What::RemoveNode(wire::RemoveNode { node, version }) => {
                 Self::RemoveNode { node: parsed("node", &node)?, version }
             }
             What::CreateService(service) => Self::CreateService(Box::new(service.try_into()?)),
-            What::UpdateService(wire::UpdateService { service, version, spec, endpoint }) => {
-                Self::UpdateService {
-                    service: parsed("service", &service)?,
-                    version,
-                    spec: Box::new(nested("spec", spec)?),
-                    endpoint: nested("endpoint", endpoint)?,
-                }
-            }
-            What::SetUpdateStatus(wire::SetUpdateStatus { service, spec_version, status }) => {
+            What::UpdateService(wire::UpdateService {
+                service,
+                version,
+                spec,
+                endpoint,
+                author,
+                rollback,
+            }) => Self::UpdateService {
+                service: parsed("service", &service)?,
+                version,
+                spec: Box::new(nested("spec", spec)?),
+                endpoint: nested("endpoint", endpoint)?,
+                author,
+                rollback: rollback
+                    .map(TryInto::try_into)
+                    .transpose()
+                    .map_err(|error: Invalid| error.within("rollback"))?,
+            },
+            What::SetUpdateStatus(wire::SetUpdateStatus { service, spec_version, was, status }) => {
                 Self::SetUpdateStatus {
                     service: parsed("service", &service)?,
                     spec_version,
+                    was: choice::<pb::UpdateState, _>("was", was)?,
                     status: nested("status", status)?,
                 }
             }

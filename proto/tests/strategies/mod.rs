@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints::{self, Backend, NetworkTable, ServiceEntry, Table};
 use rswarm_control::model::*;
-use rswarm_control::{Change, ClusterId, NetworkId, NewTask, NodeId, Proposal, RaftId, Report, ServiceId};
+use rswarm_control::{
+    Change, ClusterId, NetworkId, NewTask, NodeId, Proposal, RaftId, Report, Rollback, ServiceId,
+};
 use rswarm_control::{Snapshot, TaskId, Timestamp};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -153,6 +155,9 @@ fn mount() -> BoxedStrategy<Mount> {
             target,
             read_only
         }),
+        (text(), text(), any::<bool>(), any::<bool>()).prop_map(|(source, target, read_only, no_copy)| {
+            Mount::Volume { source, target, read_only, no_copy }
+        }),
         (text(), any::<Option<u64>>(), any::<Option<u32>>())
             .prop_map(|(target, size_bytes, mode)| Mount::Tmpfs { target, size_bytes, mode }),
     ]
@@ -235,28 +240,46 @@ fn task_spec() -> BoxedStrategy<TaskSpec> {
 fn update() -> BoxedStrategy<UpdateConfig> {
     let order = prop::sample::select(vec![UpdateOrder::StopFirst, UpdateOrder::StartFirst]);
     let action = vec![FailureAction::Pause, FailureAction::Continue, FailureAction::Rollback];
-    (any::<u32>(), duration(), duration(), order, prop::sample::select(action), 0u16..=1000)
-        .prop_map(|(parallelism, delay, monitor, order, failure_action, max_failure_permille)| UpdateConfig {
-            parallelism,
-            delay,
-            monitor,
-            order,
-            failure_action,
-            max_failure_permille,
+    let times = (duration(), duration(), duration(), duration());
+    (any::<u32>(), times, order, prop::sample::select(action), 0u16..=1000)
+        .prop_map(|(parallelism, times, order, failure_action, max_failure_permille)| {
+            let (delay, monitor, progress_deadline, healthy_time) = times;
+            UpdateConfig {
+                parallelism,
+                delay,
+                monitor,
+                order,
+                failure_action,
+                max_failure_permille,
+                progress_deadline,
+                healthy_time,
+            }
         })
         .boxed()
 }
 
+fn rollback() -> BoxedStrategy<Rollback> {
+    (text(), option::of(task_id()), any::<bool>())
+        .prop_map(|(message, failed_task, automatic)| Rollback { message, failed_task, automatic })
+        .boxed()
+}
+
+fn update_state() -> BoxedStrategy<UpdateState> {
+    use UpdateState::{Completed, Paused, RollbackCompleted, RollbackPaused, RollbackStarted, Updating};
+    let all = vec![Updating, Paused, Completed, RollbackStarted, RollbackPaused, RollbackCompleted];
+    prop::sample::select(all).boxed()
+}
+
 fn update_status() -> BoxedStrategy<UpdateStatus> {
-    let state =
-        prop::sample::select(vec![UpdateState::Updating, UpdateState::Paused, UpdateState::Completed]);
-    (state, at(), option::of(at()), text(), option::of(task_id()))
-        .prop_map(|(state, started_at, completed_at, message, failed_task)| UpdateStatus {
+    (update_state(), at(), at(), option::of(at()), text(), option::of(task_id()), any::<bool>())
+        .prop_map(|(state, started_at, since, completed_at, message, failed_task, automatic)| UpdateStatus {
             state,
             started_at,
+            since,
             completed_at,
             message,
             failed_task,
+            automatic,
         })
         .boxed()
 }
@@ -285,35 +308,46 @@ fn endpoint() -> BoxedStrategy<Endpoint> {
 
 pub fn service_spec() -> BoxedStrategy<ServiceSpec> {
     let mode = any::<u32>().prop_map(|replicas| Mode::Replicated { replicas });
-    (text(), labels(), mode, task_spec(), update(), endpoint_spec())
-        .prop_map(|(name, labels, mode, task, update, endpoint)| ServiceSpec {
+    (text(), labels(), mode, task_spec(), update(), update(), endpoint_spec())
+        .prop_map(|(name, labels, mode, task, update, rollback, endpoint)| ServiceSpec {
             name,
             labels,
             mode,
             task: Arc::new(task),
             update,
+            rollback,
             endpoint,
         })
         .boxed()
 }
 
 pub fn service() -> BoxedStrategy<Service> {
-    let previous = (any::<u64>(), at(), service_spec()).prop_map(|(number, replaced_at, spec)| Revision {
-        number,
-        replaced_at,
-        spec,
-    });
-    let what = (service_id(), meta(), service_spec(), any::<u64>(), vec(previous, 0..2));
-    (what, any::<u64>(), endpoint(), option::of(update_status()))
-        .prop_map(|((id, meta, spec, revision, previous), spec_version, endpoint, update_status)| Service {
-            id,
-            meta,
+    let previous = (any::<u64>(), text(), at(), at(), any::<bool>(), service_spec()).prop_map(
+        |(number, author, since, replaced_at, settled, spec)| Revision {
+            number,
+            author,
+            since,
+            replaced_at,
+            settled,
             spec,
-            revision,
-            previous,
-            spec_version,
-            endpoint,
-            update_status,
+        },
+    );
+    let what = (service_id(), meta(), service_spec(), any::<u64>(), vec(previous, 0..2));
+    (what, text(), at(), any::<u64>(), endpoint(), option::of(update_status()))
+        .prop_map(|(what, author, spec_since, spec_version, endpoint, update_status)| {
+            let (id, meta, spec, revision, previous) = what;
+            Service {
+                id,
+                meta,
+                spec,
+                author,
+                spec_since,
+                revision,
+                previous,
+                spec_version,
+                endpoint,
+                update_status,
+            }
         })
         .boxed()
 }
@@ -555,20 +589,34 @@ fn change() -> BoxedStrategy<Change> {
         (node_id(), node_status(), node_status(), text())
             .prop_map(|(node, was, status, message)| Change::SetNodeStatus { node, was, status, message }),
         (node_id(), any::<u64>()).prop_map(|(node, version)| Change::RemoveNode { node, version }),
+        (any::<u64>(), node_id(), text()).prop_map(|(incarnation, node, addr)| Change::StartAnew {
+            incarnation,
+            node,
+            addr
+        }),
+        (node_id(), option::of((1..u64::MAX).prop_map(RaftId)))
+            .prop_map(|(node, lost)| Change::Reseat { node, lost }),
         network_id().prop_map(|network| Change::RemoveNetwork { network }),
     ];
     let services = prop_oneof![
-        (service_id(), any::<u64>(), service_spec(), endpoint()).prop_map(
-            |(service, version, spec, endpoint)| Change::UpdateService {
+        (service_id(), any::<u64>(), service_spec(), endpoint(), text(), option::of(rollback())).prop_map(
+            |(service, version, spec, endpoint, author, rollback)| Change::UpdateService {
                 service,
                 version,
                 spec: Box::new(spec),
-                endpoint
+                endpoint,
+                author,
+                rollback
             }
         ),
-        (service_id(), any::<u64>(), update_status()).prop_map(|(service, spec_version, status)| {
-            Change::SetUpdateStatus { service, spec_version, status }
-        }),
+        (service_id(), any::<u64>(), update_state(), update_status()).prop_map(
+            |(service, spec_version, was, status)| Change::SetUpdateStatus {
+                service,
+                spec_version,
+                was,
+                status
+            }
+        ),
         (service_id(), any::<u64>())
             .prop_map(|(service, version)| Change::RemoveService { service, version }),
     ];

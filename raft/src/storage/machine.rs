@@ -8,8 +8,10 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
+use tokio::sync::watch;
 
 use super::snapshot::{SnapshotFile, Snapshots};
+use crate::point::reach;
 use crate::types::{LogId, Payload, SnapshotMeta, StoredMembership, Types};
 use crate::{Entry, Frozen, StateMachine};
 
@@ -20,6 +22,8 @@ const BATCH_ENTRIES: usize = 1024;
 #[derive(Clone)]
 pub(crate) struct Machine {
     shared: Arc<Mutex<State>>,
+    /// How far `shared` is, for those who wait for it.
+    applied: Arc<watch::Sender<u64>>,
     snapshots: Snapshots,
 }
 
@@ -35,7 +39,16 @@ impl Machine {
     pub(crate) fn new(machine: Box<dyn StateMachine>, snapshots: Snapshots) -> Self {
         let state =
             State { machine, applied: None, membership: StoredMembership::default(), poisoned: false };
-        Self { shared: Arc::new(Mutex::new(state)), snapshots }
+        Self { shared: Arc::new(Mutex::new(state)), applied: Arc::default(), snapshots }
+    }
+
+    /// The index of the last entry that was applied, as soon as it is.
+    pub(crate) fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    fn reached(&self, id: Option<LogId>) {
+        self.applied.send_replace(id.map_or(0, |id| id.index));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -142,7 +155,13 @@ impl RaftStateMachine<Types> for Machine {
                 entries.push(entry);
                 responders.push(responder);
             }
-            let answers = self.state().apply(entries)?;
+            reach("apply")?;
+            let (answers, applied) = {
+                let mut state = self.state();
+                (state.apply(entries)?, state.applied)
+            };
+            self.reached(applied);
+            reach("applied")?;
             for (responder, answer) in responders.into_iter().zip(answers) {
                 if let Some(responder) = responder {
                     responder.send(answer);
@@ -166,6 +185,7 @@ impl RaftStateMachine<Types> for Machine {
             let mut reader = machine.snapshots.read(&file)?;
             let index = file.meta.last_log_id.map_or(0, |id| id.index);
             let mut state = machine.state();
+            reach("state.restore")?;
             let restored =
                 state.guarded("restore a snapshot", |machine| machine.restore(index, &mut reader))?;
             if let Err(error) = restored {
@@ -174,8 +194,10 @@ impl RaftStateMachine<Types> for Machine {
                 let path = file.path.display();
                 return Err(io::Error::new(error.kind(), format!("cannot restore {path}: {error}")));
             }
+            reach("state.restored")?;
             state.applied = file.meta.last_log_id;
             state.membership = file.meta.last_membership;
+            machine.reached(state.applied);
             Ok(())
         })
         .await
@@ -192,5 +214,5 @@ impl RaftStateMachine<Types> for Machine {
 pub(crate) async fn blocking<T: Send + 'static>(
     act: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    tokio::task::spawn_blocking(act).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    super::off_thread(act).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod log;
 pub(crate) mod machine;
+pub(crate) mod medium;
 mod seal;
 pub(crate) mod snapshot;
 pub(crate) mod wal;
@@ -11,6 +12,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::JoinError;
 
 pub(crate) use seal::{MasterKey, sync_dir};
 
@@ -90,6 +94,21 @@ fn lock(dir: &Path) -> Result<File, OpenError> {
     }
 }
 
+/// Runs what waits for the disk where it holds up nobody; in a simulation, which knows no other threads, at once.
+pub(crate) async fn off_thread<T: Send + 'static>(
+    act: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JoinError> {
+    match simulated() {
+        true => Ok(act()),
+        false => tokio::task::spawn_blocking(act).await,
+    }
+}
+
+/// Whether this is a simulation.
+pub(crate) fn simulated() -> bool {
+    cfg!(feature = "sim") && Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread
+}
+
 /// Whether `dir` holds a log that [`crate::Log::open`] would continue.
 ///
 /// # Errors
@@ -139,11 +158,12 @@ mod tests {
 
     use super::log::LogStore;
     use super::machine::Machine;
+    use super::medium::Media;
     use super::snapshot::{CHUNK_BYTES, Snapshots};
     use super::wal::Wal;
     use super::*;
     use crate::types::{LeaderId, LogId, SnapshotMeta, StoredMembership, Types};
-    use crate::{Entry, Frozen, StateMachine};
+    use crate::{Entry, Frozen, Incarnation, StateMachine};
 
     const IDENTITY: Identity = Identity { cluster: ClusterTag(1), id: RaftId(0) };
 
@@ -178,7 +198,15 @@ mod tests {
             std::fs::copy(self.0.path().join("raft.key"), root.path().join("raft.key")).unwrap();
             let dir = Arc::new(Dir::open(root.path(), IDENTITY).unwrap());
             let snapshots = Snapshots::open(dir.clone()).unwrap();
-            let (wal, recovered) = Wal::open(&dir.path, IDENTITY, dir.key.clone(), 64 << 10).unwrap();
+            let (wal, recovered) = Wal::open(
+                &dir.path,
+                IDENTITY,
+                dir.key.clone(),
+                64 << 10,
+                Incarnation::FIRST,
+                &Media::default(),
+            )
+            .unwrap();
             let machine = Machine::new(Box::new(Nothing), snapshots);
             Ok((root, LogStore::new(wal, recovered), machine))
         }

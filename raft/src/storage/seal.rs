@@ -35,6 +35,9 @@ impl MasterKey {
         match File::open(&path) {
             Ok(file) => Self::read(file, &path),
             Err(error) if fresh && error.kind() == io::ErrorKind::NotFound => Self::create(dir, &path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(OpenError::damaged(&path, 0, "the key is missing"))
+            }
             Err(error) => Err(OpenError::io(&path, error)),
         }
     }

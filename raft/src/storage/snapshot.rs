@@ -15,7 +15,8 @@ use super::seal::{FileKey, SALT_BYTES, TAG_BYTES, random, sync_dir};
 use super::{Dir, FORMAT};
 use crate::OpenError;
 use crate::format::SnapshotMetaPb;
-use crate::types::SnapshotMeta;
+use crate::point::reach;
+use crate::types::{LogId, SnapshotMeta};
 
 const MAGIC: &[u8; 8] = b"RSWRSNP\n";
 const HEADER_BYTES: usize = 64;
@@ -80,14 +81,27 @@ impl Snapshots {
         self.state().newest.clone()
     }
 
+    /// That the newest one covers what is no longer in the log. One that had to be passed over may have been the
+    /// only one that did.
+    pub(crate) fn reach(&self, purged: Option<LogId>) -> Result<(), OpenError> {
+        let newest = self.newest();
+        if newest.as_ref().and_then(|file| file.meta.last_log_id) >= purged {
+            return Ok(());
+        }
+        let path = newest.map_or_else(|| self.dir.path.clone(), |file| file.path);
+        Err(OpenError::damaged(&path, 0, "no readable snapshot covers the entries that were compacted"))
+    }
+
     /// Begins a new file aside.
     pub(crate) fn create(&self, meta: SnapshotMeta) -> io::Result<Writer> {
+        reach("snapshot.create")?;
         // Random, because a writer that outlived its log must not touch a file of the next one.
         let name = format!("snapshot-{:016x}.tmp", u64::from_le_bytes(random()));
         Writer::create(&self.dir, self.dir.path.join(name), meta)
     }
 
     pub(crate) fn read(&self, file: &SnapshotFile) -> io::Result<Reader> {
+        reach("snapshot.read")?;
         Reader::open(&self.dir, &file.path).map_err(io::Error::other)
     }
 
@@ -107,14 +121,18 @@ impl Snapshots {
             return Ok(newest.clone());
         }
         let path = self.dir.path.join(file_name(&file.meta));
+        reach("snapshot.adopt")?;
         std::fs::rename(&file.path, &path)?;
+        reach("snapshot.named")?;
         sync_dir(&self.dir.path)?;
+        reach("snapshot.durable")?;
         let file = SnapshotFile { path, meta: file.meta };
         state.newest = Some(file.clone());
         let mut old = complete(&self.dir.path)?;
         old.truncate(old.len().saturating_sub(KEPT));
         for path in old {
             std::fs::remove_file(path)?;
+            reach("snapshot.old")?;
         }
         Ok(file)
     }
@@ -198,13 +216,16 @@ impl Writer {
 
     /// Completes the file and makes it durable, still under its temporary name.
     pub(crate) fn finish(mut self) -> io::Result<SnapshotFile> {
+        reach("snapshot.finish")?;
         self.seal(true)?;
         let file = self.file.take().expect("only finish takes it");
         file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        reach("snapshot.synced")?;
         Ok(SnapshotFile { path: std::mem::take(&mut self.path), meta: self.meta.clone() })
     }
 
     fn seal(&mut self, last: bool) -> io::Result<()> {
+        reach("snapshot.chunk")?;
         let mut chunk = std::mem::take(&mut self.chunk);
         self.key.seal(self.chunks, &aad(last), &mut chunk, 0);
         self.chunks += 1;
@@ -242,6 +263,13 @@ impl Drop for Writer {
         if self.file.take().is_some() {
             drop(std::fs::remove_file(&self.path));
         }
+    }
+}
+
+fn unreadable(path: &Path, error: io::Error) -> OpenError {
+    match error.kind() {
+        io::ErrorKind::InvalidData => OpenError::damaged(path, 0, "a chunk is not what was sealed"),
+        _ => OpenError::io(path, error),
     }
 }
 
@@ -283,7 +311,7 @@ impl Reader {
             ended: false,
             meta: SnapshotMeta::default(),
         };
-        reader.next_chunk().map_err(io)?;
+        reader.next_chunk().map_err(|error| unreadable(path, error))?;
         if reader.chunk.len() > META_BYTES_MAX {
             return Err(damaged("its description is too long"));
         }
@@ -298,7 +326,7 @@ impl Reader {
     fn verify(dir: &Dir, path: &Path) -> Result<SnapshotMeta, OpenError> {
         let mut reader = Self::open(dir, path)?;
         while !reader.ended {
-            reader.next_chunk().map_err(|error| OpenError::io(path, error))?;
+            reader.next_chunk().map_err(|error| unreadable(path, error))?;
         }
         Ok(reader.meta)
     }
@@ -308,15 +336,19 @@ impl Reader {
             let what = format!("chunk {chunk} of {} is damaged", path.display());
             io::Error::new(io::ErrorKind::InvalidData, what)
         };
+        let cut = |error: io::Error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => damaged(&self.path, self.chunks),
+            _ => error,
+        };
         let mut len = [0; 4];
-        self.file.read_exact(&mut len).map_err(|_| damaged(&self.path, self.chunks))?;
+        self.file.read_exact(&mut len).map_err(cut)?;
         let len = u32::from_le_bytes(len);
         let (last, len) = (len >> 31 == 1, (len & !(1 << 31)) as usize);
         if len > CHUNK_BYTES + TAG_BYTES {
             return Err(damaged(&self.path, self.chunks));
         }
         self.chunk.resize(len, 0);
-        self.file.read_exact(&mut self.chunk).map_err(|_| damaged(&self.path, self.chunks))?;
+        self.file.read_exact(&mut self.chunk).map_err(cut)?;
         let plain = self
             .key
             .open(self.chunks, &aad(last), &mut self.chunk)

@@ -67,12 +67,14 @@ impl Turn {
                 self.set_node_status(*node, *was, *status, message)
             }
             Change::RemoveNode { node, version } => self.remove_node(*node, *version),
+            Change::StartAnew { incarnation, node, addr } => self.start_anew(*incarnation, *node, addr),
+            Change::Reseat { node, lost } => self.reseat(*node, *lost),
             Change::CreateService(service) => self.create_service(service),
-            Change::UpdateService { service, version, spec, endpoint } => {
-                self.update_service(*service, *version, spec, endpoint)
+            Change::UpdateService { service, version, spec, endpoint, author, rollback } => {
+                self.update_service(*service, *version, spec, endpoint, author, rollback.as_ref())
             }
-            Change::SetUpdateStatus { service, spec_version, status } => {
-                self.set_update_status(*service, *spec_version, status)
+            Change::SetUpdateStatus { service, spec_version, was, status } => {
+                self.set_update_status(*service, *spec_version, *was, status)
             }
             Change::RemoveService { service, version } => self.remove_service(*service, *version),
             Change::CreateNetwork(network) => self.create_network(network),

@@ -29,10 +29,10 @@ impl Turn {
         labels: &Labels,
     ) -> Result<(), Stale> {
         let node = self.versioned_node(id, version)?;
-        if node.role == Role::Manager && role == Role::Worker && self.state.managers() == 1 {
+        if node.raft.is_some() && role == Role::Worker && self.state.managers() == 1 {
             return stale("it is the last manager");
         }
-        let raft = self.seat(role, node.raft);
+        let raft = if role == node.role { node.raft } else { self.seat(role, node.raft) };
         self.change_node(id, |node| {
             node.role = role;
             node.raft = raft;
@@ -87,7 +87,7 @@ impl Turn {
 
     pub(super) fn remove_node(&mut self, id: NodeId, version: u64) -> Result<(), Stale> {
         let node = self.versioned_node(id, version)?;
-        if node.role == Role::Manager && self.state.managers() == 1 {
+        if node.raft.is_some() && self.state.managers() == 1 {
             return stale("it is the last manager");
         }
         let live: Vec<_> = self.state.tasks_on(id).filter(|task| task.is_live()).map(|t| t.id).collect();
@@ -100,6 +100,34 @@ impl Turn {
         self.applied.endpoints = true;
         self.event(Object::Node(id), EventKind::Removed);
         Ok(())
+    }
+
+    pub(super) fn start_anew(&mut self, incarnation: u64, id: NodeId, addr: &str) -> Result<(), Stale> {
+        let Some(cluster) = self.state.cluster.clone() else { return stale("there is no cluster") };
+        if cluster.incarnation >= incarnation {
+            return stale(format!("the cluster is of incarnation {} already", cluster.incarnation));
+        }
+        if self.known_node(id)?.raft.is_none() {
+            return stale(format!("node {id} has no seat to go on with"));
+        }
+        self.update_cluster(cluster.meta.version, |cluster| cluster.incarnation = incarnation)?;
+        self.change_node(id, |node| node.addr = addr.into())?;
+        let others: Vec<NodeId> = self
+            .state
+            .nodes()
+            .filter(|node| node.raft.is_some() && node.id != id)
+            .map(|node| node.id)
+            .collect();
+        others.into_iter().try_for_each(|other| self.change_node(other, |node| node.raft = None))
+    }
+
+    pub(super) fn reseat(&mut self, id: NodeId, lost: Option<RaftId>) -> Result<(), Stale> {
+        let node = self.known_node(id)?;
+        if node.role != Role::Manager || node.raft != lost {
+            return stale(format!("the seat of node {id} has changed"));
+        }
+        let raft = self.seat(Role::Manager, None);
+        self.change_node(id, |node| node.raft = raft)
     }
 
     /// The seat in the consensus group that goes with a role.

@@ -5,7 +5,7 @@ use crate::ids::{NetworkId, ServiceId};
 use crate::model::{
     Desired, Endpoint, Network, PortMode, Revision, Service, ServiceSpec, UpdateState, UpdateStatus,
 };
-use crate::state::{EventKind, Object, Owner, Stale, stale};
+use crate::state::{EventKind, Object, Owner, Rollback, Stale, stale};
 use std::sync::Arc;
 
 impl Turn {
@@ -17,7 +17,9 @@ impl Turn {
         self.check_service(service.id, &service.spec, &service.endpoint)?;
         let (revision, spec_version) = (1, 1);
         let (previous, update_status) = (Vec::new(), None);
-        let service = Service { meta, revision, spec_version, previous, update_status, ..service.clone() };
+        let spec_since = self.at;
+        let service =
+            Service { meta, spec_since, revision, spec_version, previous, update_status, ..service.clone() };
         self.state.index_service(&service);
         self.event(Object::Service(service.id), EventKind::Created);
         self.applied.endpoints = true;
@@ -31,26 +33,39 @@ impl Turn {
         version: u64,
         spec: &ServiceSpec,
         endpoint: &Endpoint,
+        author: &str,
+        rollback: Option<&Rollback>,
     ) -> Result<(), Stale> {
         let old = self.versioned_service(id, version)?;
         self.check_service(id, spec, endpoint)?;
         self.state.unindex_service(&old);
         let mut service = Service::clone(&old);
-        let former = Revision { number: old.revision, replaced_at: self.at, spec: old.spec.clone() };
-        service.previous.push(former);
+        service.previous.push(Revision {
+            number: old.revision,
+            author: old.author.clone(),
+            since: old.spec_since,
+            replaced_at: self.at,
+            settled: old.is_settled(),
+            spec: old.spec.clone(),
+        });
         let surplus = service.previous.len().saturating_sub(Service::PREVIOUS_MAX);
         service.previous.drain(..surplus);
         service.revision += 1;
         if spec.task != old.spec.task {
             service.spec_version += 1;
+            let state = if rollback.is_some() { UpdateState::RollbackStarted } else { UpdateState::Updating };
             service.update_status = Some(UpdateStatus {
-                state: UpdateState::Updating,
+                state,
                 started_at: self.at,
+                since: self.at,
                 completed_at: None,
-                message: "update in progress".into(),
-                failed_task: None,
+                message: rollback.map_or("update in progress".into(), |rollback| rollback.message.clone()),
+                failed_task: rollback.and_then(|rollback| rollback.failed_task),
+                automatic: rollback.is_some_and(|rollback| rollback.automatic),
             });
         }
+        author.clone_into(&mut service.author);
+        service.spec_since = self.at;
         service.spec = spec.clone();
         service.endpoint = endpoint.clone();
         self.state.index_service(&service);
@@ -62,13 +77,17 @@ impl Turn {
         &mut self,
         id: ServiceId,
         spec_version: u64,
+        was: UpdateState,
         status: &UpdateStatus,
     ) -> Result<(), Stale> {
         let mut service = Service::clone(&*self.known_service(id)?);
-        if service.spec_version != spec_version {
+        let before = service.update_status.as_ref().map(|status| status.state);
+        if service.spec_version != spec_version || before != Some(was) {
             return stale(format!("service {} has changed", service.spec.name));
         }
-        service.update_status = Some(status.clone());
+        let goes_on = was.is_paused() && status.state.is_moving();
+        let since = if goes_on { self.at } else { status.since };
+        service.update_status = Some(UpdateStatus { since, ..status.clone() });
         self.put_service(service);
         Ok(())
     }

@@ -39,6 +39,8 @@ fn what_was_decided_on_an_older_version_is_stale() {
         version: service.meta.version,
         spec: Box::new(changed),
         endpoint: service.endpoint.clone(),
+        author: String::new(),
+        rollback: None,
     };
     bed.commit(vec![update.clone()]).expect("the first is in time");
     bed.commit(vec![update]).expect_err("the second is not");
@@ -152,7 +154,14 @@ fn former_specs_are_kept_up_to_a_limit() {
         let service = bed.state.service(id).expect("it exists").clone();
         let spec = with_task(service.spec.clone(), |task| task.force = force);
         let (version, endpoint) = (service.meta.version, service.endpoint.clone());
-        let update = Change::UpdateService { service: id, version, spec: Box::new(spec), endpoint };
+        let update = Change::UpdateService {
+            service: id,
+            version,
+            spec: Box::new(spec),
+            endpoint,
+            author: String::new(),
+            rollback: None,
+        };
         bed.commit(vec![update]).expect("in time");
     }
     let service = bed.state.service(id).expect("it exists");
@@ -200,4 +209,42 @@ fn a_secret_is_not_printed() {
     let bed = Bed::new();
     let printed = format!("{:?}", bed.state);
     assert!(!printed.contains("wwww") && !printed.contains("\"key\""), "{printed}");
+}
+
+#[test]
+fn who_starts_anew_is_alone_and_the_others_get_new_seats_when_they_come_back() {
+    let mut bed = Bed::new();
+    let other = bed.node("m2", 1024);
+    let founder = crate::admission::first_ids(init().id_seed).1;
+    let node = |bed: &Bed, id| bed.state.node(id).expect("a member").clone();
+    let set = |bed: &Bed, role, availability| {
+        let (version, labels) = (node(bed, other).meta.version, Labels::new());
+        Change::UpdateNode { node: other, version, role, availability, labels }
+    };
+    let promote = set(&bed, Role::Manager, Availability::Active);
+    bed.commit(vec![promote]).expect("in time");
+    let seat = node(&bed, founder).raft;
+
+    let addr = "192.0.2.99:2377";
+    let anew = crate::membership::start_anew(&bed.state, 1 << 32, founder, addr).expect("it is news");
+    bed.commit(vec![anew.clone()]).expect("a later incarnation");
+    bed.commit(vec![anew]).expect_err("it is so already");
+    assert!(crate::membership::start_anew(&bed.state, 1 << 32, founder, addr).is_none());
+    assert_eq!((node(&bed, founder).raft, node(&bed, founder).addr.as_str()), (seat, addr));
+    assert_eq!((node(&bed, other).raft, node(&bed, other).role), (None, Role::Manager));
+    assert_eq!(bed.state.managers(), 1);
+
+    // What else is changed of it gives it no seat.
+    let drain = set(&bed, Role::Manager, Availability::Drain);
+    bed.commit(vec![drain]).expect("in time");
+    assert_eq!(node(&bed, other).raft, None);
+    let reseat = Change::Reseat { node: other, lost: None };
+    bed.commit(vec![reseat.clone()]).expect("it has none");
+    assert_eq!(node(&bed, other).raft.map(|seat| seat.0), Some(3), "never one that was given before");
+    bed.commit(vec![reseat]).expect_err("it has one now");
+
+    // The last that has a seat is not demoted, however many have none.
+    let lost = node(&bed, other).raft;
+    bed.commit(vec![Change::Reseat { node: other, lost }]).expect("its log was lost");
+    assert_eq!(node(&bed, other).raft.map(|seat| seat.0), Some(4));
 }

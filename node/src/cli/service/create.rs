@@ -41,7 +41,7 @@ pub struct Create {
     /// Publish a port on every node
     #[arg(short, long = "publish", value_name = "[PUBLISHED:]TARGET[/PROTOCOL]")]
     publish: Vec<Publish>,
-    /// Mount a directory of the node, or memory
+    /// Mount a volume or a directory of the node, or memory
     #[arg(long = "mount", value_name = "type=bind|tmpfs,…")]
     mounts: Vec<MountArg>,
     /// Join a network
@@ -63,7 +63,8 @@ impl Create {
         let spec = self.spec()?;
         let name = spec.name.clone();
         let mut client = cx.client().await?;
-        let request = pb::CreateServiceRequest { spec: Some((&spec).into()), networks };
+        let request =
+            pb::CreateServiceRequest { spec: Some((&spec).into()), networks, author: crate::cli::author() };
         let created = client.control.create_service(request).await.map_err(|status| refused(&status));
         let created = created.with_context(|| format!("cannot create `{name}`"))?.into_inner();
         cx.warn(&created.warnings)?;
@@ -101,6 +102,7 @@ impl Create {
             mode: Mode::Replicated { replicas: 1 },
             task: Arc::new(task),
             update: UpdateConfig::default(),
+            rollback: UpdateConfig::default(),
             endpoint: EndpointSpec { ports, ..EndpointSpec::default() },
         };
         self.common.apply(&mut spec);

@@ -4,10 +4,10 @@ use crate::cli::client::checked;
 use crate::cli::context::Context;
 use crate::cli::output::{inspect, units};
 use crate::cli::view;
-use crate::cli::view::service::{image, protocol_name, update_state};
+use crate::cli::view::service::{action_name, image, order_name, protocol_name, update_state};
 use anyhow::Result;
 use rswarm_control::ids::NetworkId;
-use rswarm_control::model::{Mount, PortMode, Resources, RestartCondition, Service};
+use rswarm_control::model::{Mount, PortMode, Resources, RestartCondition, Service, UpdateConfig};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -66,6 +66,8 @@ fn pretty(service: &Service, names: &BTreeMap<String, String>) -> Result<String,
             writeln!(out, " Message:\t{}", status.message)?;
         }
     }
+    pace(out, "Update", &spec.update)?;
+    pace(out, "Rollback", &spec.rollback)?;
     let constraints: Vec<String> = task.placement.constraints.iter().map(ToString::to_string).collect();
     if !constraints.is_empty() {
         writeln!(out, "Placement:\n Constraints:\t[{}]", constraints.join(" "))?;
@@ -107,6 +109,25 @@ fn pretty(service: &Service, names: &BTreeMap<String, String>) -> Result<String,
     Ok(text)
 }
 
+fn pace(out: &mut String, which: &str, config: &UpdateConfig) -> std::fmt::Result {
+    let UpdateConfig { parallelism, delay, monitor, max_failure_permille, .. } = config;
+    writeln!(out, "{which}Config:\n Parallelism:\t{parallelism}")?;
+    if !delay.is_zero() {
+        writeln!(out, " Delay:\t\t{}", units::duration(*delay))?;
+    }
+    writeln!(out, " On failure:\t{}", action_name(config.failure_action))?;
+    writeln!(out, " Monitoring Period: {}", units::duration(*monitor))?;
+    writeln!(out, " Max failure ratio: {}", f64::from(*max_failure_permille) / 1000.0)?;
+    writeln!(out, " {which} order:\t{}", order_name(config.order))?;
+    if !config.healthy_time.is_zero() {
+        writeln!(out, " Healthy time:\t{}", units::duration(config.healthy_time))?;
+    }
+    match config.progress_deadline.is_zero() {
+        true => Ok(()),
+        false => writeln!(out, " Progress deadline: {}", units::duration(config.progress_deadline)),
+    }
+}
+
 fn restart(out: &mut String, service: &Service) -> std::fmt::Result {
     let policy = &service.spec.task.restart;
     let condition = match policy.condition {
@@ -125,6 +146,9 @@ fn mount(mount: &Mount) -> String {
     match mount {
         Mount::Bind { source, target, read_only } => {
             format!("{source} at {target}{}", if *read_only { " (read-only)" } else { "" })
+        }
+        Mount::Volume { source, target, read_only, no_copy: _ } => {
+            format!("volume {source} at {target}{}", if *read_only { " (read-only)" } else { "" })
         }
         Mount::Tmpfs { target, size_bytes, mode: _ } => {
             let size = size_bytes.map(|size| format!(" of {}", units::memory(size))).unwrap_or_default();
@@ -171,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_service_is_told_to_people() {
-        expect![[r"
+        expect![[r#"
 
             ID:		000000000000c
             Name:		web
@@ -179,6 +203,20 @@ mod tests {
              tier=front
             Service Mode:	Replicated
              Replicas:	3
+            UpdateConfig:
+             Parallelism:	1
+             On failure:	pause
+             Monitoring Period: 5s
+             Max failure ratio: 0
+             Update order:	stop-first
+             Progress deadline: 10m0s
+            RollbackConfig:
+             Parallelism:	1
+             On failure:	pause
+             Monitoring Period: 5s
+             Max failure ratio: 0
+             Rollback order:	stop-first
+             Progress deadline: 10m0s
             Placement:
              Constraints:	[node.labels.disk==ssd]
             RestartPolicy:
@@ -203,7 +241,7 @@ mod tests {
               Protocol = tcp
               TargetPort = 80
               PublishMode = ingress
-        "]]
+        "#]]
         .assert_eq(&{
             let names = BTreeMap::from([("000000000000n".into(), "backend".into())]);
             pretty(&samples::service("web"), &names).expect("it renders")

@@ -5,7 +5,9 @@ pub mod flags;
 pub mod inspect;
 pub mod logs;
 pub mod ls;
+pub mod pace;
 pub mod ps;
+pub mod revisions;
 pub mod rm;
 pub mod scale;
 pub mod update;
@@ -27,6 +29,10 @@ pub enum ServiceCommand {
     Inspect(inspect::Inspect),
     Update(update::Update),
     Scale(scale::Scale),
+    Rollback(revisions::Rollback),
+    History(revisions::History),
+    Pause(revisions::Pause),
+    Resume(revisions::Resume),
     #[command(visible_alias = "remove")]
     Rm(rm::Rm),
     Logs(logs::Logs),
@@ -45,6 +51,10 @@ impl ServiceCommand {
             Self::Inspect(command) => command.run(cx).await,
             Self::Update(command) => command.run(cx).await,
             Self::Scale(command) => command.run(cx).await,
+            Self::Rollback(command) => command.run(cx).await,
+            Self::History(command) => command.run(cx).await,
+            Self::Pause(command) => command.run(cx).await,
+            Self::Resume(command) => command.run(cx).await,
             Self::Rm(command) => command.run(cx).await,
             Self::Logs(command) => command.run(cx).await,
         }

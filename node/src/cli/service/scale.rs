@@ -50,11 +50,11 @@ impl Scale {
             let updated = send(&mut client, &service, &spec, Vec::new()).await.with_context(what)?;
             cx.warn(&updated.warnings)?;
             writeln!(cx.out, "{name} scaled to {replicas}")?;
-            scaled.push((name, updated.version));
+            scaled.push((name, updated));
         }
         cx.out.flush()?;
-        for (name, version) in scaled {
-            wait::settled(cx, &mut client, &name, version, &self.wait).await?;
+        for (name, updated) in scaled {
+            wait::revised(cx, &mut client, &name, &updated, &self.wait).await?;
         }
         Ok(())
     }

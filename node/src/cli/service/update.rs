@@ -66,6 +66,9 @@ pub struct Update {
     /// Replace the tasks although nothing else changed
     #[arg(long)]
     force: bool,
+    /// Go back to what the service was before its last change; nothing else is changed
+    #[arg(long)]
+    rollback: bool,
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
@@ -79,6 +82,9 @@ impl Update {
     /// If there is no such service, the manager refuses, or the service does not come to run.
     pub async fn run(self, cx: &mut Context) -> Result<()> {
         let (name, wait) = (self.service.clone(), self.wait.clone());
+        if self.rollback {
+            return super::revisions::roll_back(cx, &name, None, &wait).await;
+        }
         let what = || format!("cannot update `{name}`");
         let mut client = cx.client().await?;
         let service = find(&mut client, &name).await.with_context(what)?;
@@ -89,7 +95,7 @@ impl Update {
         cx.warn(&updated.warnings)?;
         writeln!(cx.out, "{name}")?;
         cx.out.flush()?;
-        wait::settled(cx, &mut client, &name, updated.version, &wait).await
+        wait::revised(cx, &mut client, &name, &updated, &wait).await
     }
 
     /// The ids and names of the networks the service joins from now on; empty if they stay as they are.
@@ -201,6 +207,7 @@ pub async fn send(
         version: service.meta.version,
         spec: Some(spec.into()),
         networks,
+        author: crate::cli::author(),
     };
     Ok(client.control.update_service(request).await.map_err(|status| refused(&status))?.into_inner())
 }

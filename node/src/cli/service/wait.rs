@@ -37,7 +37,22 @@ pub async fn settled(
     version: u64,
     options: &Options,
 ) -> Result<()> {
-    let request = pb::WatchServiceRequest { service: name.into(), version, removal: false };
+    revised(cx, client, name, &pb::UpdateServiceResponse { version, ..Default::default() }, options).await
+}
+
+/// Waits until the service runs as its last change asks, or the cluster has gone back from that.
+///
+/// # Errors
+/// As [`settled`]; if it was rolled back.
+pub async fn revised(
+    cx: &mut Context,
+    client: &mut Client,
+    name: &str,
+    updated: &pb::UpdateServiceResponse,
+    options: &Options,
+) -> Result<()> {
+    let pb::UpdateServiceResponse { version, revision, .. } = *updated;
+    let request = pb::WatchServiceRequest { service: name.into(), version, removal: false, revision };
     watch(cx, client, name, request, options).await
 }
 
@@ -51,7 +66,8 @@ pub async fn removed(
     service: &pb::RemoveServiceResponse,
     options: &Options,
 ) -> Result<()> {
-    let request = pb::WatchServiceRequest { service: service.id.clone(), version: 0, removal: true };
+    let request =
+        pb::WatchServiceRequest { service: service.id.clone(), removal: true, ..Default::default() };
     watch(cx, client, &service.name, request, options).await
 }
 
@@ -106,8 +122,45 @@ async fn watch(
             Ok(())
         }
         Ok(_) => Ok(()),
-        Err(failure) => Err(failure.into()),
+        Err(failure) => {
+            if matches!(failure.exit, Exit::RolledBack | Exit::Paused | Exit::NotConverged | Exit::TimedOut) {
+                last_words(cx, client, &last).await?;
+            }
+            Err(failure.into())
+        }
     }
+}
+
+/// Lines of a failing task that are shown.
+const LAST_WORDS: i64 = 10;
+
+/// The last lines that a failing task logged, if they can be had soon.
+async fn last_words(cx: &mut Context, client: &mut Client, last: &pb::ServiceProgress) -> Result<()> {
+    if last.failing_task_id.is_empty() {
+        return Ok(());
+    }
+    let (of, tail) = (last.failing_task_id.clone(), LAST_WORDS);
+    let request = pb::LogsRequest { of, tail, stdout: true, stderr: true, ..Default::default() };
+    let lines = async {
+        let mut stream = client.control.logs(request).await?.into_inner();
+        let mut lines = Vec::new();
+        while let Some(line) = stream.message().await? {
+            if line.note.is_empty() {
+                lines.push(line.line);
+            }
+        }
+        Ok::<_, tonic::Status>(lines)
+    };
+    let lines = match tokio::time::timeout(Duration::from_secs(5), lines).await {
+        Ok(Ok(lines)) if !lines.is_empty() => lines,
+        _ => return Ok(()),
+    };
+    writeln!(cx.err, "the last lines of task {}:", last.failing_task)?;
+    for line in lines {
+        let text: String = String::from_utf8_lossy(&line).chars().filter(|c| !c.is_control()).collect();
+        writeln!(cx.err, "  {text}")?;
+    }
+    Ok(())
 }
 
 /// To a tenth of a second.
@@ -132,6 +185,7 @@ fn lines(name: &str, progress: &pb::ServiceProgress, removal: bool) -> Vec<Strin
     let state = match progress.state() {
         State::Running => "; watching that they stay so",
         State::Paused => "; paused",
+        State::RolledBack => "; rolled back",
         State::Failed | State::Converging | State::Settled | State::Removed | State::Unspecified => "",
     };
     head += state;
@@ -178,6 +232,7 @@ fn verdict(name: &str, progress: &pb::ServiceProgress, removal: bool) -> Option<
         State::Removed => end(Exit::Failed, "was removed meanwhile"),
         State::Failed => end(Exit::NotConverged, "does not converge"),
         State::Paused => end(Exit::Paused, "is paused in its update"),
+        State::RolledBack => end(Exit::RolledBack, "runs what it ran before"),
     }
 }
 

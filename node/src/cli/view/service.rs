@@ -23,6 +23,8 @@ pub fn service(service: &Service) -> Value {
         .with("Spec", spec(&service.spec))
         .maybe("PreviousSpec", service.previous.last().map(|previous| spec(&previous.spec)))
         .with("Endpoint", endpoint)
+        .with("Revision", service.revision)
+        .maybe("Author", Some(service.author.clone()).filter(|author| !author.is_empty()))
         .maybe("UpdateStatus", service.update_status.as_ref().map(update_status))
         .into()
 }
@@ -38,6 +40,7 @@ fn spec(spec: &ServiceSpec) -> Struct {
         .with("TaskTemplate", task(&spec.task))
         .with("Mode", mode)
         .with("UpdateConfig", update_config(&spec.update))
+        .with("RollbackConfig", update_config(&spec.rollback))
         .with("EndpointSpec", endpoint_spec(&spec.endpoint))
 }
 
@@ -106,6 +109,12 @@ fn mount(mount: &Mount) -> Struct {
             .with("Source", source)
             .with("Target", target)
             .maybe("ReadOnly", *read_only),
+        Mount::Volume { source, target, read_only, no_copy } => Struct::new("Mount")
+            .with("Type", "volume")
+            .with("Source", source)
+            .with("Target", target)
+            .maybe("ReadOnly", *read_only)
+            .maybe("VolumeOptions", Struct::new("VolumeOptions").maybe("NoCopy", *no_copy)),
         Mount::Tmpfs { target, size_bytes, mode } => {
             let options = Struct::new("TmpfsOptions").maybe("SizeBytes", *size_bytes).maybe("Mode", *mode);
             Struct::new("Mount").with("Type", "tmpfs").with("Target", target).maybe("TmpfsOptions", options)
@@ -117,23 +126,29 @@ fn update_config(config: &UpdateConfig) -> Struct {
     Struct::new("UpdateConfig")
         .with("Parallelism", config.parallelism)
         .maybe("Delay", config.delay)
-        .with(
-            "FailureAction",
-            match config.failure_action {
-                FailureAction::Pause => "pause",
-                FailureAction::Continue => "continue",
-                FailureAction::Rollback => "rollback",
-            },
-        )
+        .with("FailureAction", action_name(config.failure_action))
         .with("Monitor", config.monitor)
         .with("MaxFailureRatio", Value::Float(f64::from(config.max_failure_permille) / 1000.0))
-        .with(
-            "Order",
-            match config.order {
-                UpdateOrder::StopFirst => "stop-first",
-                UpdateOrder::StartFirst => "start-first",
-            },
-        )
+        .with("Order", order_name(config.order))
+        .maybe("ProgressDeadline", config.progress_deadline)
+        .maybe("HealthyTime", config.healthy_time)
+}
+
+/// In small letters, as in JSON.
+pub fn action_name(action: FailureAction) -> &'static str {
+    match action {
+        FailureAction::Pause => "pause",
+        FailureAction::Continue => "continue",
+        FailureAction::Rollback => "rollback",
+    }
+}
+
+/// In small letters, as in JSON.
+pub fn order_name(order: UpdateOrder) -> &'static str {
+    match order {
+        UpdateOrder::StopFirst => "stop-first",
+        UpdateOrder::StartFirst => "start-first",
+    }
 }
 
 fn update_status(status: &UpdateStatus) -> Struct {
@@ -151,6 +166,9 @@ pub fn update_state(state: UpdateState) -> &'static str {
         UpdateState::Updating => "updating",
         UpdateState::Paused => "paused",
         UpdateState::Completed => "completed",
+        UpdateState::RollbackStarted => "rollback_started",
+        UpdateState::RollbackPaused => "rollback_paused",
+        UpdateState::RollbackCompleted => "rollback_completed",
     }
 }
 
@@ -274,7 +292,16 @@ mod tests {
                         "FailureAction": "pause",
                         "Monitor": 5000000000,
                         "MaxFailureRatio": 0.0,
-                        "Order": "stop-first"
+                        "Order": "stop-first",
+                        "ProgressDeadline": 600000000000
+                    },
+                    "RollbackConfig": {
+                        "Parallelism": 1,
+                        "FailureAction": "pause",
+                        "Monitor": 5000000000,
+                        "MaxFailureRatio": 0.0,
+                        "Order": "stop-first",
+                        "ProgressDeadline": 600000000000
                     },
                     "EndpointSpec": {
                         "Mode": "vip",
@@ -314,7 +341,9 @@ mod tests {
                             "Addr": "10.0.1.2"
                         }
                     ]
-                }
+                },
+                "Revision": 1,
+                "Author": "ann@n1"
             }"#]]
         .assert_eq(&super::service(&samples::service("web")).to_json_pretty());
     }

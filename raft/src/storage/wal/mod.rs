@@ -14,13 +14,14 @@
 
 mod recover;
 mod segment;
+#[cfg(feature = "sim")]
+mod simulated;
 mod spares;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -32,14 +33,16 @@ use tokio::sync::oneshot;
 
 use self::recover::{Old, recover};
 use self::segment::{
-    FRAME_BYTES, HEADER_BYTES, Header, Kind, MaybeLogId, Record, Segment, State, segment_path,
+    FRAME_BYTES, Forced, HEADER_BYTES, Header, Kind, MaybeLogId, Record, Segment, State, segment_path,
 };
 use self::spares::{SPARE, Spares};
 use super::Identity;
+use super::medium::{Media, Medium};
 use super::seal::{MasterKey, TAG_BYTES, random, sync_dir};
-use crate::OpenError;
 use crate::format::{LogIdPb, VotePb};
+use crate::point::reach;
 use crate::types::{Entry, LogId, Types, Vote};
+use crate::{Incarnation, OpenError};
 
 pub(crate) use self::recover::Recovered;
 pub(crate) use self::segment::segments;
@@ -84,6 +87,14 @@ pub(crate) enum Op {
         upto: LogId,
         done: Done,
     },
+    /// Begins a new life of the cluster: its number, a vote for ourselves, and the entry that makes us the only
+    /// member.
+    Force {
+        incarnation: Incarnation,
+        vote: Vote,
+        entry: Entry,
+        done: Done,
+    },
     /// The last one: syncs, marks the end and lets the files go.
     Close,
 }
@@ -92,17 +103,23 @@ pub(crate) enum Op {
 pub(crate) struct Wal {
     ops: Sender<Op>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// In place of the thread.
+    #[cfg(feature = "sim")]
+    simulated: Option<simulated::Simulated>,
     #[cfg(test)]
     pub(crate) fail_sync: Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Wal {
-    /// Reads what is in `dir` and starts writing behind it, in a new segment.
+    /// Reads what is in `dir` and starts writing behind it, in a new segment. A log that begins here is of the given
+    /// incarnation.
     pub(crate) fn open(
         dir: &Path,
         identity: Identity,
         key: Arc<MasterKey>,
         segment_bytes: u64,
+        incarnation: Incarnation,
+        media: &Media,
     ) -> Result<(Self, Recovered), OpenError> {
         match std::fs::remove_file(dir.join(SPARE)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -110,7 +127,10 @@ impl Wal {
             }
             _ => {}
         }
-        let (recovered, old) = recover(dir, identity, &key)?;
+        let (mut recovered, old) = recover(dir, identity, &key)?;
+        if old.is_empty() {
+            recovered.incarnation = incarnation;
+        }
 
         let spares = Spares::new(dir, segment_bytes).map_err(|error| OpenError::io(dir, error))?;
         let mut writer = Writer {
@@ -118,6 +138,7 @@ impl Wal {
             identity,
             key,
             segment_bytes,
+            media: media.clone(),
             spares,
             old,
             state: State {
@@ -126,6 +147,7 @@ impl Wal {
                 purged: recovered.purged.map(LogIdPb::from),
                 last: recovered.last.map(LogIdPb::from),
                 next: recovered.next,
+                incarnation: recovered.incarnation.0,
             },
             segment: None,
             buffer: Vec::with_capacity(64 << 10),
@@ -140,6 +162,18 @@ impl Wal {
         writer.roll().map_err(|error| OpenError::io(dir, error))?;
 
         let (ops, queue) = channel();
+        #[cfg(feature = "sim")]
+        if let Some(disk) = media.sim.disk.clone() {
+            let simulated = simulated::Simulated::start(writer, disk, media.sim.clone());
+            let wal = Self {
+                ops,
+                thread: Mutex::new(None),
+                simulated: Some(simulated),
+                #[cfg(test)]
+                fail_sync,
+            };
+            return Ok((wal, recovered));
+        }
         let thread = std::thread::Builder::new()
             .name("raft-wal".into())
             .spawn(move || writer.run(&queue))
@@ -147,6 +181,8 @@ impl Wal {
         let wal = Self {
             ops,
             thread: Mutex::new(Some(thread)),
+            #[cfg(feature = "sim")]
+            simulated: None,
             #[cfg(test)]
             fail_sync,
         };
@@ -155,6 +191,10 @@ impl Wal {
 
     /// Queues an operation. If the writer is gone, whoever waits for it is told.
     pub(crate) fn push(&self, op: Op) {
+        #[cfg(feature = "sim")]
+        if let Some(simulated) = &self.simulated {
+            return simulated.push(op);
+        }
         if let Err(unsent) = self.ops.send(op) {
             refuse(unsent.0, closed);
         }
@@ -162,6 +202,10 @@ impl Wal {
 
     /// Writes what is queued and ends the thread. Blocks until the disk has answered.
     pub(crate) fn close(&self) {
+        #[cfg(feature = "sim")]
+        if let Some(simulated) = &self.simulated {
+            return simulated.close();
+        }
         let thread = self.thread.lock().expect("nothing panics while it holds this lock").take();
         if let Some(thread) = thread {
             drop(self.ops.send(Op::Close));
@@ -187,6 +231,7 @@ fn refuse(op: Op, error: impl Fn() -> io::Error) {
         Op::Append { done, .. }
         | Op::Vote { done, .. }
         | Op::Truncate { done, .. }
+        | Op::Force { done, .. }
         | Op::Purge { done, .. } => done.tell(Err(error())),
         Op::Committed(_) | Op::Close => {}
     }
@@ -197,6 +242,7 @@ struct Writer {
     identity: Identity,
     key: Arc<MasterKey>,
     segment_bytes: u64,
+    media: Media,
     spares: Spares,
     old: VecDeque<Old>,
     state: State,
@@ -247,23 +293,30 @@ impl Writer {
         let (done, taken) = match op {
             Op::Append { entries, done } => (Some(done), self.append(&entries)),
             Op::Vote { vote, done } => {
-                let put = self.put(Kind::Vote(vote.into()));
+                let put = reach("log.vote")
+                    .and_then(|()| self.put(Kind::Vote(vote.into())))
+                    .and_then(|()| reach("log.voted"));
                 self.state.vote = Some(vote.into());
                 (Some(done), put)
             }
             Op::Committed(id) => {
                 let id = id.map(LogIdPb::from);
-                let put = self.put(Kind::Committed(MaybeLogId { id }));
+                let put = self.put(Kind::Committed(MaybeLogId { id })).and_then(|()| reach("log.committed"));
                 self.state.committed = id;
                 (None, put)
             }
             Op::Truncate { after, done } => {
-                let put = self.put(Kind::Truncate(MaybeLogId { id: after.map(LogIdPb::from) }));
+                let put = reach("log.truncate")
+                    .and_then(|()| self.put(Kind::Truncate(MaybeLogId { id: after.map(LogIdPb::from) })))
+                    .and_then(|()| reach("log.truncated"));
                 self.state.next = after.map_or(0, |id| id.index + 1);
                 self.state.last = after.map(LogIdPb::from);
                 (Some(done), put)
             }
             Op::Purge { upto, done } => (Some(done), self.purge(upto)),
+            Op::Force { incarnation, vote, entry, done } => {
+                (Some(done), self.force(incarnation, vote, &entry))
+            }
             Op::Close => unreachable!("the caller ends its loop on it"),
         };
         if let Some(done) = done {
@@ -274,18 +327,32 @@ impl Writer {
     }
 
     fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
+        reach("log.append")?;
         for entry in entries {
             self.put(Kind::Entry(entry.into()))?;
-            let index = entry.log_id.index;
-            self.state.next = index + 1;
-            self.state.last = Some(entry.log_id.into());
-            let segment = self.segment.as_mut().expect("put leaves a segment");
-            segment.max_index = segment.max_index.max(Some(index));
+            self.appended(entry.log_id);
         }
+        reach("log.appended")
+    }
+
+    fn appended(&mut self, id: LogId) {
+        self.state.next = id.index + 1;
+        self.state.last = Some(id.into());
+        let segment = self.segment.as_mut().expect("put leaves a segment");
+        segment.max_index = segment.max_index.max(Some(id.index));
+    }
+
+    fn force(&mut self, incarnation: Incarnation, vote: Vote, entry: &Entry) -> io::Result<()> {
+        let forced = Forced { incarnation: incarnation.0, vote: vote.into(), entry: entry.into() };
+        self.put(Kind::Forced(forced))?;
+        self.state.incarnation = incarnation.0;
+        self.state.vote = Some(vote.into());
+        self.appended(entry.log_id);
         Ok(())
     }
 
     fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        reach("log.purge")?;
         self.put(Kind::Purge(upto.into()))?;
         self.state.purged = Some(upto.into());
         if upto.index + 1 > self.state.next {
@@ -299,10 +366,13 @@ impl Writer {
         // Without the mark on disk, the remaining segments would seem to lack their beginning.
         self.dirty = true;
         self.flush()?;
+        reach("log.purge.marked")?;
         while let Some(old) = self.old.pop_front_if(|old| covered(old)) {
             std::fs::remove_file(segment_path(&self.dir, old.number))?;
+            reach("log.purge.removed")?;
         }
-        sync_dir(&self.dir)
+        sync_dir(&self.dir)?;
+        reach("log.purged")
     }
 
     /// Seals a record into the buffer, beginning a new segment if it does not fit into this one.
@@ -321,30 +391,46 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the buffer, syncs if something in it must be, and tells those who wait.
-    fn flush(&mut self) -> io::Result<()> {
+    /// Writes the buffer.
+    fn write(&mut self) -> io::Result<()> {
         let segment = self.segment.as_mut().expect("open begins with a segment");
         if !self.buffer.is_empty() {
+            reach("log.write")?;
             segment.file.write_all_at(&self.buffer, segment.end)?;
             segment.end += self.buffer.len() as u64;
             self.buffer.clear();
             if self.buffer.capacity() > 2 * BATCH_BYTES {
                 self.buffer = Vec::with_capacity(64 << 10);
             }
+            reach("log.written")?;
         }
+        Ok(())
+    }
+
+    /// Writes the buffer, syncs if something in it must be, and tells those who wait.
+    fn flush(&mut self) -> io::Result<()> {
+        self.write()?;
         if self.dirty {
             #[cfg(test)]
             if self.fail_sync.load(std::sync::atomic::Ordering::Relaxed) {
                 return Err(io::Error::other("the disk is on fire"));
             }
+            let segment = self.segment.as_mut().expect("open begins with a segment");
+            reach("log.sync")?;
             segment.file.sync_data()?;
+            reach("log.synced")?;
             segment.durable = segment.end;
             self.dirty = false;
         }
+        self.acknowledge();
+        Ok(())
+    }
+
+    /// Tells those who wait that it is done.
+    fn acknowledge(&mut self) {
         for done in self.waiting.drain(..) {
             done.tell(Ok(()));
         }
-        Ok(())
     }
 
     /// After a failed write or sync nobody knows what is on the disk, so nothing more is written to it.
@@ -363,6 +449,7 @@ impl Writer {
 
     /// Begins the next segment. Everything before it must have been flushed.
     fn roll(&mut self) -> io::Result<()> {
+        reach("log.roll")?;
         let number = match self.segment.take() {
             Some(segment) => {
                 self.old.push_back(Old { number: segment.number, max_index: segment.max_index });
@@ -370,7 +457,8 @@ impl Writer {
             }
             None => self.old.back().map_or(1, |old| old.number + 1),
         };
-        let file = self.spares.take()?;
+        let file = Medium::new(self.spares.take()?, &self.media);
+        reach("log.roll.spare")?;
         let header = Header { identity: self.identity, number, salt: random() };
         let mut segment = Segment {
             number,
@@ -384,12 +472,16 @@ impl Writer {
         let mut bytes = header.encode().to_vec();
         segment.seal(&Record { kind: Some(Kind::State(self.state)) }, &mut bytes);
         segment.file.write_all_at(&bytes, 0)?;
+        reach("log.roll.header")?;
         segment.file.sync_data()?;
+        reach("log.roll.synced")?;
         segment.end = bytes.len() as u64;
         segment.durable = segment.end;
         // Only a segment with a whole first frame ever gets a segment's name.
         std::fs::rename(self.dir.join(SPARE), segment_path(&self.dir, number))?;
+        reach("log.roll.named")?;
         sync_dir(&self.dir)?;
+        reach("log.rolled")?;
         self.spares.prepare();
         self.segment = Some(segment);
         Ok(())

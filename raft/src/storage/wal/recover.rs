@@ -8,9 +8,9 @@ use std::path::Path;
 use super::super::Identity;
 use super::super::seal::MasterKey;
 use super::segment::{Header, Kind, Record, State, read_frames, segment_path, segments};
-use crate::OpenError;
-use crate::format::Malformed;
+use crate::format::{EntryPb, Malformed};
 use crate::types::{Entry, LogId, Vote};
+use crate::{Incarnation, OpenError};
 
 /// What the files say.
 #[derive(Debug, Default)]
@@ -21,6 +21,7 @@ pub(crate) struct Recovered {
     /// The log id before `next`, if any entry was ever written.
     pub(crate) last: Option<LogId>,
     pub(crate) entries: VecDeque<Entry>,
+    pub(crate) incarnation: Incarnation,
     /// The index the next entry will have.
     pub(super) next: u64,
     began: bool,
@@ -83,16 +84,11 @@ impl Recovered {
     fn replay(&mut self, record: Record) -> Result<Option<u64>, Malformed> {
         match record.kind.ok_or(Malformed("a record of a kind this version does not know"))? {
             Kind::State(state) => self.replay_state(state)?,
-            Kind::Entry(entry) => {
-                let entry = entry.into_entry()?;
-                let index = entry.log_id.index;
-                if index != self.next {
-                    return Err(Malformed("an entry does not follow the one before it"));
-                }
-                self.next = index + 1;
-                self.last = Some(entry.log_id);
-                self.entries.push_back(entry);
-                return Ok(Some(index));
+            Kind::Entry(entry) => return self.replay_entry(entry).map(Some),
+            Kind::Forced(forced) => {
+                self.incarnation = Incarnation(forced.incarnation);
+                self.vote = Some(forced.vote.into());
+                return self.replay_entry(forced.entry).map(Some);
             }
             Kind::Vote(vote) => self.vote = Some(vote.into()),
             Kind::Committed(committed) => self.committed = committed.id.map(LogId::from),
@@ -120,6 +116,18 @@ impl Recovered {
         Ok(None)
     }
 
+    fn replay_entry(&mut self, entry: EntryPb) -> Result<u64, Malformed> {
+        let entry = entry.into_entry()?;
+        let index = entry.log_id.index;
+        if index != self.next {
+            return Err(Malformed("an entry does not follow the one before it"));
+        }
+        self.next = index + 1;
+        self.last = Some(entry.log_id);
+        self.entries.push_back(entry);
+        Ok(index)
+    }
+
     fn replay_state(&mut self, state: State) -> Result<(), Malformed> {
         if self.began && state.next != self.next {
             return Err(Malformed("a segment does not follow the one before it"));
@@ -130,6 +138,7 @@ impl Recovered {
         self.purged = state.purged.map(LogId::from);
         self.last = state.last.map(LogId::from);
         self.next = state.next;
+        self.incarnation = Incarnation(state.incarnation.max(Incarnation::FIRST.0));
         Ok(())
     }
 }

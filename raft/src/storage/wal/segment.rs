@@ -1,12 +1,12 @@
 //! A segment's layout: header, frames and the records in them, and how they are read back.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use prost::Message;
 
+use super::super::medium::Medium;
 use super::super::seal::{FileKey, MasterKey, SALT_BYTES};
 use super::super::{FORMAT, Identity};
 use crate::OpenError;
@@ -30,6 +30,21 @@ pub(super) struct State {
     pub(super) last: Option<LogIdPb>,
     #[prost(uint64, tag = "5")]
     pub(super) next: u64,
+    /// 0 in logs that know of no incarnations: the first.
+    #[prost(uint64, tag = "6")]
+    pub(super) incarnation: u64,
+}
+
+/// What begins a new life of the cluster, all or nothing: one record.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(super) struct Forced {
+    #[prost(uint64, tag = "1")]
+    pub(super) incarnation: u64,
+    #[prost(message, required, tag = "2")]
+    pub(super) vote: VotePb,
+    /// The membership of the only member.
+    #[prost(message, required, tag = "3")]
+    pub(super) entry: EntryPb,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
@@ -54,17 +69,19 @@ pub(super) enum Kind {
     Purge(LogIdPb),
     #[prost(bool, tag = "7")]
     Closed(bool),
+    #[prost(message, tag = "8")]
+    Forced(Forced),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Record {
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub(super) kind: Option<Kind>,
 }
 
 pub(super) struct Segment {
     pub(super) number: u64,
-    pub(super) file: File,
+    pub(super) file: Medium,
     pub(super) key: FileKey,
     /// Where the next frame goes.
     pub(super) end: u64,

@@ -1,6 +1,7 @@
 //! What the log promises about its files.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
@@ -24,7 +25,7 @@ fn entry(term: u64, index: u64, len: usize) -> Entry {
 
 fn open(dir: &Path) -> Result<(Wal, Recovered), OpenError> {
     let key = Arc::new(MasterKey::load_or_create(dir, true).unwrap());
-    Wal::open(dir, IDENTITY, key, 16 << 10)
+    Wal::open(dir, IDENTITY, key, 16 << 10, Incarnation::FIRST, &Media::default())
 }
 
 type Told = oneshot::Receiver<io::Result<()>>;
