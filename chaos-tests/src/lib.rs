@@ -3,4 +3,5 @@
 pub mod history;
 pub mod invariants;
 pub mod lab;
+pub mod vm;
 pub mod world;

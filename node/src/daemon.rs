@@ -13,6 +13,7 @@ use crate::member::{Ground, Member};
 use crate::rpc::access::{Gate, Roles};
 use crate::rpc::forward::{FindLeader, Forward, Leader};
 use crate::rpc::listen;
+use crate::volume::Volumes;
 use anyhow::{Context, Result};
 use rswarm_control::ids::NodeId;
 use rswarm_proto::v1 as pb;
@@ -158,6 +159,8 @@ pub async fn run(config: Config) -> Result<()> {
     let arrivals = listen::unix(&config.socket, stop.clone()).await?;
     let images = Store::open(config.state_dir.join("images"))
         .with_context(|| format!("cannot open the image store in {}", config.state_dir.display()))?;
+    let volumes = Volumes::open(config.state_dir.join("volumes"))
+        .with_context(|| format!("cannot open the volumes in {}", config.state_dir.display()))?;
     let executor = Executor::open(crate::executor::Config {
         root_dir: config.state_dir.join("containers"),
         run_dir: config.run_dir.join("containers"),
@@ -171,6 +174,7 @@ pub async fn run(config: Config) -> Result<()> {
         executor: Arc::new(executor),
         images: Arc::new(images),
         registries: Arc::new(registries(&config)),
+        volumes: Arc::new(volumes),
     };
     let daemon = Arc::new(Daemon {
         ground,

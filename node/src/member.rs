@@ -14,6 +14,7 @@ use crate::rpc::access::{Gate, Roles};
 use crate::rpc::dial::{ALPN, Dialer, Line};
 use crate::rpc::forward::{FindLeader, Forward, Leader};
 use crate::rpc::listen;
+use crate::volume::Volumes;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
 use rswarm_control::ids::{ClusterId, NodeId};
@@ -49,6 +50,8 @@ pub struct Ground {
     pub images: Arc<Store>,
     /// Where images come from.
     pub registries: Arc<Registries>,
+    /// Keeps named volumes.
+    pub volumes: Arc<Volumes>,
 }
 
 /// This machine as a member.

@@ -20,6 +20,9 @@ use rswarm::executor::{
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
+    if let Some(code) = rswarm_chaos::vm::dispatch() {
+        return code;
+    }
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
         Some("inside") => inside::main(&args[2..]),
@@ -68,6 +71,7 @@ const CLAIMS: &[Claim] = &[
     ("a_paused_container_stands_still_and_can_be_stopped", a_paused_container_stands_still),
     ("the_shim_is_sealed_and_small", the_shim_is_sealed_and_small),
     ("thirty_starts_leave_nothing", thirty_starts_leave_nothing),
+    ("all_this_holds_on_another_kernel_with_a_unified_hierarchy", all_this_holds_on_another_kernel),
 ];
 
 fn outside(args: &[String]) -> ExitCode {
@@ -1441,4 +1445,26 @@ mod inside {
             print!("{}", fs::read_to_string(Path::new("/etc").join(file)).unwrap());
         }
     }
+}
+
+/// The whole of this program once more, in a machine with a kernel of its own.
+fn all_this_holds_on_another_kernel(_: &mut Bench) {
+    if let Some(why) = rswarm_chaos::vm::missing() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let kernel = rswarm_chaos::vm::Kernel::find().unwrap();
+    println!("a machine with Linux {}:", kernel.release);
+    let machine = rswarm_chaos::vm::Machine {
+        kernel,
+        init: std::env::current_exe().unwrap(),
+        programs: Vec::new(),
+        modules: rswarm_chaos::vm::NEEDED.map(str::to_owned).to_vec(),
+        command: vec!["/init".into()],
+        memory_mib: 3072,
+        cpus: 2,
+    };
+    let ran = machine.run(10 * PATIENCE, |line| println!("  {line}")).unwrap();
+    assert_eq!(ran.code, 0, "claims do not hold there");
+    assert!(ran.console.contains("test thirty_starts_leave_nothing ... ok"), "they were looked at");
 }

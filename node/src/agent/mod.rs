@@ -154,6 +154,7 @@ impl Agent {
             executor: executor.clone(),
             images: ground.images.clone(),
             registries: ground.registries.clone(),
+            volumes: ground.volumes.clone(),
             overlay: overlay.clone(),
             node: node.to_string(),
         };

@@ -25,6 +25,7 @@ pub mod status;
 pub mod task;
 pub mod version;
 pub mod view;
+pub mod volume;
 
 use crate::config::{Config, Flags};
 use crate::demo::Demo;
@@ -91,6 +92,8 @@ pub enum Command {
     Pause(task::pause::Pause),
     Unpause(task::pause::Unpause),
     PortForward(task::port_forward::PortForward),
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     Login(login::Login),
     Logout(logout::Logout),
     Completion(completion::Completion),
@@ -121,6 +124,7 @@ impl Command {
             Self::Pause(command) => command.run(cx).await,
             Self::Unpause(command) => command.run(cx).await,
             Self::PortForward(command) => command.run(cx).await,
+            Self::Volume(command) => command.run(cx).await,
             Self::Login(command) => command.run(cx).await,
             Self::Logout(command) => command.run(cx).await,
             Self::Completion(command) => command.run(cx),
