@@ -4,4 +4,5 @@ pub mod drill;
 pub mod history;
 pub mod invariants;
 pub mod lab;
+pub mod vm;
 pub mod world;

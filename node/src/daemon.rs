@@ -13,6 +13,7 @@ use crate::member::{Ground, Member};
 use crate::rpc::access::{Gate, Roles};
 use crate::rpc::forward::{FindLeader, Forward, Leader};
 use crate::rpc::listen;
+use crate::volume::Volumes;
 use anyhow::{Context, Result};
 use rswarm_control::ids::NodeId;
 use rswarm_proto::v1 as pb;
@@ -158,6 +159,8 @@ pub async fn run(config: Config) -> Result<()> {
     let arrivals = listen::unix(&config.socket, stop.clone()).await?;
     let images = Store::open(config.state_dir.join("images"))
         .with_context(|| format!("cannot open the image store in {}", config.state_dir.display()))?;
+    let volumes = Volumes::open(config.state_dir.join("volumes"))
+        .with_context(|| format!("cannot open the volumes in {}", config.state_dir.display()))?;
     let executor = Executor::open(crate::executor::Config {
         root_dir: config.state_dir.join("containers"),
         run_dir: config.run_dir.join("containers"),
@@ -171,6 +174,7 @@ pub async fn run(config: Config) -> Result<()> {
         executor: Arc::new(executor),
         images: Arc::new(images),
         registries: Arc::new(registries(&config)),
+        volumes: Arc::new(volumes),
     };
     let daemon = Arc::new(Daemon {
         ground,
@@ -188,6 +192,7 @@ pub async fn run(config: Config) -> Result<()> {
     let router = Server::builder()
         .layer(Gate::new(daemon.clone()))
         .layer(Forward::new(daemon.clone()))
+        .add_service(pb::tasks_server::TasksServer::new(control.clone()))
         .add_service(pb::control_server::ControlServer::new(control).max_encoding_message_size(64 << 20))
         .add_service(pb::local_server::LocalServer::new(api::local::Local::new(daemon.clone())));
     let served = tokio::spawn(router.serve_with_incoming(arrivals));

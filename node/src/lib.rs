@@ -17,3 +17,4 @@ mod overlay;
 mod rfc3339;
 pub mod rpc;
 pub mod telemetry;
+pub mod volume;

@@ -14,6 +14,7 @@ use crate::rpc::access::{Gate, Roles};
 use crate::rpc::dial::{ALPN, Dialer, Line};
 use crate::rpc::forward::{FindLeader, Forward, Leader};
 use crate::rpc::listen;
+use crate::volume::Volumes;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
 use rswarm_control::ids::{ClusterId, NodeId};
@@ -49,6 +50,8 @@ pub struct Ground {
     pub images: Arc<Store>,
     /// Where images come from.
     pub registries: Arc<Registries>,
+    /// Keeps named volumes.
+    pub volumes: Arc<Volumes>,
 }
 
 /// This machine as a member.
@@ -238,7 +241,8 @@ impl Member {
             .add_service(
                 pb::control_server::ControlServer::new(api::control::Control::of(self))
                     .max_encoding_message_size(MESSAGE_MAX),
-            );
+            )
+            .add_service(pb::tasks_server::TasksServer::new(api::control::Control::of(self)));
         let stop = self.stop.clone();
         self.tracker.spawn(async move {
             let goodbye = async {

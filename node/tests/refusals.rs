@@ -968,3 +968,46 @@ fn a_registry_without_credentials_rejects_the_task_in_its_own_words() {
     assert!(node.rswarm(&["logout", &host]).done().contains("Removing login credentials"));
     assert!(node.rswarm(&["logout", &host]).done().contains("Not logged in"));
 }
+
+#[test]
+fn a_volume_outlives_its_tasks_and_is_not_removed_while_one_has_it() {
+    let Some(room) = Room::open() else { return };
+    let mut node = room.daemon("n1");
+    node.init("127.0.0.1").done();
+    node.rswarm(&["volume", "create", "--label", "tier=db", "data"]).done();
+    let mounts =
+        ["--mount", "type=volume,src=data,dst=/data", "--mount", "src=own-{{.Task.Slot}},dst=/own,ro"];
+    let create = ["service", "create", "-q", "--name", "db", "rswarm/demo"];
+    node.rswarm(&[&create[..5], &mounts[..], &create[5..]].concat()).done();
+    assert_eq!(node.rswarm(&["volume", "ls", "-q"]).done(), "data\nown-1\n");
+    let path = node.rswarm(&["volume", "inspect", "-f", "{{.Mountpoint}}", "data"]).done();
+    let file = Path::new(path.trim()).join("file");
+    fs::write(&file, "kept").expect("the volume is a directory");
+
+    let in_use = |node: &Node<'_>| {
+        node.rswarm(&["volume", "rm", "data"]).refused(1, &["cannot remove `data`", "is used by db.1"]);
+    };
+    in_use(&node);
+    node.rswarm(&["volume", "snapshot", "data", "first"]).done();
+    node.rswarm(&["volume", "restore", "data", "first"]).refused(1, &["is used by db.1"]);
+    node.stop();
+    node.start();
+    in_use(&node);
+    let inside = node.rswarm(&["volume", "ls", "--filter", "dangling=true", "-q"]).done();
+    assert_eq!(inside, "", "both are in use, and known to be after a restart");
+
+    node.rswarm(&["service", "rm", "db"]).done();
+    node.until("its container is gone", |node| {
+        node.rswarm(&["volume", "inspect", "-f", "{{len .UsedBy}}", "data"]).done().trim() == "0"
+    });
+    assert_eq!(fs::read_to_string(&file).expect("it outlives the task"), "kept");
+    fs::write(&file, "changed").expect("it is there");
+    node.rswarm(&["volume", "restore", "data", "second"])
+        .refused(1, &["no snapshot `second`", "it has first"]);
+    node.rswarm(&["volume", "restore", "data", "first"]).done();
+    assert_eq!(fs::read_to_string(&file).expect("it was copied"), "kept");
+    node.rswarm(&["volume", "prune", "--force", "--all", "--filter", "label=tier"]).done();
+    assert_eq!(node.rswarm(&["volume", "ls", "-q"]).done(), "own-1\n");
+    node.rswarm(&["volume", "rm", "nosuch"]).refused(1, &["no volume `nosuch`"]);
+    node.rswarm(&["volume", "create", "../x"]).refused(1, &["is no name for a volume"]);
+}

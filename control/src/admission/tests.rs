@@ -48,7 +48,20 @@ fn specs_that_could_not_be_right_are_refused() {
     refused_task(|t| t.containers[0].mounts.push(tmpfs("//")), expect!["Invalid: mount: target `//` is not an absolute path below /"]);
     refused_task(|t| t.containers[0].mounts.push(tmpfs("/a/../b")), expect!["Invalid: mount: target `/a/../b` is not an absolute path below /"]);
     refused_task(|t| t.containers[0].mounts.extend([tmpfs("/a"), tmpfs("/a/")]), expect!["Invalid: mount: target `/a/` is given twice"]);
+    refused_task(|t| t.containers[0].mounts.push(volume("../etc")), expect!["Invalid: mount: `../etc` is no name for a volume; write 2 to 128 letters, digits, `_`, `.` and `-`, a letter or digit first"]);
     refused_task(|t| t.networks.push(crate::NetworkId(1)), expect!["NotFound: no such network: 0000000000001"]);
+}
+
+fn volume(source: &str) -> Mount {
+    Mount::Volume { source: source.into(), target: "/data".into(), read_only: false, no_copy: false }
+}
+
+#[test]
+fn a_volume_may_be_named_by_a_template() {
+    let mut bed = Bed::new();
+    let mut wanted = spec("db", 1);
+    std::sync::Arc::make_mut(&mut wanted.task).containers[0].mounts.push(volume("db-{{.Task.Slot}}"));
+    bed.service(wanted);
 }
 
 fn tmpfs(target: &str) -> Mount {

@@ -130,6 +130,15 @@ fn container(spec: &ContainerSpec) -> Result<(), Refused> {
     mounts(&spec.mounts)
 }
 
+/// A volume's name by Docker's rule, or a template, whose outcome the node checks.
+fn is_volume(name: &str) -> bool {
+    let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    let plain = (2..=128).contains(&name.len())
+        && name.bytes().all(word)
+        && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    plain || name.contains("{{") && name.len() <= 1024
+}
+
 fn mounts(mounts: &[Mount]) -> Result<(), Refused> {
     let mut targets = BTreeSet::new();
     for mount in mounts {
@@ -150,7 +159,14 @@ fn mounts(mounts: &[Mount]) -> Result<(), Refused> {
             Mount::Tmpfs { mode: Some(mode), .. } if *mode > 0o7777 => {
                 return invalid(format!("mount: {mode:o} are no permission bits"));
             }
-            Mount::Bind { .. } | Mount::Tmpfs { .. } => {}
+            Mount::Volume { source, .. } if !is_volume(source) => {
+                return invalid(format!(
+                    "mount: `{}` is no name for a volume; write 2 to 128 letters, digits, `_`, `.` and `-`, a letter or \
+                     digit first",
+                    source.escape_debug()
+                ));
+            }
+            Mount::Bind { .. } | Mount::Volume { .. } | Mount::Tmpfs { .. } => {}
         }
     }
     Ok(())

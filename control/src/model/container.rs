@@ -103,6 +103,17 @@ pub enum Mount {
         /// Whether the container may not write to it.
         read_only: bool,
     },
+    /// A named volume of the node, made when it is first needed.
+    Volume {
+        /// Its name; may be a template.
+        source: String,
+        /// Absolute path in the container.
+        target: String,
+        /// Whether the container may not write to it.
+        read_only: bool,
+        /// Whether a new one stays empty, instead of getting what the image has at the target.
+        no_copy: bool,
+    },
     /// Memory.
     Tmpfs {
         /// Absolute path in the container.
@@ -118,7 +129,7 @@ impl Mount {
     /// Absolute path in the container.
     pub fn target(&self) -> &str {
         match self {
-            Self::Bind { target, .. } | Self::Tmpfs { target, .. } => target,
+            Self::Bind { target, .. } | Self::Volume { target, .. } | Self::Tmpfs { target, .. } => target,
         }
     }
 }

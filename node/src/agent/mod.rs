@@ -2,6 +2,7 @@
 //! tells the overlay its table, and reports.
 
 mod doors;
+mod enter;
 mod session;
 mod table;
 mod template;
@@ -153,6 +154,7 @@ impl Agent {
             executor: executor.clone(),
             images: ground.images.clone(),
             registries: ground.registries.clone(),
+            volumes: ground.volumes.clone(),
             overlay: overlay.clone(),
             node: node.to_string(),
         };

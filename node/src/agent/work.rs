@@ -1,8 +1,10 @@
 //! Carries out one step of one task: makes its sandbox and containers, removes them. Every step may be repeated.
 
 use super::template::Words;
+use crate::api::volumes;
 use crate::executor::{self, ContainerRequest, Executor};
 use crate::image::{self, ImageConfig, Reference, Registries, Store};
+use crate::volume::{Hold, Volumes};
 use anyhow::{Context, Result, anyhow, bail};
 use rswarm_control::assignment::AssignedTask;
 use rswarm_control::ids::TaskId;
@@ -30,6 +32,8 @@ pub struct Hands {
     pub images: Arc<Store>,
     /// Where images come from.
     pub registries: Arc<Registries>,
+    /// Keeps named volumes.
+    pub volumes: Arc<Volumes>,
     /// Joins networks.
     pub overlay: Overlay,
     /// This node's id, for its containers to know.
@@ -75,6 +79,7 @@ impl Hands {
         let mut request = self.request(task, spec, &config, lower)?;
         request.netns = Some(netns);
         request.labels = labels;
+        let _held = self.volumes(task, spec, &mut request).await?;
         if let Err(error) = self.executor.create(request).await {
             let _ = self.remove(task.id).await;
             return Err(error.into());
@@ -158,7 +163,7 @@ impl Hands {
         request.addresses = task.addresses.iter().map(|(_, address)| IpAddr::V4(*address)).collect();
         request.dns.servers = vec![RESOLVER];
         request.dns.options = vec!["ndots:0".into()];
-        request.mounts = spec.mounts.iter().map(|spec| mount(spec, &words)).collect();
+        request.mounts = spec.mounts.iter().filter_map(|spec| mount(spec, &words)).collect();
         request.privileges.read_only_root = spec.read_only;
         let limits = task.spec.resources.limits;
         request.limits.nano_cpus = Some(limits.nano_cpus).filter(|cpus| *cpus > 0);
@@ -168,6 +173,35 @@ impl Hands {
             request.stop_signal = signal_number(&signal)?;
         }
         Ok(request)
+    }
+
+    /// Makes the volumes that the task needs, and mounts them. They stay for it until what is returned is dropped;
+    /// by then the container has them.
+    async fn volumes(
+        &self,
+        task: &AssignedTask,
+        spec: &ContainerSpec,
+        request: &mut ContainerRequest,
+    ) -> Result<Vec<Hold>> {
+        let machine = crate::machine::hostname();
+        let words = Words::new(task, &self.node, &machine);
+        let mut holds = Vec::new();
+        for mount in &spec.mounts {
+            let Mount::Volume { source, target, read_only, no_copy } = mount else { continue };
+            let (volumes, name, at) = (self.volumes.clone(), words.fill(source), target.clone());
+            let (layers, no_copy) = (request.lower.clone(), *no_copy);
+            let now = crate::manager::clock::now().0;
+            let ready = tokio::task::spawn_blocking({
+                let name = name.clone();
+                move || volumes.ready(&name, (!no_copy).then_some(&layers[..]), &at, now)
+            });
+            let (source, hold) = ready.await.context("the volume store has panicked")??;
+            let (target, readonly) = (target.clone(), *read_only);
+            request.labels.insert(format!("{}{:03}", volumes::LABEL, holds.len()), name);
+            request.mounts.push(executor::Mount::Bind { source, target, readonly });
+            holds.push(hold);
+        }
+        Ok(holds)
     }
 
     /// The image's environment, then who the task is, then what the service says; later ones win.
@@ -240,8 +274,10 @@ fn command(spec: &ContainerSpec, config: &ImageConfig) -> Result<Vec<String>> {
     Ok(args)
 }
 
-fn mount(mount: &Mount, words: &Words<'_>) -> executor::Mount {
-    match mount {
+/// What the executor is to mount; volumes are made first, elsewhere.
+fn mount(mount: &Mount, words: &Words<'_>) -> Option<executor::Mount> {
+    Some(match mount {
+        Mount::Volume { .. } => return None,
         Mount::Bind { source, target, read_only } => executor::Mount::Bind {
             source: words.fill(source).into(),
             target: target.clone(),
@@ -252,7 +288,7 @@ fn mount(mount: &Mount, words: &Words<'_>) -> executor::Mount {
             size_bytes: *size_bytes,
             mode: mode.unwrap_or(0o1777),
         },
-    }
+    })
 }
 
 /// `SIGTERM`, `TERM` or `15`.

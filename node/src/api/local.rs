@@ -1,7 +1,7 @@
 //! This machine's own affairs: making, joining and leaving a cluster, its status, its images.
 
-use super::images;
 use super::status::status;
+use super::{images, volumes};
 use crate::config;
 use crate::daemon::{Daemon, Membership};
 use crate::identity::token::JoinToken;
@@ -534,6 +534,45 @@ impl pb::local_server::Local for Local {
         request: Request<pb::PushImageRequest>,
     ) -> Result<Response<images::Steps>, Status> {
         images::push(&self.daemon.ground, &request.into_inner().reference).map(Response::new).map_err(failed)
+    }
+
+    async fn create_volume(
+        &self,
+        request: Request<pb::CreateVolumeRequest>,
+    ) -> Result<Response<pb::Volume>, Status> {
+        volumes::create(&self.daemon.ground, request.into_inner()).await.map(Response::new).map_err(failed)
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<pb::ListVolumesRequest>,
+    ) -> Result<Response<pb::ListVolumesResponse>, Status> {
+        let volumes = volumes::list(&self.daemon.ground, request.into_inner().names).await.map_err(failed)?;
+        Ok(Response::new(pb::ListVolumesResponse { volumes }))
+    }
+
+    async fn remove_volume(
+        &self,
+        request: Request<pb::RemoveVolumeRequest>,
+    ) -> Result<Response<pb::RemoveVolumeResponse>, Status> {
+        volumes::remove(&self.daemon.ground, request.into_inner()).await.map_err(failed)?;
+        Ok(Response::new(pb::RemoveVolumeResponse {}))
+    }
+
+    async fn snapshot_volume(
+        &self,
+        request: Request<pb::SnapshotVolumeRequest>,
+    ) -> Result<Response<pb::SnapshotVolumeResponse>, Status> {
+        volumes::snapshot(&self.daemon.ground, request.into_inner()).await.map_err(failed)?;
+        Ok(Response::new(pb::SnapshotVolumeResponse {}))
+    }
+
+    async fn restore_volume(
+        &self,
+        request: Request<pb::SnapshotVolumeRequest>,
+    ) -> Result<Response<pb::SnapshotVolumeResponse>, Status> {
+        volumes::restore(&self.daemon.ground, request.into_inner()).await.map_err(failed)?;
+        Ok(Response::new(pb::SnapshotVolumeResponse {}))
     }
 
     async fn login(&self, request: Request<pb::LoginRequest>) -> Result<Response<pb::LoginResponse>, Status> {

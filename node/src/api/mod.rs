@@ -9,6 +9,8 @@ pub mod local;
 mod logs;
 mod quorum;
 mod status;
+mod tasks;
+pub mod volumes;
 mod watch;
 
 /// An error and its causes on one line; some causes are part of the words before them already.

@@ -23,8 +23,10 @@ pub mod service;
 pub mod sim;
 pub mod start;
 pub mod status;
+pub mod task;
 pub mod version;
 pub mod view;
+pub mod volume;
 
 use crate::config::{Config, Flags};
 use crate::demo::Demo;
@@ -85,6 +87,15 @@ pub enum Command {
     Network(network::NetworkCommand),
     #[command(subcommand)]
     Image(image::ImageCommand),
+    Exec(task::exec::Exec),
+    Logs(service::logs::Logs),
+    Top(task::top::Top),
+    Stats(task::stats::Stats),
+    Pause(task::pause::Pause),
+    Unpause(task::pause::Unpause),
+    PortForward(task::port_forward::PortForward),
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     Login(login::Login),
     Logout(logout::Logout),
     Completion(completion::Completion),
@@ -108,6 +119,14 @@ impl Command {
             Self::Service(command) => command.run(cx).await,
             Self::Network(command) => command.run(cx).await,
             Self::Image(command) => command.run(cx).await,
+            Self::Exec(command) => command.run(cx).await,
+            Self::Logs(command) => command.run(cx).await,
+            Self::Top(command) => command.run(cx).await,
+            Self::Stats(command) => command.run(cx).await,
+            Self::Pause(command) => command.run(cx).await,
+            Self::Unpause(command) => command.run(cx).await,
+            Self::PortForward(command) => command.run(cx).await,
+            Self::Volume(command) => command.run(cx).await,
             Self::Login(command) => command.run(cx).await,
             Self::Logout(command) => command.run(cx).await,
             Self::Completion(command) => command.run(cx),
@@ -192,6 +211,9 @@ pub fn conclude(done: Result<()>, cx: &mut Context) -> u8 {
     let Err(error) = done.and_then(|()| Ok(cx.out.flush()?)) else { return 0 };
     if is_broken_pipe(&error) {
         return 0;
+    }
+    if error.is::<failure::Ended>() {
+        return failure::exit_code(&error);
     }
     let text = failure::report(&error);
     // Nothing is left to tell it to if standard error is gone.

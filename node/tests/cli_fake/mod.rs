@@ -432,6 +432,32 @@ impl Local for Answers {
         all(vec![step("aaaa", "Pushed", ""), step("", "Pushed", "sha256:cd")])
     }
 
+    async fn create_volume(&self, _: Request<pb::CreateVolumeRequest>) -> Answer<pb::Volume> {
+        unknown()
+    }
+
+    async fn list_volumes(&self, _: Request<pb::ListVolumesRequest>) -> Answer<pb::ListVolumesResponse> {
+        unknown()
+    }
+
+    async fn remove_volume(&self, _: Request<pb::RemoveVolumeRequest>) -> Answer<pb::RemoveVolumeResponse> {
+        unknown()
+    }
+
+    async fn snapshot_volume(
+        &self,
+        _: Request<pb::SnapshotVolumeRequest>,
+    ) -> Answer<pb::SnapshotVolumeResponse> {
+        unknown()
+    }
+
+    async fn restore_volume(
+        &self,
+        _: Request<pb::SnapshotVolumeRequest>,
+    ) -> Answer<pb::SnapshotVolumeResponse> {
+        unknown()
+    }
+
     async fn login(&self, request: Request<pb::LoginRequest>) -> Answer<pb::LoginResponse> {
         let pb::LoginRequest { registry, username, password } = request.into_inner();
         match (&*username, &*password) {

@@ -484,9 +484,12 @@ impl TryFrom<pb::ContainerSpec> for ContainerSpec {
 
 impl From<&Mount> for pb::Mount {
     fn from(mount: &Mount) -> Self {
-        use pb::mount::{Bind, Kind, Tmpfs};
+        use pb::mount::{Bind, Kind, Tmpfs, Volume};
         let kind = match mount.clone() {
             Mount::Bind { source, target, read_only } => Kind::Bind(Bind { source, target, read_only }),
+            Mount::Volume { source, target, read_only, no_copy } => {
+                Kind::Volume(Volume { source, target, read_only, no_copy })
+            }
             Mount::Tmpfs { target, size_bytes, mode } => Kind::Tmpfs(Tmpfs { target, size_bytes, mode }),
         };
         Self { kind: Some(kind) }
@@ -497,9 +500,12 @@ impl TryFrom<pb::Mount> for Mount {
     type Error = Invalid;
 
     fn try_from(wire: pb::Mount) -> Result<Self, Invalid> {
-        use pb::mount::{Bind, Kind, Tmpfs};
+        use pb::mount::{Bind, Kind, Tmpfs, Volume};
         Ok(match required("kind", wire.kind)? {
             Kind::Bind(Bind { source, target, read_only }) => Self::Bind { source, target, read_only },
+            Kind::Volume(Volume { source, target, read_only, no_copy }) => {
+                Self::Volume { source, target, read_only, no_copy }
+            }
             Kind::Tmpfs(Tmpfs { target, size_bytes, mode }) => Self::Tmpfs { target, size_bytes, mode },
         })
     }

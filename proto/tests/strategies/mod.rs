@@ -155,6 +155,9 @@ fn mount() -> BoxedStrategy<Mount> {
             target,
             read_only
         }),
+        (text(), text(), any::<bool>(), any::<bool>()).prop_map(|(source, target, read_only, no_copy)| {
+            Mount::Volume { source, target, read_only, no_copy }
+        }),
         (text(), any::<Option<u64>>(), any::<Option<u32>>())
             .prop_map(|(target, size_bytes, mode)| Mount::Tmpfs { target, size_bytes, mode }),
     ]

@@ -41,7 +41,7 @@ pub struct Create {
     /// Publish a port on every node
     #[arg(short, long = "publish", value_name = "[PUBLISHED:]TARGET[/PROTOCOL]")]
     publish: Vec<Publish>,
-    /// Mount a directory of the node, or memory
+    /// Mount a volume or a directory of the node, or memory
     #[arg(long = "mount", value_name = "type=bind|tmpfs,…")]
     mounts: Vec<MountArg>,
     /// Join a network

@@ -144,7 +144,7 @@ impl TargetPort {
     }
 }
 
-/// `type=bind,source=/srv,target=/data,readonly` or `type=tmpfs,target=/tmp,tmpfs-size=64m,tmpfs-mode=1777`.
+/// `type=volume,source=db,target=/data`, `type=bind,source=/srv,target=/data,readonly` or `type=tmpfs,target=/tmp,tmpfs-size=64m,tmpfs-mode=1777`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountArg(pub Mount);
 
@@ -153,7 +153,7 @@ impl FromStr for MountArg {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (mut kind, mut source, mut target) = (None, None, None);
-        let (mut read_only, mut size_bytes, mut mode) = (false, None, None);
+        let (mut read_only, mut no_copy, mut size_bytes, mut mode) = (false, false, None, None);
         for part in text.split(',') {
             let (key, value) = part.split_once('=').map_or((part, None), |(key, value)| (key, Some(value)));
             match (key, value) {
@@ -162,6 +162,8 @@ impl FromStr for MountArg {
                 ("target" | "dst" | "destination", Some(value)) => target = Some(value.to_owned()),
                 ("readonly" | "ro", None | Some("true" | "1")) => read_only = true,
                 ("readonly" | "ro", Some("false" | "0")) => read_only = false,
+                ("volume-nocopy", None | Some("true" | "1")) => no_copy = true,
+                ("volume-nocopy", Some("false" | "0")) => no_copy = false,
                 ("tmpfs-size", Some(value)) => size_bytes = Some(parse_bytes(value)?),
                 ("tmpfs-mode", Some(value)) => {
                     let bits = u32::from_str_radix(value, 8).ok().filter(|bits| *bits <= 0o7777);
@@ -177,7 +179,21 @@ impl FromStr for MountArg {
             false => Err(format!("`{path}` is not an absolute path")),
         };
         absolute(&target)?;
+        if no_copy && !matches!(kind, Some("volume") | None) {
+            return Err("volume-nocopy is for type=volume".into());
+        }
         let mount = match kind {
+            // As in Docker, what is not said to be anything else is a volume.
+            Some("volume") | None => {
+                let source = source.ok_or("source= is missing: the name of the volume")?;
+                if source.contains('/') {
+                    return Err(format!("`{source}` is no name of a volume; a path needs type=bind"));
+                }
+                if size_bytes.is_some() || mode.is_some() {
+                    return Err("tmpfs-size= and tmpfs-mode= are for type=tmpfs".into());
+                }
+                Mount::Volume { source, target, read_only, no_copy }
+            }
             Some("bind") => {
                 let source = source.ok_or("source= is missing: the path on the node")?;
                 absolute(&source)?;
@@ -191,9 +207,8 @@ impl FromStr for MountArg {
             }
             Some("tmpfs") => Mount::Tmpfs { target, size_bytes, mode },
             Some(kind) => {
-                return Err(format!("there are no mounts of type={kind}; there are bind and tmpfs"));
+                return Err(format!("there are no mounts of type={kind}; there are volume, bind and tmpfs"));
             }
-            None => return Err("type= is missing: bind or tmpfs".into()),
         };
         Ok(Self(mount))
     }
@@ -384,19 +399,29 @@ mod tests {
     #[test]
     fn mounts_are_read() {
         let bind = |read_only| Mount::Bind { source: "/srv".into(), target: "/data".into(), read_only };
+        let volume = |read_only, no_copy| Mount::Volume {
+            source: "db".into(),
+            target: "/data".into(),
+            read_only,
+            no_copy,
+        };
         let tmpfs = |size_bytes, mode| Mount::Tmpfs { target: "/tmp".into(), size_bytes, mode };
         for (text, is) in [
             ("type=bind,source=/srv,target=/data", bind(false)),
             ("type=bind,src=/srv,dst=/data,readonly", bind(true)),
             ("type=bind,src=/srv,destination=/data,ro=true", bind(true)),
+            ("type=volume,source=db,target=/data", volume(false, false)),
+            ("src=db,dst=/data,ro,volume-nocopy", volume(true, true)),
             ("type=tmpfs,target=/tmp", tmpfs(None, None)),
             ("type=tmpfs,target=/tmp,tmpfs-size=64m,tmpfs-mode=1770", tmpfs(Some(64 << 20), Some(0o1770))),
         ] {
             assert_eq!(text.parse(), Ok(MountArg(is)), "{text}");
         }
         for (text, why) in [
-            ("source=/srv,target=/data", "type= is missing"),
-            ("type=volume,source=v,target=/data", "there are bind and tmpfs"),
+            ("source=/srv,target=/data", "a path needs type=bind"),
+            ("type=npipe,source=v,target=/data", "there are volume, bind and tmpfs"),
+            ("type=volume,target=/data", "the name of the volume"),
+            ("type=bind,src=/srv,dst=/data,volume-nocopy", "is for type=volume"),
             ("type=bind,target=/data", "source= is missing"),
             ("type=bind,source=/srv", "target= is missing"),
             ("type=bind,source=srv,target=/data", "not an absolute path"),

@@ -147,6 +147,9 @@ fn mount(mount: &Mount) -> String {
         Mount::Bind { source, target, read_only } => {
             format!("{source} at {target}{}", if *read_only { " (read-only)" } else { "" })
         }
+        Mount::Volume { source, target, read_only, no_copy: _ } => {
+            format!("volume {source} at {target}{}", if *read_only { " (read-only)" } else { "" })
+        }
         Mount::Tmpfs { target, size_bytes, mode: _ } => {
             let size = size_bytes.map(|size| format!(" of {}", units::memory(size))).unwrap_or_default();
             format!("memory{size} at {target}")

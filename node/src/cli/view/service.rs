@@ -109,6 +109,12 @@ fn mount(mount: &Mount) -> Struct {
             .with("Source", source)
             .with("Target", target)
             .maybe("ReadOnly", *read_only),
+        Mount::Volume { source, target, read_only, no_copy } => Struct::new("Mount")
+            .with("Type", "volume")
+            .with("Source", source)
+            .with("Target", target)
+            .maybe("ReadOnly", *read_only)
+            .maybe("VolumeOptions", Struct::new("VolumeOptions").maybe("NoCopy", *no_copy)),
         Mount::Tmpfs { target, size_bytes, mode } => {
             let options = Struct::new("TmpfsOptions").maybe("SizeBytes", *size_bytes).maybe("Mode", *mode);
             Struct::new("Mount").with("Type", "tmpfs").with("Target", target).maybe("TmpfsOptions", options)
