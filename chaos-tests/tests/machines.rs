@@ -887,3 +887,56 @@ fn kill(pid: i32) -> Result<()> {
     let pid = nix::unistd::Pid::from_raw(pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).context("cannot kill a container")
 }
+
+#[test]
+fn a_running_task_is_entered_from_every_manager() {
+    story("doors", 3, 2, |cluster| {
+        // On the worker; asked from the manager that does not lead.
+        cluster.create("n1", "web", &["--constraint", "node.hostname==n3"])?;
+        let task = cluster.runs("n1", "web", 1, 20)?.remove(0);
+        let asked = if cluster.leader("n1")? == "n1" { "n2" } else { "n1" };
+        let said = cluster.ok(asked, &["exec", "web.1", "/rswarm", "--version"])?;
+        ensure!(said.starts_with("rswarm "), "{said}");
+
+        // It ends as the command did, and says what went wrong in the command's words.
+        let ran = cluster.rswarm(asked, &["exec", "-i", &task.id, "/rswarm", "service", "nonsense"])?;
+        ensure!(ran.code == 2 && ran.stderr.contains("nonsense") && ran.stdout.is_empty(), "{ran:?}");
+        let ran = cluster.rswarm(asked, &["exec", "web.1", "/nothing"])?;
+        ensure!(ran.code == 127 && ran.stderr.contains("no such file"), "{ran:?}");
+        let ran = cluster.rswarm(asked, &["exec", "-t", "web.1", "/rswarm", "service", "nonsense"])?;
+        ensure!(ran.code == 2 && ran.stdout.contains("nonsense") && ran.stderr.is_empty(), "{ran:?}");
+        let error = cluster.refused(asked, &["exec", "wob.1", "/rswarm"])?;
+        ensure!(error.contains("did you mean `web.1`"), "{error}");
+        let error = cluster.refused("n3", &["exec", "web.1", "/rswarm"])?;
+        ensure!(error.contains("manager"), "{error}");
+
+        let processes = cluster.ok(asked, &["top", "web.1"])?;
+        ensure!(processes.lines().count() == 2 && processes.contains("demo"), "{processes}");
+        let stats = cluster.ok(asked, &["stats", "--no-stream", "--format", "json", "web"])?;
+        let stats: Vec<serde_json::Value> = cluster::json_lines(&stats)?;
+        ensure!(stats.len() == 1 && stats[0]["Name"] == "web.1" && stats[0]["PIDs"] != "0", "{stats:?}");
+        ensure!(cluster.ok(asked, &["logs", "--until", "2020-01-01T00:00:00Z", "web"])?.is_empty());
+
+        // A paused task does not answer on its port, and one that goes on does.
+        let words = ["rswarm", "port-forward", "--address", "0.0.0.0", "web.1", "18080:80"];
+        let mut forward = cluster.lab.node(asked).command(&words)?;
+        let mut forward = forward.stdout(std::process::Stdio::piped()).spawn()?;
+        let forwarded = (|| -> Result<()> {
+            let mut line = String::new();
+            let stdout = forward.stdout.as_mut().context("it has an output")?;
+            std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
+            ensure!(line.ends_with(" -> 80\n"), "{line}");
+            let address = cluster.address(asked)?;
+            ensure!(fact(&get(address, 18080, "/")?, "task")?.contains(&task.id));
+            cluster.ok(asked, &["pause", "web.1"])?;
+            ensure!(get_within(address, 18080, "/", Duration::from_millis(500)).is_err(), "it is paused");
+            let error = cluster.refused(asked, &["exec", "web.1", "/rswarm"])?;
+            ensure!(error.contains("paused"), "{error}");
+            cluster.ok(asked, &["unpause", "web.1"])?;
+            get(address, 18080, "/").map(drop)
+        })();
+        forward.kill()?;
+        forward.wait()?;
+        forwarded
+    });
+}

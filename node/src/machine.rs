@@ -15,7 +15,7 @@ pub fn hostname() -> String {
 pub fn describe(ground: &Ground) -> Description {
     let kernel = nix::sys::utsname::uname().ok();
     Description {
-        capacity: Resources { nano_cpus: cpus() * 1_000_000_000, memory_bytes: memory() },
+        capacity: Resources { nano_cpus: cpus() * 1_000_000_000, memory_bytes: memory_bytes() },
         os: std::env::consts::OS.into(),
         arch: std::env::consts::ARCH.into(),
         kernel: kernel.map(|names| names.release().to_string_lossy().into_owned()).unwrap_or_default(),
@@ -30,7 +30,8 @@ fn cpus() -> u64 {
     std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64)
 }
 
-fn memory() -> u64 {
+/// All the memory it has, in bytes.
+pub fn memory_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024

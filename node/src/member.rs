@@ -241,7 +241,8 @@ impl Member {
             .add_service(
                 pb::control_server::ControlServer::new(api::control::Control::of(self))
                     .max_encoding_message_size(MESSAGE_MAX),
-            );
+            )
+            .add_service(pb::tasks_server::TasksServer::new(api::control::Control::of(self)));
         let stop = self.stop.clone();
         self.tracker.spawn(async move {
             let goodbye = async {

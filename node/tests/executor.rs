@@ -13,13 +13,16 @@ use std::time::{Duration, Instant};
 
 use rswarm::executor::{
     Config, ContainerRequest, Error, Event, Exec, Executor, Limits, LogEntry, LogOptions, LogQuery,
-    LogStream, Mount, Probe, State,
+    LogStream, Mount, Probe, State, WindowSize,
 };
 
 /// No claim takes longer than this.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
+    if let Some(code) = rswarm_chaos::vm::dispatch() {
+        return code;
+    }
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
         Some("inside") => inside::main(&args[2..]),
@@ -63,8 +66,12 @@ const CLAIMS: &[Claim] = &[
     ("a_probe_tells_the_well_from_the_ill", a_probe_tells_the_well_from_the_ill),
     ("a_probe_that_hangs_is_killed_with_its_children", a_probe_that_hangs_is_killed_with_its_children),
     ("a_port_is_probed_inside_the_containers_network", a_port_is_probed_inside_the_containers_network),
+    ("a_program_beside_has_a_terminal_of_the_containers_own", a_program_beside_has_a_terminal),
+    ("a_program_beside_is_signalled_and_listed", a_program_beside_is_signalled_and_listed),
+    ("a_paused_container_stands_still_and_can_be_stopped", a_paused_container_stands_still),
     ("the_shim_is_sealed_and_small", the_shim_is_sealed_and_small),
     ("thirty_starts_leave_nothing", thirty_starts_leave_nothing),
+    ("all_this_holds_on_another_kernel_with_a_unified_hierarchy", all_this_holds_on_another_kernel),
 ];
 
 fn outside(args: &[String]) -> ExitCode {
@@ -974,6 +981,87 @@ fn a_port_is_probed_inside_the_containers_network(bench: &mut Bench) {
     assert_eq!(fs::read_link("/proc/thread-self/ns/net").unwrap(), before);
 }
 
+fn a_program_beside_has_a_terminal(bench: &mut Bench) {
+    let request = bench.request(&["hang"]);
+    let id = bench.start(request).unwrap();
+    for user in ["root", "web"] {
+        let size = WindowSize { rows: 33, columns: 101 };
+        let user = Some(user.to_owned());
+        let exec = Exec { args: inside_words(&["terminal"]), tty: Some(size), user, ..Exec::default() };
+        let mut execution = bench.wait(bench.executor.begin(&id, exec, Vec::new())).unwrap();
+        let mut terminal = File::from(execution.take_terminal().unwrap());
+        let mut said = String::new();
+        let mut until_said = |words: &str, terminal: &mut File| {
+            let mut buffer = [0; 4096];
+            while !said.contains(words) {
+                match terminal.read(&mut buffer) {
+                    Ok(count @ 1..) => said.push_str(&String::from_utf8_lossy(&buffer[..count])),
+                    ended => panic!("{words:?} is missing from {said:?}, and it is over: {ended:?}"),
+                }
+            }
+        };
+        until_said("33x101 on /dev/pts/", &mut terminal);
+        let larger = rustix::termios::Winsize { ws_row: 50, ws_col: 120, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&terminal, larger).unwrap();
+        terminal.write_all(b"again\n").unwrap();
+        until_said("50x120 on /dev/pts/", &mut terminal);
+        // What a terminal is for: the key that interrupts.
+        terminal.write_all(b"\x03").unwrap();
+        assert_eq!(bench.wait(execution.wait()).unwrap().code, 130);
+    }
+}
+
+fn a_program_beside_is_signalled_and_listed(bench: &mut Bench) {
+    let request = bench.request(&["hang"]);
+    let id = bench.start(request).unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let null = OwnedFd::from(File::open("/dev/null").unwrap());
+    let exec = Exec { args: inside_words(&["obey"]), ..Exec::default() };
+    let begun = bench.executor.begin(&id, exec, vec![null, OwnedFd::from(writer)]);
+    let mut execution = bench.wait(begun).unwrap();
+    let mut said = [0; 6];
+    reader.read_exact(&mut said).unwrap();
+    assert_eq!(&said, b"ready\n");
+    let listed = bench.wait(bench.executor.processes(&id)).unwrap();
+    let commands: Vec<(i32, &str)> =
+        listed.iter().map(|process| (process.pid, process.command.as_str())).collect();
+    let (first, beside) = (bench.pid(&id), execution.pid());
+    assert_eq!(commands, [(first, "/bin/inside inside hang"), (beside, "/bin/inside inside obey")]);
+    assert!(listed.iter().all(|process| process.uid == 0 && process.tty.is_none()), "{listed:?}");
+    bench.wait(bench.executor.signal(&id, beside, 15)).unwrap();
+    assert_eq!(bench.wait(execution.wait()).unwrap().code, 7);
+    bench.wait(bench.executor.signal(&id, beside, 15)).unwrap();
+}
+
+fn a_paused_container_stands_still(bench: &mut Bench) {
+    let burning = bench.request(&["burn"]);
+    let burning = bench.start(burning).unwrap();
+    let obedient = bench.request(&["obey"]);
+    let obedient = bench.start(obedient).unwrap();
+    bench.until_said(&obedient, "ready");
+    let pause = |id: &str| bench.wait(bench.executor.pause(id));
+    if let Err(error) = pause(&burning) {
+        assert!(bench.cgroups().is_empty(), "{error}");
+        return eprintln!("skipped: {error}");
+    }
+    let used = || bench.wait(bench.executor.stats(&burning)).unwrap().cpu_ns;
+    let before = used();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(used(), before);
+    let exec = Exec { args: inside_words(&["exit", "0"]), ..Exec::default() };
+    let refused = bench.wait(bench.executor.begin(&burning, exec, Vec::new())).err().unwrap();
+    assert!(refused.to_string().contains("is paused"), "{refused}");
+    pause(&burning).unwrap();
+    bench.wait(bench.executor.unpause(&burning)).unwrap();
+    until("it goes on", || used() > before);
+    // One that is asked to end hears it, and one that is killed dies.
+    pause(&obedient).unwrap();
+    let exit = bench.wait(bench.executor.stop(&obedient, PATIENCE)).unwrap().unwrap();
+    assert_eq!(exit.code, 7);
+    pause(&burning).unwrap();
+    bench.wait(bench.executor.remove(&burning)).unwrap();
+}
+
 fn the_shim_is_sealed_and_small(bench: &mut Bench) {
     let request = bench.request(&["hang"]);
     let id = bench.start(request).unwrap();
@@ -1079,6 +1167,7 @@ mod inside {
                 File::create_new(path).unwrap();
             }
             ["names"] => names(),
+            ["terminal"] => terminal(),
             ["brood", then] => brood(then),
             ["serve"] => serve(),
             ["network"] => println!("{}", fs::read_link("/proc/self/ns/net").unwrap().display()),
@@ -1105,6 +1194,20 @@ mod inside {
         println!("{}", "x".repeat(40_000));
         print!("no newline");
         std::io::stdout().flush().unwrap();
+    }
+
+    /// Says what its terminal is like, and again for each line that is typed.
+    fn terminal() {
+        loop {
+            let stdin = std::io::stdin();
+            let size = rustix::termios::tcgetwinsize(&stdin).unwrap();
+            let name = rustix::termios::ttyname(&stdin, Vec::new()).unwrap();
+            // Found again by its name, and by the one that leads to it for every program.
+            File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+            File::open("/dev/tty").unwrap();
+            println!("{}x{} on {}", size.ws_row, size.ws_col, name.to_str().unwrap());
+            stdin.read_line(&mut String::new()).unwrap();
+        }
     }
 
     /// Starts a child in a session of its own, and then hangs or leaves it alone.
@@ -1342,4 +1445,26 @@ mod inside {
             print!("{}", fs::read_to_string(Path::new("/etc").join(file)).unwrap());
         }
     }
+}
+
+/// The whole of this program once more, in a machine with a kernel of its own.
+fn all_this_holds_on_another_kernel(_: &mut Bench) {
+    if let Some(why) = rswarm_chaos::vm::missing() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let kernel = rswarm_chaos::vm::Kernel::find().unwrap();
+    println!("a machine with Linux {}:", kernel.release);
+    let machine = rswarm_chaos::vm::Machine {
+        kernel,
+        init: std::env::current_exe().unwrap(),
+        programs: Vec::new(),
+        modules: rswarm_chaos::vm::NEEDED.map(str::to_owned).to_vec(),
+        command: vec!["/init".into()],
+        memory_mib: 3072,
+        cpus: 2,
+    };
+    let ran = machine.run(10 * PATIENCE, |line| println!("  {line}")).unwrap();
+    assert_eq!(ran.code, 0, "claims do not hold there");
+    assert!(ran.console.contains("test thirty_starts_leave_nothing ... ok"), "they were looked at");
 }

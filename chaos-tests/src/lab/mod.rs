@@ -37,7 +37,7 @@ use nix::fcntl::Flock;
 
 use cgroup::Groups;
 pub use machine::dispatch;
-pub use node::{Node, Ran};
+pub use node::{Caller, Node, Ran};
 use process::Process;
 pub use record::{Cut, NODES_MAX, Subnet, base_directory};
 use record::{NodeRecord, Record};

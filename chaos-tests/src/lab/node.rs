@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{Lab, machine, process::Process, running};
+use super::{Lab, machine, process::Process, record::Record, running};
 
 /// What a command in a node did.
 #[derive(Debug, Clone)]
@@ -87,25 +87,20 @@ impl Node<'_> {
 
     /// Runs a command inside the node; it is killed when `bound` has passed.
     pub fn exec_within<W: AsRef<OsStr>>(&self, words: &[W], bound: Duration) -> Result<Ran> {
-        let spoken: Vec<_> = words.iter().map(|word| word.as_ref().to_string_lossy()).collect();
-        let spoken = format!("`{}` on {}", spoken.join(" "), self.name);
-        let mut command = self.command(words)?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().with_context(|| format!("cannot run {spoken}"))?;
-        let stdout = drain(child.stdout.take());
-        let stderr = drain(child.stderr.take());
-        let process = Process::find(child.id() as i32);
-        let in_time = process.map_or(Ok(true), |process| process.wait(bound));
-        if !in_time.context("cannot wait for a command")? {
-            child.kill().context("cannot kill a command")?;
-            let _ = child.wait();
-            bail!("{spoken} did not end within {bound:?}");
-        }
-        let status = child.wait().context("cannot wait for a command")?;
-        let code = status.code().unwrap_or_else(|| {
-            128 + std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or_default()
-        });
-        Ok(Ran { command: spoken, code, stdout: collect(&stdout), stderr: collect(&stderr) })
+        finish(self.command(words)?, spoken(words, self.name), bound)
+    }
+
+    /// Speaks with the node's daemon from this machine, by `rswarm` with these arguments; it is killed when
+    /// `bound` has passed. Half the work of [`Node::rswarm_within`], which enters the node.
+    pub fn call<W: AsRef<OsStr>>(&self, arguments: &[W], bound: Duration) -> Result<Ran> {
+        self.caller()?.call(arguments, bound)
+    }
+
+    /// The same to be kept: it speaks with whatever daemon the node has at the time.
+    pub fn caller(&self) -> Result<Caller> {
+        let record = self.lab.record()?;
+        record.node(self.name)?;
+        Ok(Caller { directory: self.lab.directory.clone(), name: self.name.to_string() })
     }
 
     /// Runs `rswarm` with these arguments inside the node for at most a minute.
@@ -128,6 +123,52 @@ impl Node<'_> {
     /// See [`Lab::start`].
     pub fn start(&self) -> Result<()> {
         self.lab.start(self.name)
+    }
+}
+
+/// Runs a command to its end, or kills it when `bound` has passed.
+fn finish(mut command: Command, spoken: String, bound: Duration) -> Result<Ran> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot run {spoken}"))?;
+    let stdout = drain(child.stdout.take());
+    let stderr = drain(child.stderr.take());
+    let process = Process::find(child.id() as i32);
+    let in_time = process.map_or(Ok(true), |process| process.wait(bound));
+    if !in_time.context("cannot wait for a command")? {
+        child.kill().context("cannot kill a command")?;
+        let _ = child.wait();
+        bail!("{spoken} did not end within {bound:?}");
+    }
+    let status = child.wait().context("cannot wait for a command")?;
+    let code = status
+        .code()
+        .unwrap_or_else(|| 128 + std::os::unix::process::ExitStatusExt::signal(&status).unwrap_or_default());
+    Ok(Ran { command: spoken, code, stdout: collect(&stdout), stderr: collect(&stderr) })
+}
+
+fn spoken<W: AsRef<OsStr>>(words: &[W], node: &str) -> String {
+    let words: Vec<_> = words.iter().map(|word| word.as_ref().to_string_lossy()).collect();
+    format!("`{}` on {node}", words.join(" "))
+}
+
+/// Speaks with a node's daemon from this machine.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    directory: PathBuf,
+    name: String,
+}
+
+impl Caller {
+    /// Runs `rswarm` with these arguments; it is killed when `bound` has passed.
+    ///
+    /// # Errors
+    /// If the node is off or the time is up. A command that fails is none.
+    pub fn call<W: AsRef<OsStr>>(&self, arguments: &[W], bound: Duration) -> Result<Ran> {
+        let record = Record::read(&self.directory)?.context("the lab is gone")?;
+        let init = running(record.node(&self.name)?)?;
+        let mut command = Command::new(&record.program);
+        command.arg("--socket").arg(format!("/proc/{}/root{}", init.pid, machine::SOCKET)).args(arguments);
+        finish(command, spoken(arguments, &self.name), bound)
     }
 }
 

@@ -116,6 +116,13 @@ impl Lab {
         }
     }
 
+    /// All processes of its nodes, containers' included, as this machine numbers them.
+    pub fn processes(&self) -> Result<Vec<i32>> {
+        let record = self.record()?;
+        let inits = record.nodes.iter().filter_map(|node| node.init);
+        Ok(inits.flat_map(standstill::members).map(|process| process.pid).collect())
+    }
+
     /// Whether a node that has power stands still.
     pub(super) fn is_paused(&self, node: &NodeRecord, init: Process) -> bool {
         let groups = self.groups().node(&node.name);

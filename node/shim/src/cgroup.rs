@@ -14,13 +14,17 @@ use serde::{Deserialize, Serialize};
 use crate::device_filter;
 
 /// The old controllers we use, where they exist.
-const CONTROLLERS: [&str; 5] = ["memory", "cpu", "cpuacct", "pids", "devices"];
+const CONTROLLERS: [&str; 6] = ["memory", "cpu", "cpuacct", "pids", "devices", "blkio"];
+/// The one more that holds processes still where there is no unified hierarchy to do it.
+const FREEZER: &str = "freezer";
 /// The unified controllers we use.
-const UNIFIED_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+const UNIFIED_CONTROLLERS: [&str; 4] = ["cpu", "memory", "pids", "io"];
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
 const CGROUP1_MAGIC: i64 = 0x0027_e0eb;
 /// The period of the CPU quota, in microseconds.
 const PERIOD_US: u64 = 100_000;
+/// How long the kernel may take to hold every process still.
+const FREEZE_MAX: Duration = Duration::from_secs(2);
 /// The kernel refuses quotas below this.
 const QUOTA_MIN_US: u64 = 1_000;
 
@@ -45,12 +49,13 @@ impl Layout {
                 controllers: Vec::new(),
             });
         }
+        let unified = Some(mount.join("unified")).filter(|directory| magic(directory) == Some(CGROUP2_MAGIC));
         let controllers: Vec<_> = CONTROLLERS
-            .iter()
-            .map(|name| (name.to_string(), mount.join(name)))
+            .into_iter()
+            .chain(Some(FREEZER).filter(|_| unified.is_none()))
+            .map(|name| (name.to_owned(), mount.join(name)))
             .filter(|(_, directory)| magic(directory) == Some(CGROUP1_MAGIC))
             .collect();
-        let unified = Some(mount.join("unified")).filter(|directory| magic(directory) == Some(CGROUP2_MAGIC));
         if controllers.is_empty() && unified.is_none() {
             return None;
         }
@@ -122,6 +127,26 @@ pub struct Usage {
     pub pids: u64,
     /// Processes killed for want of memory.
     pub oom_kills: u64,
+    /// Read from block devices.
+    #[serde(default)]
+    pub read_bytes: u64,
+    /// Written to block devices.
+    #[serde(default)]
+    pub written_bytes: u64,
+    /// How much had to wait; none where the kernel does not say.
+    #[serde(default)]
+    pub pressure: Option<Pressure>,
+}
+
+/// The share of the last 10 s in which some process waited for something, in hundredths of a percent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pressure {
+    /// For a CPU.
+    pub cpu: u32,
+    /// For memory.
+    pub memory: u32,
+    /// For a disk.
+    pub io: u32,
 }
 
 /// One cgroup: the same relative path in each hierarchy of a layout.
@@ -256,8 +281,12 @@ impl Cgroup {
                 memory_limit_bytes: number(&self.read("", "memory.max")),
                 pids: number(&self.read("", "pids.current")).unwrap_or(0),
                 oom_kills: self.oom_kills(),
+                read_bytes: keyed(&self.read("", "io.stat"), "rbytes="),
+                written_bytes: keyed(&self.read("", "io.stat"), "wbytes="),
+                pressure: self.pressure(),
             };
         }
+        let disks = self.read("blkio", "blkio.throttle.io_service_bytes");
         let memory = number(&self.read("memory", "memory.usage_in_bytes")).unwrap_or(0);
         let reclaimable = field(&self.read("memory", "memory.stat"), "total_inactive_file");
         Usage {
@@ -269,6 +298,47 @@ impl Cgroup {
                 .filter(|limit| *limit < i64::MAX as u64 / 2),
             pids: number(&self.read("pids", "pids.current")).unwrap_or(0),
             oom_kills: self.oom_kills(),
+            read_bytes: keyed(&disks, "Read "),
+            written_bytes: keyed(&disks, "Write "),
+            pressure: self.pressure(),
+        }
+    }
+
+    fn pressure(&self) -> Option<Pressure> {
+        let of = |file| {
+            let text = self.read("", file);
+            let average =
+                text.lines().find_map(|line| line.strip_prefix("some avg10="))?.split(' ').next()?;
+            // Always with two digits after the point.
+            average.replace('.', "").parse().ok()
+        };
+        Some(Pressure { cpu: of("cpu.pressure")?, memory: of("memory.pressure")?, io: of("io.pressure")? })
+    }
+
+    /// Holds every process inside still, or lets them go on, and waits until that is so.
+    pub fn freeze(&self, frozen: bool) -> io::Result<()> {
+        let (controller, file, value) = match (&self.layout.unified, frozen) {
+            (Some(_), true) => ("", "cgroup.freeze", "1"),
+            (Some(_), false) => ("", "cgroup.freeze", "0"),
+            (None, true) => (FREEZER, "freezer.state", "FROZEN"),
+            (None, false) => (FREEZER, "freezer.state", "THAWED"),
+        };
+        self.set(controller, file, value, true)?;
+        let deadline = Instant::now() + FREEZE_MAX;
+        while self.is_frozen() != frozen {
+            if Instant::now() >= deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "a process hangs in the kernel"));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Every process inside is held still.
+    pub fn is_frozen(&self) -> bool {
+        match self.layout.unified {
+            Some(_) => field(&self.read("", "cgroup.events"), "frozen") == 1,
+            None => self.read(FREEZER, "freezer.state").trim() == "FROZEN",
         }
     }
 
@@ -417,6 +487,12 @@ fn make_directory(path: &Path) -> io::Result<()> {
 
 fn named(path: &Path, what: &str, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
+}
+
+/// The sum, over all disks, of the number that follows `key` on each line.
+fn keyed(text: &str, key: &str) -> u64 {
+    let value = |line: &str| number(line.split_once(key)?.1.split(' ').next()?);
+    text.lines().filter_map(value).sum()
 }
 
 fn number(text: &str) -> Option<u64> {

@@ -102,6 +102,7 @@ fn become_container(bundle: &Bundle, namespaces: &Namespaces, stdio: [RawFd; 3])
         seccomp: &bundle.seccomp,
         stdio,
         first: true,
+        tty: None,
     })
 }
 

@@ -11,6 +11,7 @@ mod process;
 mod rootfs;
 mod serve;
 mod sys;
+mod terminal;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

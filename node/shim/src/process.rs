@@ -10,9 +10,11 @@ use std::path::Path;
 use std::ptr;
 
 use rswarm_shim::cgroup::Cgroup;
+use rswarm_shim::protocol::WindowSize;
 
 use crate::bundle::{Process, Rlimit};
 use crate::sys::{self, Child, Failure, RESOLVE_IN_ROOT, Result, Side, c_string, check, words};
+use crate::terminal;
 
 /// What a process is to become.
 pub struct Program<'a> {
@@ -22,6 +24,8 @@ pub struct Program<'a> {
     pub stdio: [RawFd; 3],
     /// It is the container's first, which owns the pipes it writes to.
     pub first: bool,
+    /// It gets a terminal of this size instead of `stdio`.
+    pub tty: Option<WindowSize>,
 }
 
 /// Runs a child's work, which ends in another program or in a failure told to the shim.
@@ -61,8 +65,14 @@ pub fn kill_and_reap(child: &Child) {
     unsafe { libc::waitpid(child.pid, ptr::null_mut(), 0) };
 }
 
+/// A program beside the first one, and our end of its terminal if it has one.
+pub struct Beside {
+    pub child: Child,
+    pub terminal: Option<OwnedFd>,
+}
+
 /// Runs another program in the container whose first process is `target`, inside all of `cgroups`.
-pub fn spawn_beside(target: &OwnedFd, cgroups: &[&Cgroup], program: &Program<'_>) -> Result<Child> {
+pub fn spawn_beside(target: &OwnedFd, cgroups: &[&Cgroup], program: &Program<'_>) -> Result<Beside> {
     let (reports, child_reports) = sys::message_pair()?;
     let middle = match sys::clone(0, None)? {
         Side::Child => report_and_exit(&child_reports, || {
@@ -82,7 +92,12 @@ pub fn spawn_beside(target: &OwnedFd, cgroups: &[&Cgroup], program: &Program<'_>
                 Side::Child => report_and_exit(&child_reports, || {
                     // SAFETY: a call on this process only.
                     check(unsafe { libc::setsid() }, "setsid")?;
-                    become_program(program)
+                    let Some(size) = program.tty else { return become_program(program) };
+                    let (master, slave) = terminal::open(size)?;
+                    sys::send_with_fds(child_reports.as_raw_fd(), b"T", &[master.as_raw_fd()])
+                        .map_err(|error| Failure::io("hand over the terminal", &error))?;
+                    drop(master);
+                    become_program(&Program { stdio: [slave.as_raw_fd(); 3], ..*program })
                 }),
                 Side::Parent(child) => {
                     let mut message = vec![b'P'];
@@ -97,7 +112,7 @@ pub fn spawn_beside(target: &OwnedFd, cgroups: &[&Cgroup], program: &Program<'_>
         Side::Parent(middle) => middle,
     };
     drop(child_reports);
-    let mut child = None;
+    let (mut child, mut terminal) = (None, None);
     let mut failed = None;
     let mut buffer = [0_u8; 4096];
     loop {
@@ -107,13 +122,14 @@ pub fn spawn_beside(target: &OwnedFd, cgroups: &[&Cgroup], program: &Program<'_>
                 let pid = i32::from_le_bytes([buffer[1], buffer[2], buffer[3], buffer[4]]);
                 child = fds.pop().map(|pidfd| Child { pid, pidfd });
             }
+            Ok((1, mut fds)) if buffer[0] == b'T' => terminal = fds.pop(),
             Ok((length, _)) => failed = Some(failure(&buffer[..length])),
             Err(error) => failed = Some(Failure::io("hear from the child", &error)),
         }
     }
     kill_and_reap(&middle);
     match (child, failed) {
-        (Some(child), None) => Ok(child),
+        (Some(child), None) => Ok(Beside { child, terminal }),
         (child, failed) => {
             child.as_ref().map(kill_and_reap);
             Err(failed.unwrap_or_else(|| Failure::setup("the child ended without a word")))
@@ -179,6 +195,10 @@ fn take_stdio(program: &Program<'_>, user: &User) -> Result<()> {
             // Programs that open /dev/stdout anew must be allowed to, whoever they run as.
             if program.first && known && status.st_mode & libc::S_IFMT == libc::S_IFIFO {
                 let _ = libc::fchown(*copy, user.uid, user.gid);
+            }
+            if program.tty.is_some() {
+                // The group stays the terminals' own.
+                let _ = libc::fchown(*copy, user.uid, libc::gid_t::MAX);
             }
         }
     }

@@ -125,6 +125,18 @@ pub enum Request {
     Usage,
     /// Changes the limits. Answered by [`Reply::Done`].
     Update(Limits),
+    /// Holds every process still, or lets them go on. Answered by [`Reply::Done`].
+    Freeze {
+        /// Still.
+        frozen: bool,
+    },
+    /// Signals a program that was begun by `Exec`. Answered by [`Reply::Done`].
+    KillExec {
+        /// As in [`Reply::Spawned`].
+        pid: i32,
+        /// A signal number.
+        signal: i32,
+    },
     /// Runs another program in the container, with the three descriptors sent along as its standard input, output
     /// and error. Answered by [`Reply::Spawned`], and later by [`Reply::ExecExited`].
     Exec(Exec),
@@ -146,6 +158,18 @@ pub struct Exec {
     /// Nothing it has started outlives it, and it does not outlive the connection it was asked for on.
     #[serde(default)]
     pub contained: bool,
+    /// It gets a terminal of this size for its standard streams. Our end comes along with [`Reply::Spawned`].
+    #[serde(default)]
+    pub tty: Option<WindowSize>,
+}
+
+/// The size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Its height.
+    pub rows: u16,
+    /// Its width.
+    pub columns: u16,
 }
 
 /// A line from a shim.

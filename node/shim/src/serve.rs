@@ -16,7 +16,7 @@ use rswarm_shim::protocol::{EXIT_FILE, Exec, Exit, LINE_MAX, Reply, Request, Run
 use crate::bundle::Bundle;
 use crate::container;
 use crate::log::{Log, Stream, unix_ns};
-use crate::process::{self, Program};
+use crate::process::{self, Beside, Program};
 use crate::sys::{self, Child, Failure};
 
 /// How long output may still come after the container has ended. Something outside it may hold its pipes.
@@ -281,13 +281,22 @@ impl<'a> Shim<'a> {
         };
         Some(match request {
             Request::State => Reply::State { running: self.running.clone() },
-            Request::Kill { signal } => outcome(match sys::pidfd_signal(&self.child.pidfd, signal) {
+            Request::Kill { signal } => outcome(match self.signal(signal) {
                 // It has ended meanwhile, as asked.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
                 other => other,
             }),
+            Request::Freeze { frozen } => outcome(match cgroup {
+                Some(cgroup) => cgroup.freeze(frozen),
+                None => Err(io::Error::other("no cgroup can be written on this machine to pause it with")),
+            }),
+            Request::KillExec { pid, signal } => outcome(match self.execs.get(&pid) {
+                Some(exec) => sys::pidfd_signal(&exec.pidfd, signal),
+                // It has ended.
+                None => Ok(()),
+            }),
             Request::KillAll => {
-                let _ = sys::pidfd_signal(&self.child.pidfd, libc::SIGKILL);
+                let _ = self.signal(libc::SIGKILL);
                 if let Some(cgroup) = cgroup {
                     cgroup.kill();
                 }
@@ -305,17 +314,33 @@ impl<'a> Shim<'a> {
                 }
             }),
             Request::Exec(exec) => match self.execute(fd, exec) {
-                Ok(pid) => Reply::Spawned { pid },
+                Ok((pid, terminal)) => {
+                    self.answer_with(fd, &Reply::Spawned { pid }, terminal);
+                    return None;
+                }
                 Err(Failure { code, message }) => Reply::Failed { code, message },
             },
         })
     }
 
-    fn execute(&mut self, fd: RawFd, exec: Exec) -> Result<i32, Failure> {
+    /// Signals the first process. One that is held still would not hear it.
+    fn signal(&self, signal: i32) -> io::Result<()> {
+        let sent = sys::pidfd_signal(&self.child.pidfd, signal);
+        match self.bundle.launch.cgroup.as_ref().filter(|cgroup| cgroup.is_frozen()) {
+            Some(cgroup) => sent.and(cgroup.freeze(false)),
+            None => sent,
+        }
+    }
+
+    fn execute(&mut self, fd: RawFd, exec: Exec) -> Result<(i32, Option<OwnedFd>), Failure> {
         let fds = match self.clients.get_mut(&fd) {
             Some(client) => mem::take(&mut client.inbox.fds),
             None => Vec::new(),
         };
+        if self.bundle.launch.cgroup.as_ref().is_some_and(Cgroup::is_frozen) {
+            // It would be held still on its way in, and the shim with it.
+            return Err(Failure::setup("the container is paused: unpause it first"));
+        }
         let stdio = [0, 1, 2].map(|index| fds.get(index).map_or(self.null.as_raw_fd(), AsRawFd::as_raw_fd));
         let mut process = self.bundle.spec.process.clone();
         process.args = exec.args;
@@ -329,11 +354,12 @@ impl<'a> Shim<'a> {
             seccomp: &self.bundle.seccomp,
             stdio,
             first: false,
+            tty: exec.tty,
         };
         let cgroup = self.part()?;
         let cgroups: Vec<&Cgroup> = self.bundle.launch.cgroup.iter().chain(&cgroup).collect();
-        let child = match process::spawn_beside(&self.child.pidfd, &cgroups, &program) {
-            Ok(child) => child,
+        let Beside { child, terminal } = match process::spawn_beside(&self.child.pidfd, &cgroups, &program) {
+            Ok(beside) => beside,
             Err(failure) => {
                 self.leftovers.extend(cgroup.map(|cgroup| Leftover { cgroup, killing_until: None }));
                 return Err(failure);
@@ -343,7 +369,7 @@ impl<'a> Shim<'a> {
         let (pid, pidfd, contained) = (child.pid, child.pidfd, exec.contained);
         let execution = Execution { client: Some(fd), pidfd, deadline, timed_out: false, contained, cgroup };
         self.execs.insert(pid, execution);
-        Ok(pid)
+        Ok((pid, terminal))
     }
 
     /// A cgroup for one more program, so that it can be ended with all it starts.
@@ -355,13 +381,21 @@ impl<'a> Shim<'a> {
     }
 
     fn answer(&mut self, fd: RawFd, reply: &Reply) {
+        self.answer_with(fd, reply, None);
+    }
+
+    /// Answers, and hands a descriptor over.
+    fn answer_with(&mut self, fd: RawFd, reply: &Reply, descriptor: Option<OwnedFd>) {
         let Some(client) = self.clients.get_mut(&fd) else {
             return;
         };
         let mut line = serde_json::to_vec(reply).unwrap_or_default();
         line.push(b'\n');
         // The socket's buffer holds many replies: a client that fills it does not listen, and is left.
-        let sent = client.stream.set_nonblocking(true).and_then(|()| client.stream.write_all(&line));
+        let sent = client.stream.set_nonblocking(true).and_then(|()| match descriptor {
+            Some(descriptor) => sys::send_with_fds(fd, &line, &[descriptor.as_raw_fd()]),
+            None => client.stream.write_all(&line),
+        });
         if sent.is_err() {
             self.forget(fd);
         }

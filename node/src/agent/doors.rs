@@ -1,20 +1,29 @@
-//! What managers may ask of this node: the logs of its tasks.
+//! What managers may ask of this node: the logs of its tasks, doors into them, and how they are.
 
-use super::work;
+use super::{enter, work};
 use crate::executor::{Executor, LogQuery, LogStream};
 use crate::rfc3339::{nanos, stamp};
 use rswarm_control::ids::TaskId;
 use rswarm_proto::v1 as pb;
+use rswarm_proto::v1::enter_input::What as Input;
+use rswarm_proto::v1::enter_open::Door;
+use rswarm_proto::v1::task_ask::What;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// The service `Agent`.
 pub struct Doors {
     executor: Arc<Executor>,
 }
+
+type Stream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
+
+/// Pieces of output that wait for a slow network; each is at most 32 KiB.
+const AHEAD: usize = 16;
 
 impl Doors {
     /// Opens on the containers of this executor.
@@ -23,35 +32,43 @@ impl Doors {
     }
 }
 
+/// The container of a task.
+fn container(task: &str) -> Result<String, Status> {
+    let id: TaskId =
+        task.parse().map_err(|error| Status::invalid_argument(format!("task `{task}`: {error}")))?;
+    Ok(work::container_id(id))
+}
+
 #[tonic::async_trait]
 impl pb::agent_server::Agent for Doors {
-    type TaskLogsStream = Pin<Box<dyn tokio_stream::Stream<Item = Result<pb::TaskLogLine, Status>> + Send>>;
+    type TaskLogsStream = Stream<pb::TaskLogLine>;
+    type EnterStream = Stream<pb::EnterOutput>;
 
     async fn task_logs(
         &self,
         request: Request<pb::TaskLogsRequest>,
     ) -> Result<Response<Self::TaskLogsStream>, Status> {
         let request = request.into_inner();
-        let task: TaskId = request
-            .task_id
-            .parse()
-            .map_err(|error| Status::invalid_argument(format!("task `{}`: {error}", request.task_id)))?;
         let query = LogQuery {
             follow: request.follow,
             tail: usize::try_from(request.tail).ok(),
             since: (request.since_ms > 0).then(|| stamp(request.since_ms)),
+            until: (request.until_ms > 0).then(|| stamp(request.until_ms)),
             ..LogQuery::default()
         };
         let mut logs = self
             .executor
-            .logs(&work::container_id(task), query)
+            .logs(&container(&request.task_id)?, query)
             .map_err(|error| Status::not_found(error.to_string()))?;
         let (sender, receiver) = mpsc::channel(256);
         tokio::spawn(async move {
+            let over = past(request.until_ms);
+            tokio::pin!(over);
             loop {
                 let entry = tokio::select! {
                     () = sender.closed() => return,
                     entry = logs.next() => entry,
+                    () = &mut over, if request.follow => return,
                 };
                 let Some(entry) = entry else { return };
                 let line = pb::TaskLogLine {
@@ -66,4 +83,91 @@ impl pb::agent_server::Agent for Doors {
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
+
+    async fn enter(
+        &self,
+        request: Request<Streaming<pb::EnterInput>>,
+    ) -> Result<Response<Self::EnterStream>, Status> {
+        let mut input = request.into_inner();
+        let Some(pb::EnterInput { what: Some(Input::Open(open)) }) = input.message().await? else {
+            return Err(Status::invalid_argument("the first message opens a door"));
+        };
+        let id = container(&open.task)?;
+        let (sink, receiver) = mpsc::channel(AHEAD);
+        let executor = self.executor.clone();
+        match open.door {
+            Some(Door::Exec(door)) => tokio::spawn(enter::exec(executor, id, door, input, sink)),
+            Some(Door::Forward(door)) => tokio::spawn(enter::forward(executor, id, door, input, sink)),
+            None => {
+                return Err(Status::unimplemented("this node is of another version and has no such door"));
+            }
+        };
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn ask(&self, request: Request<pb::TaskAsk>) -> Result<Response<pb::TaskAnswer>, Status> {
+        let ask = request.into_inner();
+        let id = container(&ask.task)?;
+        let what = ask.what();
+        let mut answer = pb::TaskAnswer { task_id: ask.task, ..Default::default() };
+        let refused = |error: crate::executor::Error| Status::failed_precondition(error.to_string());
+        match what {
+            What::Unspecified => return Err(Status::invalid_argument("nothing was asked")),
+            What::Pause => self.executor.pause(&id).await.map_err(refused)?,
+            What::Unpause => self.executor.unpause(&id).await.map_err(refused)?,
+            What::Top => {
+                let processes = self.executor.processes(&id).await.map_err(refused)?;
+                answer.processes = processes.into_iter().map(process).collect();
+            }
+            What::Stats => answer.usage = Some(usage(&self.executor, &id).await.map_err(refused)?),
+        }
+        Ok(Response::new(answer))
+    }
+}
+
+/// Ends a moment after `until_ms`, or never if that is 0: what was said by then may still be on its way.
+async fn past(until_ms: u64) {
+    const MOMENT: Duration = Duration::from_millis(200);
+    if until_ms == 0 {
+        return std::future::pending().await;
+    }
+    let until = UNIX_EPOCH + Duration::from_millis(until_ms);
+    let left = until.duration_since(SystemTime::now()).unwrap_or_default();
+    tokio::time::sleep(left + MOMENT).await;
+}
+
+fn process(process: crate::executor::Process) -> pb::TaskProcess {
+    pb::TaskProcess {
+        uid: process.uid,
+        pid: process.pid.unsigned_abs(),
+        ppid: process.ppid.unsigned_abs(),
+        started_at_ms: process.started_unix_ms,
+        cpu_ns: process.cpu_ns,
+        tty: process.tty,
+        command: process.command,
+    }
+}
+
+async fn usage(executor: &Executor, id: &str) -> Result<pb::TaskUsage, crate::executor::Error> {
+    let traffic = executor.traffic(id).await?;
+    let usage = executor.stats(id).await?;
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Ok(pb::TaskUsage {
+        at_ns: now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64,
+        cpu_ns: usage.cpu_ns,
+        throttled_periods: usage.throttled_periods,
+        memory_bytes: usage.memory_bytes,
+        memory_limit_bytes: usage.memory_limit_bytes.unwrap_or_else(crate::machine::memory_bytes),
+        pids: usage.pids,
+        oom_kills: usage.oom_kills,
+        received_bytes: traffic.received_bytes,
+        sent_bytes: traffic.sent_bytes,
+        read_bytes: usage.read_bytes,
+        written_bytes: usage.written_bytes,
+        pressure: usage.pressure.map(|pressure| pb::Pressure {
+            cpu: pressure.cpu,
+            memory: pressure.memory,
+            io: pressure.io,
+        }),
+    })
 }

@@ -2,6 +2,7 @@
 //! tells the overlay its table, and reports.
 
 mod doors;
+mod enter;
 mod session;
 mod table;
 mod template;

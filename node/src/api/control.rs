@@ -26,7 +26,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-/// The service `Control`.
+/// The services `Control` and `Tasks`.
+#[derive(Clone)]
 pub struct Control {
     manager: Arc<dyn Fn() -> Option<Arc<Manager>> + Send + Sync>,
     dialer: Arc<dyn Fn() -> Option<Arc<Dialer>> + Send + Sync>,
@@ -67,8 +68,12 @@ impl Control {
         Ok(manager.cluster().clone())
     }
 
-    async fn fresh(&self) -> Result<Arc<State>, Status> {
+    pub(super) async fn fresh(&self) -> Result<Arc<State>, Status> {
         self.cluster()?.fresh().await
+    }
+
+    pub(super) fn dialer(&self) -> Result<Arc<Dialer>, Status> {
+        (self.dialer)().ok_or_else(|| Status::unavailable("this node is leaving the cluster"))
     }
 
     /// Resolves the images of a spec to digests, so that all tasks run the same whatever becomes of a tag. What
@@ -120,7 +125,7 @@ impl Control {
     }
 }
 
-fn refused(error: Refused) -> Status {
+pub(super) fn refused(error: Refused) -> Status {
     refused_status(&error)
 }
 
@@ -505,8 +510,7 @@ impl pb::control_server::Control for Control {
             }
             Err(error) => return Err(refused(error)),
         };
-        let dialer =
-            (self.dialer)().ok_or_else(|| Status::unavailable("this node is leaving the cluster"))?;
+        let dialer = self.dialer()?;
         let view = self.cluster()?.view().clone();
         let (sender, receiver) = mpsc::channel(256);
         tokio::spawn(logs::collect(view, whose, request, dialer, sender));

@@ -63,6 +63,7 @@ pub async fn collect(
         follow: request.follow,
         tail,
         since_ms: request.since_ms,
+        until_ms: request.until_ms,
     };
     if request.follow {
         follow(view, whose, |task, new| ask(task, if new { -1 } else { request.tail }), dialer, sink).await;

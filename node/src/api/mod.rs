@@ -9,6 +9,7 @@ pub mod local;
 mod logs;
 mod quorum;
 mod status;
+mod tasks;
 pub mod volumes;
 mod watch;
 

@@ -6,6 +6,7 @@ use hyper_util::rt::TokioIo;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::control_client::ControlClient;
 use rswarm_proto::v1::local_client::LocalClient;
+use rswarm_proto::v1::tasks_client::TasksClient;
 use std::io::ErrorKind;
 use std::path::Path;
 use tokio::net::UnixStream;
@@ -24,6 +25,8 @@ pub struct Client {
     pub control: ControlClient<Channel>,
     /// This machine's own affairs.
     pub local: LocalClient<Channel>,
+    /// What goes on in running tasks.
+    pub tasks: TasksClient<Channel>,
 }
 
 /// Connects to the daemon at `socket`.
@@ -41,7 +44,8 @@ pub async fn connect(socket: &Path) -> Result<Client> {
     let channel = Endpoint::from_static("http://rswarm.local").connect_with_connector_lazy(connector);
     Ok(Client {
         control: ControlClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
-        local: LocalClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX),
+        local: LocalClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+        tasks: TasksClient::new(channel),
     })
 }
 

@@ -60,6 +60,11 @@ impl fmt::Display for Failure {
     }
 }
 
+/// A program elsewhere has ended with this code, and has said itself what there was to say.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("exit code {0}")]
+pub struct Ended(pub u8);
+
 /// An error as it is printed: the whole chain on one line, then the cure.
 pub fn report(error: &anyhow::Error) -> String {
     let mut text = format!("Error: {}\n", crate::api::words(error));
@@ -72,6 +77,9 @@ pub fn report(error: &anyhow::Error) -> String {
 
 /// The exit code of an error.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(Ended(code)) = error.downcast_ref() {
+        return *code;
+    }
     let exit = error
         .chain()
         .find_map(|cause| cause.downcast_ref::<Failure>())

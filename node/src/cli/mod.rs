@@ -5,6 +5,7 @@ pub mod bench;
 pub mod client;
 pub mod completion;
 pub mod context;
+pub mod drill;
 pub mod failure;
 pub mod image;
 pub mod init;
@@ -22,6 +23,7 @@ pub mod service;
 pub mod sim;
 pub mod start;
 pub mod status;
+pub mod task;
 pub mod update;
 pub mod version;
 pub mod view;
@@ -58,6 +60,7 @@ pub enum Words {
     Lab(lab::Command),
     Bench(bench::Command),
     Sim(sim::Command),
+    Drill(drill::Command),
     #[command(hide = true)]
     BenchMember(crate::bench::raft::member::MemberArgs),
     Daemon(Flags),
@@ -86,6 +89,13 @@ pub enum Command {
     Network(network::NetworkCommand),
     #[command(subcommand)]
     Image(image::ImageCommand),
+    Exec(task::exec::Exec),
+    Logs(service::logs::Logs),
+    Top(task::top::Top),
+    Stats(task::stats::Stats),
+    Pause(task::pause::Pause),
+    Unpause(task::pause::Unpause),
+    PortForward(task::port_forward::PortForward),
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
     Login(login::Login),
@@ -112,6 +122,13 @@ impl Command {
             Self::Service(command) => command.run(cx).await,
             Self::Network(command) => command.run(cx).await,
             Self::Image(command) => command.run(cx).await,
+            Self::Exec(command) => command.run(cx).await,
+            Self::Logs(command) => command.run(cx).await,
+            Self::Top(command) => command.run(cx).await,
+            Self::Stats(command) => command.run(cx).await,
+            Self::Pause(command) => command.run(cx).await,
+            Self::Unpause(command) => command.run(cx).await,
+            Self::PortForward(command) => command.run(cx).await,
             Self::Volume(command) => command.run(cx).await,
             Self::Login(command) => command.run(cx).await,
             Self::Logout(command) => command.run(cx).await,
@@ -137,6 +154,7 @@ pub fn main() -> ExitCode {
     let command = match cli.command {
         Words::Talk(command) => command,
         Words::Lab(lab) => return concluded(lab.run(&mut std::io::stdout().lock())),
+        Words::Drill(drill) => return concluded(drill.run(&mut std::io::stdout().lock())),
         Words::Sim(sim) => return concluded(sim.run(&mut std::io::stdout().lock())),
         Words::Bench(bench) => return concluded(bench.run(&mut std::io::stdout().lock())),
         Words::BenchMember(member) => return member.run(),
@@ -196,6 +214,9 @@ pub fn conclude(done: Result<()>, cx: &mut Context) -> u8 {
     let Err(error) = done.and_then(|()| Ok(cx.out.flush()?)) else { return 0 };
     if is_broken_pipe(&error) {
         return 0;
+    }
+    if error.is::<failure::Ended>() {
+        return failure::exit_code(&error);
     }
     let text = failure::report(&error);
     // Nothing is left to tell it to if standard error is gone.

@@ -51,6 +51,8 @@ pub struct LogQuery {
     pub tail: Option<usize>,
     /// Nothing before this timestamp, as in [`LogEntry::timestamp`].
     pub since: Option<String>,
+    /// Nothing after this timestamp.
+    pub until: Option<String>,
     /// Standard output is wanted.
     pub stdout: bool,
     /// Standard error is wanted.
@@ -59,7 +61,7 @@ pub struct LogQuery {
 
 impl Default for LogQuery {
     fn default() -> Self {
-        Self { follow: false, tail: None, since: None, stdout: true, stderr: true }
+        Self { follow: false, tail: None, since: None, until: None, stdout: true, stderr: true }
     }
 }
 
@@ -69,7 +71,9 @@ impl LogQuery {
             LogStream::Stdout => self.stdout,
             LogStream::Stderr => self.stderr,
         };
-        stream && self.since.as_ref().is_none_or(|since| entry.timestamp >= *since)
+        let early = self.since.as_ref().is_some_and(|since| entry.timestamp < *since);
+        let late = self.until.as_ref().is_some_and(|until| entry.timestamp > *until);
+        stream && !early && !late
     }
 }
 

@@ -7,7 +7,9 @@
 pub mod bundle;
 mod dial;
 mod entry;
+mod exec;
 mod logs;
+mod look;
 mod probe;
 mod request;
 mod seccomp;
@@ -16,18 +18,19 @@ mod shim;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use entry::{Entry, Meta, PARTIAL, clear_away, containers, partial, remove_directory, unix_ns};
+pub use exec::{ExecExit, Execution};
 pub use logs::{LogEntry, LogQuery, LogStream, Logs};
+pub use look::{Process, Traffic};
 pub use probe::{Probe, ProbeOutcome};
 pub use request::{ContainerRequest, Dns, Limits, LogOptions, Mount, Privileges};
-pub use rswarm_shim::cgroup::Usage;
 use rswarm_shim::cgroup::{Cgroup, Lack, Layout};
-pub use rswarm_shim::protocol::{Exec, Exit, Running};
+pub use rswarm_shim::cgroup::{Pressure, Usage};
+pub use rswarm_shim::protocol::{Exec, Exit, Running, WindowSize};
 use rswarm_shim::protocol::{Ready, Reply, Request};
 use shim::{Client, Program};
 use tokio::sync::broadcast;
@@ -169,15 +172,6 @@ impl Events {
             Err(broadcast::error::RecvError::Closed) => None,
         }
     }
-}
-
-/// How another program in a container ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExecExit {
-    /// As for a container.
-    pub code: i32,
-    /// It was killed because its time was up.
-    pub timed_out: bool,
 }
 
 /// The containers of this machine. Cheap to clone; all clones are one.
@@ -324,21 +318,14 @@ impl Executor {
         self.running(id)?.ask(&Request::Update(limits)).await.map(drop)
     }
 
-    /// Runs another program in a running container, with these as its standard input, output and error, and waits
-    /// for its end. Dropping the future leaves the program running.
-    pub async fn exec(&self, id: &str, exec: Exec, stdio: [OwnedFd; 3]) -> Result<ExecExit> {
-        let entry = self.running(id)?;
-        let failed = |error: io::Error| Error::Shim { id: id.into(), message: error.to_string() };
-        let mut client = Client::connect(&entry.run_directory).await.map_err(failed)?;
-        client.send_with(&Request::Exec(exec), stdio).await.map_err(failed)?;
-        loop {
-            match client.receive().await.map_err(failed)? {
-                Reply::Spawned { .. } => {}
-                Reply::ExecExited { code, timed_out } => return Ok(ExecExit { code, timed_out }),
-                Reply::Failed { code, message } => return Err(Error::Start { code, message }),
-                other => return Err(entry.unexpected(&other)),
-            }
-        }
+    /// Holds every process of a running container still. Succeeds if they are already.
+    pub async fn pause(&self, id: &str) -> Result<()> {
+        self.running(id)?.ask(&Request::Freeze { frozen: true }).await.map(drop)
+    }
+
+    /// Lets a paused container go on.
+    pub async fn unpause(&self, id: &str) -> Result<()> {
+        self.running(id)?.ask(&Request::Freeze { frozen: false }).await.map(drop)
     }
 
     /// What a container has written, and with `follow` what it goes on to write.

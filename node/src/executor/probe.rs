@@ -13,7 +13,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
 
-use super::{ExecExit, Executor, State, dial};
+use super::{ExecExit, Executor, dial};
 
 /// How much is kept of what a probe says, in bytes.
 const OUTPUT_MAX: usize = 4096;
@@ -60,11 +60,11 @@ impl Executor {
         let found = match probe {
             Probe::Exec { args } => self.probe_by_exec(id, args, limit).await,
             Probe::Http { port, path } => {
-                let ask = async { http(&self.running_process(id)?, *port, path).await };
+                let ask = async { http(&self.inside(id)?, *port, path).await };
                 timeout(limit, ask).await.unwrap_or_else(|_| Err(slow(limit)))
             }
             Probe::Tcp { port } => {
-                let ask = async { tcp(&self.running_process(id)?, *port).await };
+                let ask = async { tcp(&self.inside(id)?, *port).await };
                 timeout(limit, ask).await.unwrap_or_else(|_| Err(slow(limit)))
             }
         };
@@ -76,11 +76,8 @@ impl Executor {
         ProbeOutcome { healthy, output }
     }
 
-    fn running_process(&self, id: &str) -> Result<Running, String> {
-        match self.running(id).map_err(|error| error.to_string())?.state() {
-            State::Running(running) => Ok(running),
-            State::Created | State::Exited(_) => Err(super::Error::NotRunning(id.into()).to_string()),
-        }
+    fn inside(&self, id: &str) -> Result<Running, String> {
+        self.process(id).map_err(|error| error.to_string())
     }
 
     async fn probe_by_exec(&self, id: &str, args: &[String], limit: Duration) -> Result<String, String> {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rswarm_shim::protocol::{LINE_MAX, LOCK_FILE, Ready, Reply, Request, SHIM_LOG_FILE, SOCKET_FILE};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FlockOperation, MemfdFlags, SealFlags};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 static PROGRAM: &[u8] = include_bytes!(env!("RSWARM_SHIM"));
@@ -93,7 +93,10 @@ pub(super) fn try_lock(run_directory: &Path) -> io::Result<Option<File>> {
 
 /// A conversation with a shim.
 pub(super) struct Client {
-    stream: BufReader<UnixStream>,
+    stream: UnixStream,
+    /// Heard, but not yet a whole line.
+    heard: Vec<u8>,
+    descriptor: Option<OwnedFd>,
 }
 
 impl Client {
@@ -101,45 +104,83 @@ impl Client {
         // The path may be longer than a socket's address; one that begins with a descriptor is not.
         let directory = File::open(run_directory)?;
         let path = format!("/proc/self/fd/{}/{SOCKET_FILE}", directory.as_raw_fd());
-        Ok(Self { stream: BufReader::new(UnixStream::connect(path).await?) })
+        let stream = UnixStream::connect(path).await?;
+        Ok(Self { stream, heard: Vec::new(), descriptor: None })
     }
 
     pub(super) async fn send(&mut self, request: &Request) -> io::Result<()> {
         let line = encode(request)?;
-        self.stream.get_mut().write_all(&line).await
+        self.stream.write_all(&line).await
     }
 
-    /// Sends a request together with descriptors.
-    pub(super) async fn send_with(&mut self, request: &Request, fds: [OwnedFd; 3]) -> io::Result<()> {
+    /// Sends a request together with descriptors, at most three.
+    pub(super) async fn send_with(&mut self, request: &Request, fds: &[OwnedFd]) -> io::Result<()> {
         use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
         let line = encode(request)?;
-        let borrowed = [fds[0].as_fd(), fds[1].as_fd(), fds[2].as_fd()];
-        let stream = self.stream.get_ref();
+        let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        let stream = &self.stream;
         let sent = stream
             .async_io(tokio::io::Interest::WRITABLE, || {
                 let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
                 let mut control = SendAncillaryBuffer::new(&mut space);
-                control.push(SendAncillaryMessage::ScmRights(&borrowed));
+                if !borrowed.is_empty() {
+                    control.push(SendAncillaryMessage::ScmRights(&borrowed));
+                }
                 let parts = [io::IoSlice::new(&line)];
                 Ok(sendmsg(stream, &parts, &mut control, SendFlags::NOSIGNAL)?)
             })
             .await?;
-        self.stream.get_mut().write_all(&line[sent..]).await
+        self.stream.write_all(&line[sent..]).await
     }
 
+    /// The next line. What has been heard is not lost if the future is dropped.
     pub(super) async fn receive(&mut self) -> io::Result<Reply> {
-        let mut line = Vec::new();
-        (&mut self.stream).take(LINE_MAX as u64).read_until(b'\n', &mut line).await?;
-        if line.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the shim has closed the connection"));
+        loop {
+            if let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.heard.drain(..=end).collect();
+                return serde_json::from_slice(&line).map_err(io::Error::other);
+            }
+            if self.heard.len() > LINE_MAX {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the shim's answer is too long"));
+            }
+            let mut buffer = [0; 4096];
+            let stream = &self.stream;
+            let hear = || receive(stream.as_fd(), &mut buffer);
+            let (count, descriptor) = stream.async_io(tokio::io::Interest::READABLE, hear).await?;
+            if count == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "the shim has closed the connection",
+                ));
+            }
+            self.heard.extend_from_slice(&buffer[..count]);
+            self.descriptor = descriptor.or(self.descriptor.take());
         }
-        serde_json::from_slice(&line).map_err(io::Error::other)
+    }
+
+    /// The descriptor that came along with what was received last, if one did.
+    pub(super) fn take_descriptor(&mut self) -> Option<OwnedFd> {
+        self.descriptor.take()
     }
 
     pub(super) async fn ask(&mut self, request: &Request) -> io::Result<Reply> {
         self.send(request).await?;
         self.receive().await
     }
+}
+
+/// Bytes, and the descriptor that came with them.
+fn receive(stream: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let count = recvmsg(stream, &mut [io::IoSliceMut::new(buffer)], &mut control, flags)?.bytes;
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok((count, descriptor))
 }
 
 fn encode(request: &Request) -> io::Result<Vec<u8>> {

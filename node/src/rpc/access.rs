@@ -40,13 +40,14 @@ enum Allow {
 }
 
 /// Paths that end in `*` cover a whole service.
-const TABLE: [(&str, Allow); 6] = [
+const TABLE: [(&str, Allow); 7] = [
     ("/rswarm.v1.Agent/*", Allow::Manager),
     ("/rswarm.v1.Control/*", Allow::Operator),
     ("/rswarm.v1.Dispatcher/*", Allow::Member),
     ("/rswarm.v1.Join/*", Allow::Anyone),
     ("/rswarm.v1.Local/*", Allow::Local),
     ("/rswarm.v1.Raft/*", Allow::Seated),
+    ("/rswarm.v1.Tasks/*", Allow::Operator),
 ];
 
 fn rule(path: &str) -> Option<Allow> {
@@ -256,6 +257,9 @@ mod tests {
             ("Raft/Append", [false, true, false, false, false]),
             ("Raft/Call", [false, true, false, false, false]),
             ("Raft2/Append", [false; 5]),
+            ("Agent/Enter", [false, true, false, false, false]),
+            ("Tasks/Enter", [true, true, false, false, false]),
+            ("Tasks/Ask", [true, true, false, false, false]),
         ];
         let callers = [Peer::Local, remote(Some(1)), remote(Some(5)), remote(Some(50)), remote(None)];
         for (call, expected) in table {

@@ -18,7 +18,7 @@ const HOP: &str = "rswarm-hop";
 pub const CALLER: &str = "rswarm-caller";
 
 /// Services whose calls are the leader's.
-const LEADERS: [&str; 2] = ["/rswarm.v1.Control/", "/rswarm.v1.Join/"];
+const LEADERS: [&str; 3] = ["/rswarm.v1.Control/", "/rswarm.v1.Join/", "/rswarm.v1.Tasks/"];
 
 /// Where the leader is.
 #[derive(Clone)]

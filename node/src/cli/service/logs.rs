@@ -21,6 +21,12 @@ pub struct Logs {
     /// Begin at this moment: 10m, or 2026-11-20T23:07:07Z
     #[arg(long, value_name = "MOMENT")]
     since: Option<String>,
+    /// End at this moment: 10m, or 2026-11-20T23:07:07Z
+    #[arg(long, value_name = "MOMENT")]
+    until: Option<String>,
+    /// Print the ids of task and node as details
+    #[arg(long)]
+    details: bool,
     /// Print when each line was printed
     #[arg(short, long)]
     timestamps: bool,
@@ -48,12 +54,16 @@ impl Logs {
     /// # Errors
     /// If there is no such service or task, or the manager refuses.
     pub async fn run(self, cx: &mut Context) -> Result<()> {
-        let since = self.since.as_deref().map(|text| parse_moment(text, now_ms())).transpose();
+        let moment = |text: &Option<String>| {
+            let moment = text.as_deref().map(|text| parse_moment(text, now_ms())).transpose();
+            moment.map_err(crate::cli::failure::Failure::usage)
+        };
         let request = pb::LogsRequest {
             of: self.of.clone(),
             follow: self.follow,
             tail: self.tail,
-            since_ms: since.map_err(crate::cli::failure::Failure::usage)?.unwrap_or(0),
+            since_ms: moment(&self.since)?.unwrap_or(0),
+            until_ms: moment(&self.until)?.unwrap_or(0),
             stdout: true,
             stderr: true,
         };
@@ -95,6 +105,10 @@ impl Logs {
             let from = format!("{}{id}@{}", line.task_name, line.node_name);
             *width = from.chars().count().max(*width);
             text.extend(format!("{from:0$}    | ", *width).into_bytes());
+        }
+        if self.details {
+            let (node, task) = (&line.node_name, &line.task_id);
+            text.extend(format!("rswarm.node.name={node},rswarm.task.id={task} ").into_bytes());
         }
         text.extend_from_slice(&line.line);
         text.push(b'\n');
@@ -139,6 +153,11 @@ mod tests {
         "]]
         .assert_eq(&printed(&[]));
         assert_eq!(printed(&["--raw", "-t"]), "2026-11-20T23:07:07.5Z hello\n2026-11-20T23:07:07.5Z world\n");
+        assert_eq!(
+            printed(&["--raw", "--details"]),
+            "rswarm.node.name=n10,rswarm.task.id=0000000000001 hello\n\
+             rswarm.node.name=n1,rswarm.task.id=0000000000001 world\n"
+        );
         assert_eq!(printed(&["--no-task-ids"]), "web.1@n10    | hello\nweb.2@n1     | world\n");
     }
 

@@ -1,0 +1,147 @@
+//! The emulator: KVM where it works, else in software.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Machine, Ran};
+
+/// How a machine tells the end of its command: this, and the exit code.
+pub(super) const ENDED: &str = "rswarm-vm: the command ended with ";
+/// How a machine tells that its first process runs.
+pub(super) const UP: &str = "rswarm-vm: up";
+/// A machine that is not up after so long on KVM will not be: inside some virtual machines, KVM cannot run what
+/// every processor can, and says so or stands still.
+const KVM_PATIENCE: Duration = Duration::from_secs(20);
+const PROGRAM: &str = "qemu-system-x86_64";
+
+/// Why QEMU cannot be used here, if so.
+pub(super) fn missing() -> Option<String> {
+    if !cfg!(target_arch = "x86_64") {
+        return Some("machines under QEMU are made for x86-64 only".into());
+    }
+    find().is_none().then(|| format!("{PROGRAM} is not installed (Debian's package is qemu-system-x86)"))
+}
+
+fn find() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|directory| directory.join(PROGRAM)).find(|program| program.is_file())
+}
+
+pub(super) fn run(
+    machine: &Machine,
+    image: &Path,
+    patience: Duration,
+    show: &mut dyn FnMut(&str),
+) -> Result<Ran> {
+    if let Some(why) = missing() {
+        bail!("{why}");
+    }
+    let deadline = Instant::now() + patience;
+    let has_kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    for accelerated in [true, false] {
+        if accelerated && !has_kvm {
+            continue;
+        }
+        let mut console = String::new();
+        match boot(machine, image, accelerated, deadline, &mut console, show)? {
+            Some(code) => return Ok(Ran { code, console, accelerated }),
+            None if accelerated && !console.contains(UP) => {
+                show("KVM does not work here: the processor is emulated");
+            }
+            None if Instant::now() >= deadline => {
+                bail!(
+                    "the machine has not come to an end within {patience:?}; its console:\n{}",
+                    tail(&console)
+                );
+            }
+            None => bail!("the machine stopped before its command ended; its console:\n{}", tail(&console)),
+        }
+    }
+    bail!("the machine could not be run")
+}
+
+/// Whether and how the command came to its end.
+fn boot(
+    machine: &Machine,
+    image: &Path,
+    accelerated: bool,
+    deadline: Instant,
+    console: &mut String,
+    show: &mut dyn FnMut(&str),
+) -> Result<Option<i32>> {
+    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    let child = Command::new(PROGRAM)
+        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"])
+        .args(if accelerated { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg", "-cpu", "max"] })
+        .args(["-m", &machine.memory_mib.to_string(), "-smp", &machine.cpus.to_string()])
+        .args(["-append", "console=ttyS0 panic=-1 quiet"])
+        .arg("-kernel")
+        .arg(&machine.kernel.image)
+        .arg("-initrd")
+        .arg(image)
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone().context("cannot share a pipe")?)
+        .stderr(writer)
+        .spawn()
+        .with_context(|| format!("cannot run {PROGRAM}"))?;
+    let child = Running(child);
+    let kvm_deadline = deadline.min(Instant::now() + KVM_PATIENCE);
+    let (lines, heard) = mpsc::channel();
+    let listening = std::thread::spawn(move || listen(BufReader::new(reader), &lines));
+    let mut code = None;
+    loop {
+        let until = if accelerated && !console.contains(UP) { kvm_deadline } else { deadline };
+        match heard.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                show(&line);
+                code = code.or_else(|| line.strip_prefix(ENDED)?.trim().parse().ok());
+                console.push_str(&line);
+                console.push('\n');
+            }
+            Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => break,
+        }
+    }
+    drop(child);
+    // The emulator is gone, and with it the other end of the pipe.
+    let _ = listening.join();
+    Ok(code)
+}
+
+/// Bytes of a line beyond this are another line: a machine gone mad fills no memory of ours.
+const LINE_BYTES_MAX: u64 = 64 << 10;
+
+fn listen(mut console: impl BufRead, lines: &mpsc::Sender<String>) {
+    loop {
+        let mut line = Vec::new();
+        match std::io::Read::take(&mut console, LINE_BYTES_MAX).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        if lines.send(text).is_err() {
+            return;
+        }
+    }
+}
+
+/// An emulator that ends with its owner.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn tail(console: &str) -> String {
+    const LINES: usize = 30;
+    let lines: Vec<&str> = console.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
+}

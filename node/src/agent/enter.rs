@@ -1,0 +1,294 @@
+//! The inside of a door: another program in a task's container with its streams, or a connection to one of its ports.
+
+use crate::executor::{Error, Exec, Execution, Executor, WindowSize};
+use rswarm_proto::v1 as pb;
+use rswarm_proto::v1::enter_input::What as Input;
+use rswarm_proto::v1::enter_output::What as Output;
+use rustix::termios::Winsize;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tonic::{Status, Streaming};
+
+/// How much is read at once, in bytes.
+const CHUNK: usize = 32 * 1024;
+/// How long output may still come once the program has ended: what it has started may hold its streams for ever.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// Where what comes out goes.
+pub type Sink = mpsc::Sender<Result<pb::EnterOutput, Status>>;
+
+async fn say(sink: &Sink, what: Output) -> bool {
+    sink.send(Ok(pb::EnterOutput { what: Some(what) })).await.is_ok()
+}
+
+/// Runs a program, until it has ended or nobody listens any more. What it does not hear the end of is left running,
+/// as in Docker, unless it had a terminal: that hangs up.
+pub async fn exec(
+    executor: Arc<Executor>,
+    id: String,
+    door: pb::ExecDoor,
+    input: Streaming<pb::EnterInput>,
+    sink: Sink,
+) {
+    let detach = door.detach;
+    let (execution, streams) = match begin(&executor, &id, door).await {
+        Ok(begun) => begun,
+        Err(Error::Start { code, message }) => {
+            say(&sink, Output::Failed(pb::EnterFailed { code, words: message })).await;
+            return;
+        }
+        Err(error) => {
+            let _ = sink.send(Err(Status::failed_precondition(error.to_string()))).await;
+            return;
+        }
+    };
+    if !say(&sink, Output::Opened(true)).await || detach {
+        return;
+    }
+    relay(executor, id, execution, streams, input, &sink).await;
+}
+
+/// Which of its streams something was written to.
+type Kind = fn(bytes::Bytes) -> Output;
+
+/// Our ends of a program's standard streams.
+struct Streams {
+    stdin: Option<pipe::Sender>,
+    outputs: Vec<(pipe::Receiver, Kind)>,
+    terminal: Option<Arc<Terminal>>,
+}
+
+async fn begin(executor: &Executor, id: &str, door: pb::ExecDoor) -> Result<(Execution, Streams), Error> {
+    let failed = |source| Error::Io { what: "cannot make the program's streams".into(), source };
+    let side = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
+    let tty = door.tty.map(|size| WindowSize { rows: side(size.rows), columns: side(size.columns) });
+    let given = |text: String| Some(text).filter(|text| !text.is_empty());
+    let mut env = door.env;
+    if tty.is_some() && !env.iter().any(|entry| entry.starts_with("TERM=")) {
+        env.push("TERM=xterm".into());
+    }
+    let (user, workdir) = (given(door.user), given(door.workdir));
+    let exec = Exec { args: door.args, env, user, workdir, tty, ..Exec::default() };
+    let mut streams = Streams { stdin: None, outputs: Vec::new(), terminal: None };
+    let stdio = match tty.is_some() || door.detach {
+        true => Vec::new(),
+        false => pipes(door.stdin, &mut streams).map_err(failed)?,
+    };
+    let mut execution = executor.begin(id, exec, stdio).await?;
+    if let Some(master) = execution.take_terminal() {
+        streams.terminal = Some(Arc::new(Terminal::new(master).map_err(failed)?));
+    }
+    Ok((execution, streams))
+}
+
+/// The program's ends of three pipes, or two and nothing to read.
+fn pipes(stdin: bool, streams: &mut Streams) -> io::Result<Vec<OwnedFd>> {
+    let mut stdio: Vec<OwnedFd> = Vec::new();
+    if stdin {
+        let (reader, writer) = io::pipe()?;
+        streams.stdin = Some(pipe::Sender::from_owned_fd(writer.into())?);
+        stdio.push(reader.into());
+    } else {
+        stdio.push(File::open("/dev/null")?.into());
+    }
+    let kinds: [Kind; 2] = [Output::Stdout, Output::Stderr];
+    for kind in kinds {
+        let (reader, writer) = io::pipe()?;
+        streams.outputs.push((pipe::Receiver::from_owned_fd(reader.into())?, kind));
+        stdio.push(writer.into());
+    }
+    Ok(stdio)
+}
+
+async fn relay(
+    executor: Arc<Executor>,
+    id: String,
+    mut execution: Execution,
+    streams: Streams,
+    input: Streaming<pb::EnterInput>,
+    sink: &Sink,
+) {
+    // All of these end with this function.
+    let (mut readers, mut feeding) = (JoinSet::new(), JoinSet::new());
+    for (mut output, kind) in streams.outputs {
+        let sink = sink.clone();
+        readers.spawn(async move {
+            let mut buffer = vec![0; CHUNK];
+            while let Ok(count @ 1..) = output.read(&mut buffer).await {
+                if !say(&sink, kind(bytes::Bytes::copy_from_slice(&buffer[..count]))).await {
+                    return;
+                }
+            }
+        });
+    }
+    if let Some(terminal) = streams.terminal.clone() {
+        let sink = sink.clone();
+        readers.spawn(async move {
+            let mut buffer = vec![0; CHUNK];
+            // Once nobody holds its other end, reading is an error.
+            while let Ok(count @ 1..) = terminal.read(&mut buffer).await {
+                if !say(&sink, Output::Stdout(bytes::Bytes::copy_from_slice(&buffer[..count]))).await {
+                    return;
+                }
+            }
+        });
+    }
+    let pid = execution.pid();
+    feeding.spawn(feed(executor, id, pid, streams.stdin, streams.terminal, input));
+    let ended = tokio::select! {
+        ended = execution.wait() => ended,
+        () = sink.closed() => return,
+    };
+    let drained = async { while readers.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(DRAIN, drained).await;
+    match ended {
+        Ok(exit) => {
+            say(sink, Output::ExitCode(exit.code)).await;
+        }
+        Err(error) => {
+            let _ = sink.send(Err(Status::unavailable(error.to_string()))).await;
+        }
+    }
+}
+
+/// Passes on to a program what comes for it.
+async fn feed(
+    executor: Arc<Executor>,
+    id: String,
+    pid: i32,
+    mut stdin: Option<pipe::Sender>,
+    terminal: Option<Arc<Terminal>>,
+    mut input: Streaming<pb::EnterInput>,
+) {
+    while let Ok(Some(message)) = input.message().await {
+        match message.what {
+            Some(Input::Data(bytes)) => {
+                if let Some(terminal) = &terminal {
+                    let _ = terminal.write_all(&bytes).await;
+                } else if let Some(pipe) = &mut stdin
+                    && pipe.write_all(&bytes).await.is_err()
+                {
+                    // It reads no more; what it writes is still to be heard.
+                    stdin = None;
+                }
+            }
+            Some(Input::End(_)) => {
+                stdin = None;
+                if let Some(terminal) = &terminal {
+                    // As if the end had been typed.
+                    let _ = terminal.write_all(b"\x04").await;
+                }
+            }
+            Some(Input::Resize(size)) => {
+                if let Some(terminal) = &terminal {
+                    terminal.resize(&size);
+                }
+            }
+            Some(Input::Signal(signal)) => {
+                if let Err(error) = executor.signal(&id, pid, signal).await {
+                    tracing::debug!(%error, "a signal did not arrive");
+                }
+            }
+            Some(Input::Open(_)) | None => {}
+        }
+    }
+}
+
+/// Our end of a terminal.
+struct Terminal(AsyncFd<OwnedFd>);
+
+impl Terminal {
+    fn new(master: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&master, true)?;
+        // SAFETY: it is open for as long as this owns it, and nothing here replaces it.
+        Ok(Self(unsafe { AsyncFd::register(master) }?))
+    }
+
+    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?)).await
+    }
+
+    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let count = self.0.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
+            bytes = &bytes[count..];
+        }
+        Ok(())
+    }
+
+    fn resize(&self, size: &pb::WindowSize) {
+        let side = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
+        let (ws_row, ws_col) = (side(size.rows), side(size.columns));
+        let size = Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
+        // A terminal that has hung up has no size.
+        let _ = rustix::termios::tcsetwinsize(self.0.get_ref().as_fd(), size);
+    }
+}
+
+/// Passes bytes between a port of the container and the caller, each way until its end.
+pub async fn forward(
+    executor: Arc<Executor>,
+    id: String,
+    door: pb::ForwardDoor,
+    mut input: Streaming<pb::EnterInput>,
+    sink: Sink,
+) {
+    let Some(port) = u16::try_from(door.port).ok().filter(|port| *port > 0) else {
+        let _ = sink.send(Err(Status::invalid_argument(format!("there is no port {}", door.port)))).await;
+        return;
+    };
+    let stream = match executor.connect(&id, port).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            let words = format!("cannot connect to port {port} of the task: {}", root(&error));
+            say(&sink, Output::Failed(pb::EnterFailed { code: 1, words })).await;
+            return;
+        }
+    };
+    if !say(&sink, Output::Opened(true)).await {
+        return;
+    }
+    let (mut reader, mut writer) = stream.into_split();
+    let inward = async {
+        while let Ok(Some(message)) = input.message().await {
+            match message.what {
+                Some(Input::Data(bytes)) if writer.write_all(&bytes).await.is_ok() => {}
+                Some(Input::End(_)) => break,
+                _ => return Err(()),
+            }
+        }
+        let _ = writer.shutdown().await;
+        Ok(())
+    };
+    let outward = async {
+        let mut buffer = vec![0; CHUNK];
+        while let Ok(count @ 1..) = reader.read(&mut buffer).await {
+            if !say(&sink, Output::Stdout(bytes::Bytes::copy_from_slice(&buffer[..count]))).await {
+                return Err(());
+            }
+        }
+        if say(&sink, Output::End(true)).await { Ok(()) } else { Err(()) }
+    };
+    tokio::select! {
+        // Whichever fails ends both.
+        _ = async { tokio::try_join!(inward, outward) } => {}
+        () = sink.closed() => {}
+    }
+}
+
+/// The innermost reason.
+fn root(error: &Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
