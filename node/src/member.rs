@@ -348,6 +348,9 @@ impl Roles for Member {
     }
 }
 
+/// For a manager whose log is lost where nobody is left to have it from.
+pub const GIVE_UP: &str = "`rswarm leave --force` gives the membership up";
+
 /// A follower that has not heard its leader for so long no longer believes in it.
 const FAITH: Duration = Duration::from_millis(1500);
 /// One that has not heard it for so long, three heartbeats, passes nothing on to it until it is heard again or
@@ -374,8 +377,9 @@ impl FindLeader for Member {
                 return Err(Status::failed_precondition(denial.to_string()));
             }
             if let Some(lost) = self.lost() {
-                return Err(Status::unavailable(format!(
-                    "this manager cannot take part at the moment: {lost}; ask another (see `rswarm status`)"
+                return Err(Status::failed_precondition(format!(
+                    "this manager has lost its log ({lost}) and waits for the others to make it whole: ask one of \
+                     them; if there is none, its state is lost, and {GIVE_UP}"
                 )));
             }
             let Some(manager) = self.manager() else {

@@ -3,7 +3,7 @@
 use super::quorum::{self, Voter};
 use crate::daemon::{Daemon, Membership};
 use crate::manager::{self, Manager};
-use crate::member::{Member, believed};
+use crate::member::{GIVE_UP, Member, believed};
 use rswarm_control::model::{NodeStatus, Observed, Role};
 use rswarm_control::state::State;
 use rswarm_proto::v1 as pb;
@@ -59,6 +59,10 @@ pub(super) fn status(daemon: &Daemon) -> pb::StatusResponse {
         answer.problems.push(format!(
             "this manager has lost what it knew ({lost}) and does not vote; it is made whole by the others as soon \
              as they have a leader"
+        ));
+        answer.cures.push(format!(
+            "if other managers are there, nothing but bringing more than half of them online; only if there are none, \
+             the state is lost, and {GIVE_UP}"
         ));
     }
     match member.manager() {
