@@ -411,6 +411,3 @@ pub(crate) fn unblock(draft: &mut Draft) {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
