@@ -576,7 +576,7 @@ fn a_service_that_cannot_be_is_refused() {
     let before = listed();
 
     for (words, said) in [
-        (&["--mount", "type=volume,dst=/x"][..], &["type=volume", "bind and tmpfs"][..]),
+        (&["--mount", "type=volume,dst=/x"][..], &["type=volume", "source= is missing"][..]),
         (&["--mount", "type=bind,src=/x"], &["target= is missing"]),
         (&["--mount", "type=bind,src=rel,dst=/x"], &["`rel`", "absolute"]),
         (&["--mount", "bogus"], &["`bogus`", "mount"]),

@@ -112,13 +112,23 @@ fn build() -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Whether the program is younger than all sources it was built from.
+/// Whether the program is younger than everything it is built from.
 fn is_fresh(program: &Path) -> bool {
     let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
-    let (Ok(built), Ok(sources)) = (changed(program), fs::read_to_string(program.with_extension("d"))) else {
-        return false;
-    };
-    sources.split_whitespace().skip(1).all(|source| changed(Path::new(source)).is_ok_and(|at| at <= built))
+    let Ok(built) = changed(program) else { return false };
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let crates = ["control", "proto", "raft", "netoverlay", "node", "chaos-tests"];
+    let mut rest: Vec<PathBuf> = crates.iter().map(|name| workspace.join(name)).collect();
+    rest.extend([workspace.join("Cargo.toml"), workspace.join("Cargo.lock")]);
+    while let Some(path) = rest.pop() {
+        if path.is_dir() {
+            let entries = fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path());
+            rest.extend(entries.filter(|path| !path.ends_with("tests")));
+        } else if changed(&path).is_ok_and(|at| at > built) {
+            return false;
+        }
+    }
+    true
 }
 
 /// A lab with a cluster on it.

@@ -25,6 +25,8 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 /// How long `init` waits for its own first term, and `join` for its first session.
 pub(super) const READY: Duration = Duration::from_secs(20);
+/// How long a manager may take to learn what the others know.
+const CATCH_UP: Duration = Duration::from_secs(3);
 
 /// The service `Local`.
 pub struct Local {
@@ -235,8 +237,11 @@ impl Local {
             Membership::Active(member) => {
                 let wanted = member.refused().is_none();
                 if wanted {
-                    if let Some(manager) = member.manager() {
-                        ensure!(force, "{}", leaving_manager(&manager, &member));
+                    if let Some(manager) = member.manager().filter(|_| !force) {
+                        // One that was just promoted may not have heard of itself yet; without a quorum, what it
+                        // knows must do.
+                        let _ = tokio::time::timeout(CATCH_UP, manager.cluster().log().read_index()).await;
+                        bail!("{}", leaving_manager(&manager, &member));
                     }
                     if let Err(error) = goodbye(&member, force).await {
                         ensure!(
