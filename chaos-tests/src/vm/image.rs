@@ -23,8 +23,8 @@ pub(super) fn write(machine: &Machine, path: &Path) -> Result<()> {
     let mut out = BufWriter::new(file);
     for name in DIRECTORIES {
         out = Builder::new(name)
-            .set_mode_file_type(ModeFileType::Directory)
             .mode(0o755)
+            .set_mode_file_type(ModeFileType::Directory)
             .write(out, 0)
             .finish()?;
     }
@@ -51,7 +51,7 @@ fn copy<W: Write>(out: W, name: &str, path: &Path) -> Result<W> {
         Ok((file, size))
     };
     let (mut file, size) = open().with_context(|| format!("cannot read {}", path.display()))?;
-    let mut entry = Builder::new(name).set_mode_file_type(ModeFileType::Regular).mode(0o755).write(out, size);
+    let mut entry = Builder::new(name).mode(0o755).set_mode_file_type(ModeFileType::Regular).write(out, size);
     io::copy(&mut file, &mut entry).with_context(|| format!("cannot copy {}", path.display()))?;
     Ok(entry.finish()?)
 }
@@ -59,7 +59,7 @@ fn copy<W: Write>(out: W, name: &str, path: &Path) -> Result<W> {
 fn bytes<W: Write>(out: W, name: &str, content: &[u8]) -> Result<W> {
     let name = name.trim_start_matches('/');
     let size = content.len().try_into().context("too long a list")?;
-    let mut entry = Builder::new(name).set_mode_file_type(ModeFileType::Regular).mode(0o644).write(out, size);
+    let mut entry = Builder::new(name).mode(0o644).set_mode_file_type(ModeFileType::Regular).write(out, size);
     entry.write_all(content)?;
     Ok(entry.finish()?)
 }
