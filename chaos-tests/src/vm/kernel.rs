@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 /// The modules that a node with containers and an overlay needs, where they are not built in.
-pub const NEEDED: [&str; 14] = [
+pub const NEEDED: [&str; 15] = [
     "overlay",
     "veth",
     "tun",
@@ -20,6 +20,7 @@ pub const NEEDED: [&str; 14] = [
     "nft_numgen",
     "nft_hash",
     "nft_redir",
+    "nft_socket",
     "nft_reject_ipv4",
     "nf_conntrack_netlink",
 ];
