@@ -265,10 +265,12 @@ fn a_lab_that_lost_its_switch_starts_again() -> Result<()> {
         let mut line = line.split(|byte| *byte == 0).skip(1);
         line.next().is_some_and(|word| words.contains(&word)) && line.next() == Some(&directory)
     };
-    for pid in pids().filter(mine) {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
+    let running: Vec<i32> = pids().filter(mine).collect();
+    for pid in &running {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL)?;
     }
-    eventually("nothing runs", || Ok(!pids().filter(mine).any(alive)))?;
+    // By number: a process that is ending has no command line for a while before it has ended.
+    eventually("nothing runs", || Ok(!running.iter().copied().any(alive)))?;
     ensure!(!lab.status()?.switch && lab.status()?.nodes.iter().all(|node| node.power == Power::Off));
     ensure!(format!("{:#}", lab.heal().unwrap_err()).contains("switch"));
 
