@@ -18,6 +18,7 @@ pub const FOUNDER: &str = "m1";
 pub struct World {
     pub state: State,
     pub heard: Heard,
+    crank: Crank,
     pub now: Timestamp,
     pub machines: BTreeMap<NodeId, Machine>,
     pub log: Vec<(u64, Proposal)>,
@@ -45,6 +46,7 @@ impl World {
         let mut world = Self {
             state: State::default(),
             heard: Heard::new(now),
+            crank: Crank::default(),
             now,
             machines: BTreeMap::new(),
             log: Vec::new(),
@@ -273,7 +275,9 @@ impl World {
     }
 
     fn turn(&mut self) {
-        let plan = tick(&self.state, &self.heard, self.now);
+        let plan = self.crank.turn(&self.state, &self.heard, self.now);
+        let afresh = tick(&self.state, &self.heard, self.now);
+        assert_eq!(plan, afresh, "a leader's memory makes no difference");
         self.due = plan.wake_at.unwrap_or(Timestamp(u64::MAX));
         assert!(self.due > self.now, "what is due now is done now");
         if plan.changes.is_empty() {
