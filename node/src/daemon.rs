@@ -154,6 +154,9 @@ impl FindLeader for Daemon {
 /// Runs a node until it is told to stop.
 pub async fn run(config: Config) -> Result<()> {
     let _locks = lock(&config)?;
+    if let Err(error) = crate::machine::raise_file_limit() {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
     let config = Arc::new(config);
     let stop = CancellationToken::new();
     let arrivals = listen::unix(&config.socket, stop.clone()).await?;

@@ -30,6 +30,17 @@ fn cpus() -> u64 {
     std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64)
 }
 
+/// Lets this process have as many files open as it may: a leader holds a connection to every node. Containers have a
+/// limit of their own.
+///
+/// # Errors
+/// If the system refuses.
+pub fn raise_file_limit() -> std::io::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
+}
+
 /// All the memory it has, in bytes.
 pub fn memory_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();

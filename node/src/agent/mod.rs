@@ -3,7 +3,7 @@
 
 mod doors;
 mod enter;
-mod session;
+pub(crate) mod session;
 mod table;
 mod template;
 mod work;

@@ -334,7 +334,7 @@ async fn found(manager: &Manager, changes: Vec<Change>) -> Result<()> {
 }
 
 /// Asks one manager after the other. What a manager refuses is final; one that cannot be reached is not.
-async fn ask_to_join(
+pub(crate) async fn ask_to_join(
     addrs: &[String],
     token: &JoinToken,
     ask: pb::IssueCertificateRequest,

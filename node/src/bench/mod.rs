@@ -1,6 +1,7 @@
 //! Benchmarks that anyone can run with the one binary: a lab of real nodes is made, broken, timed and removed. Out
 //! come figures under names that stay from release to release.
 
+mod cluster;
 mod failover;
 mod figure;
 mod idle;
@@ -16,6 +17,7 @@ pub mod stamp;
 mod start;
 
 use anyhow::{Context, Result};
+pub use cluster::Size;
 pub use figure::{Figure, table};
 use figure::{Of, Samples};
 use rswarm_control::model::{
@@ -42,6 +44,8 @@ pub enum Kind {
     Raft,
     /// What the leader's thinking costs: decisions a second on 5,000 nodes, and a turn with nothing to do
     Schedule,
+    /// A thousand nodes and thirty thousand tasks on three managers; the nodes are real but for their containers
+    Cluster,
     /// The containers' network beside the kernel's VXLAN, and what a lost node costs those who connect
     Overlay,
     /// All of these, in this order
@@ -59,6 +63,8 @@ pub struct Options {
     pub seconds: u64,
     /// What the lab is called.
     pub name: String,
+    /// How large the cluster is that has no containers.
+    pub size: Size,
 }
 
 /// Runs the benchmarks on a lab of their own, which is removed whatever happens. Progress goes to standard error,
@@ -141,6 +147,10 @@ async fn on_a_lab(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc
     }
     if chosen(Kind::Failover) {
         figures.extend(failover::run(&site, trials(20)).await.context("failover")?);
+    }
+    // Last: its nodes stay in the cluster.
+    if chosen(Kind::Cluster) {
+        figures.extend(cluster::run(&site, options.size, trials(3)).await.context("cluster")?);
     }
     Ok(())
 }

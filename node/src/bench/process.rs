@@ -37,6 +37,17 @@ pub fn usage(pid: i32) -> Result<Usage> {
     })
 }
 
+/// The most memory that the process `pid` has held in RAM until now, in bytes.
+///
+/// # Errors
+/// If it has ended.
+pub fn peak_bytes(pid: i32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let kilobytes = field(&status, "VmHWM").with_context(|| format!("process {pid} has no VmHWM"))?;
+    Ok(kilobytes * 1024)
+}
+
 /// Processor time the kernel itself has spent on packets outside of any process, in clock ticks.
 pub fn soft_interrupt_ticks() -> u64 {
     let Ok(processes) = fs::read_dir("/proc") else { return 0 };

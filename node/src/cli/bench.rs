@@ -1,6 +1,6 @@
 //! `rswarm bench all`
 
-use crate::bench::{self, Kind, Options};
+use crate::bench::{self, Kind, Options, Size};
 use anyhow::Result;
 use std::io::Write;
 use std::process::ExitCode;
@@ -11,12 +11,18 @@ pub struct Command {
     /// What to measure
     #[arg(value_enum, default_value = "all")]
     kind: Kind,
-    /// How often each thing is done [default: 20; 10 for node-loss, 5 for raft and schedule]
+    /// How often each thing is done [default: 20; 10 for node-loss, 5 for raft and schedule, 3 for cluster]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     trials: Option<u16>,
     /// How long the cluster idles
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
     seconds: u64,
+    /// How many nodes the large cluster has
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=5_000))]
+    nodes: u32,
+    /// How many tasks are started on it at once
+    #[arg(long, default_value_t = 30_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    tasks: u32,
     /// Print one line of JSON a figure
     #[arg(long)]
     json: bool,
@@ -32,7 +38,8 @@ impl Command {
     /// As [`bench::run`].
     pub fn run(self, out: &mut impl Write) -> Result<ExitCode> {
         let trials = self.trials.map(usize::from);
-        let options = Options { kind: self.kind, trials, seconds: self.seconds, name: self.name };
+        let size = Size { nodes: self.nodes, tasks: self.tasks };
+        let options = Options { kind: self.kind, trials, seconds: self.seconds, name: self.name, size };
         let mut figures = Vec::new();
         let done = bench::run(&options, &mut figures);
         if self.json {
