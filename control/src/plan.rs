@@ -22,13 +22,20 @@ pub struct Plan {
 /// one proposed and a plan cannot mean one thing here and another there.
 pub(crate) struct Draft {
     pub(crate) now: Timestamp,
+    /// How many slots each service may open or close.
+    pub(crate) share: usize,
     turn: Turn,
     plan: Plan,
 }
 
 impl Draft {
     pub(crate) fn new(state: &State, now: Timestamp) -> Self {
-        Self { now, turn: Turn::new(state.clone(), state.index() + 1, now), plan: Plan::default() }
+        Self {
+            now,
+            share: crate::orchestrator::share(1),
+            turn: Turn::new(state.clone(), state.index() + 1, now),
+            plan: Plan::default(),
+        }
     }
 
     pub(crate) fn state(&self) -> &State {

@@ -36,6 +36,7 @@ impl Crank {
         liveness::watch(&mut draft, heard);
         reaper::end(&mut draft);
         self.calm.disturb(draft.state(), now);
+        draft.share = self.share(draft.state());
         let mut looked_at = Vec::new();
         for service in draft.state().service_ids() {
             if let Some(wake_at) = self.calm.of(draft.state(), service) {
@@ -60,5 +61,13 @@ impl Crank {
             self.calm.remember(&before, draft.state(), service, wake_at);
         }
         draft.finish()
+    }
+    /// What comes to one service of what can be created in one turn. What is calm is complete.
+    fn share(&self, state: &State) -> usize {
+        let scaling = state
+            .services()
+            .filter(|service| self.calm.of(state, service.id).is_none())
+            .filter(|service| orchestrator::is_scaling(state, service));
+        orchestrator::share(scaling.count())
     }
 }

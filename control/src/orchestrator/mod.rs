@@ -5,12 +5,21 @@ mod restart;
 mod slots;
 mod update;
 
+pub(crate) use replicated::share;
 pub(crate) use slots::{is_given_up, slots};
 pub(crate) use update::{is_current, unblock};
 
 use crate::ids::ServiceId;
-use crate::model::Mode;
+use crate::model::{Mode, Service};
 use crate::plan::Draft;
+use crate::state::State;
+
+/// Whether a service is to have another number of slots.
+pub(crate) fn is_scaling(state: &State, service: &Service) -> bool {
+    match service.spec.mode {
+        Mode::Replicated { replicas } => replicated::is_scaling(state, service, replicas),
+    }
+}
 
 pub(crate) fn reconcile(draft: &mut Draft, id: ServiceId) {
     // An update that fails changes the service: it is paused, or goes back, and that can fail only once more.

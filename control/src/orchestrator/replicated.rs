@@ -4,26 +4,40 @@ use super::slots::{Slots, slots};
 use crate::ids::NodeId;
 use crate::model::{Desired, Observed, Service, Slot, Task};
 use crate::plan::{Draft, Start};
+use crate::state::State;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Slots of a service that are opened, or closed, in one turn. A plan is one entry of the log, which should
-/// not grow without bound; the next turn goes on.
+/// Slots that are opened, or closed, in one turn. A plan is one entry of the log, which should not grow without bound;
+/// the next turn goes on.
 const TURN_MAX: usize = 1_000;
+/// Slots that each service may open or close in one turn, however many others do: a small one does not wait until the
+/// large ones are done.
+const SHARE_MIN: usize = 20;
+
+/// How many slots each of so many services may open or close in one turn.
+pub(crate) fn share(services: usize) -> usize {
+    TURN_MAX.checked_div(services).unwrap_or(TURN_MAX).max(SHARE_MIN)
+}
+
+/// Whether a service has more slots or fewer than there shall be replicas.
+pub(super) fn is_scaling(state: &State, service: &Service, replicas: u32) -> bool {
+    slots(state, service.id).len() != replicas as usize
+}
 
 /// Opens slots, lowest free number first, or closes those that are missed least.
 pub(super) fn scale(draft: &mut Draft, service: &Service, replicas: u32) {
     let slots = slots(draft.state(), service.id);
     let open = u32::try_from(slots.len()).unwrap_or(u32::MAX);
-    let missing = (replicas.saturating_sub(open) as usize).min(TURN_MAX);
+    let missing = (replicas.saturating_sub(open) as usize).min(draft.share);
     let free: Vec<Slot> =
         (1..).map(Slot::Replica).filter(|slot| !slots.contains_key(slot)).take(missing).collect();
     let occupied = draft.state().occupied(service.id);
     for slot in free {
         draft.create_task(service.id, slot, Start { at: draft.now, ..Start::default() }, &occupied);
     }
-    for slot in surplus(draft, &slots, (open.saturating_sub(replicas) as usize).min(TURN_MAX)) {
+    for slot in surplus(draft, &slots, (open.saturating_sub(replicas) as usize).min(draft.share)) {
         for task in &slots[&slot] {
             draft.want(task.id, Desired::Remove);
         }

@@ -207,6 +207,16 @@ pub enum Change {
     },
 }
 
+impl Change {
+    /// Whether it makes an object, whose number must be the next.
+    pub fn takes_number(&self) -> bool {
+        matches!(
+            self,
+            Self::CreateNode(_) | Self::CreateService(_) | Self::CreateNetwork(_) | Self::CreateTask(_)
+        )
+    }
+}
+
 /// Why a service goes back to a former spec.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rollback {

@@ -11,7 +11,7 @@ use rswarm_raft::{Entry, Frozen, Log, ProposeError, StateMachine};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tonic::Status;
 
 /// How often a rule is tried again when the state moved under it.
@@ -24,6 +24,7 @@ const WRITE: Duration = Duration::from_secs(10);
 pub struct Cluster {
     log: Arc<Log>,
     view: View,
+    numbers: Arc<Mutex<()>>,
 }
 
 /// The state as applied here, without the right to change it.
@@ -110,7 +111,13 @@ pub fn refused_status(refused: &Refused) -> Status {
 impl Cluster {
     /// Ties a log to the view of its state machine.
     pub fn new(log: Arc<Log>, view: View) -> Self {
-        Self { log, view }
+        Self { log, view, numbers: Arc::default() }
+    }
+
+    /// The right to create objects, whose numbers follow each other: who decides on a state while somebody else creates
+    /// decides in vain. Given in the order in which it is asked for.
+    pub async fn numbers(&self) -> MutexGuard<'_, ()> {
+        self.numbers.lock().await
     }
 
     /// The log beneath.
@@ -145,12 +152,17 @@ impl Cluster {
     /// the answer and the index of the entry, which has been applied here.
     pub async fn admit(&self, request: &Request) -> Result<(Answer, u64), WriteError> {
         let work = async {
+            let mut numbers = None;
             for _ in 0..RETRIES {
                 let state = self.state();
                 let now = clock::after(state.clock());
                 let (changes, answer) = admission::admit(&state, request, now)?;
                 if changes.is_empty() {
                     return Ok((answer, state.index()));
+                }
+                if numbers.is_none() && changes.iter().any(Change::takes_number) {
+                    numbers = Some(self.numbers().await);
+                    continue;
                 }
                 if let Some(index) = self.commit(changes, now).await? {
                     return Ok((answer, index));

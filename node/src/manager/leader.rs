@@ -60,6 +60,10 @@ pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
     let mut due = clock::now();
     let mut crank = Crank::default();
     loop {
+        let numbers = tokio::select! {
+            () = stop.cancelled() => return,
+            numbers = cluster.numbers() => numbers,
+        };
         watch.mark_unchanged();
         let state = cluster.state();
         let now = clock::after(state.clock());
@@ -80,11 +84,13 @@ pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
                 Err(WriteError::Propose(error)) => tracing::debug!(%error, "cannot propose"),
                 Err(error) => tracing::warn!(%error, "cannot propose"),
             }
+            drop(numbers);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(BACKOFF) => continue,
             }
         }
+        drop(numbers);
         let nap = plan.wake_at.map_or(SLEEP_MAX, |at| until(at, now).min(SLEEP_MAX));
         due = now.after(nap);
         tokio::select! {

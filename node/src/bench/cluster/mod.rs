@@ -164,7 +164,7 @@ async fn drain(site: &Site, name: &str) -> Result<()> {
         availability: Some(pb::Availability::Drain.into()),
         ..Default::default()
     };
-    let mut client = site.client(name).await?;
+    let mut client = site.client(&site.managers()[0]).await?;
     client.control.update_node(request).await.with_context(|| format!("cannot drain {name}"))?;
     Ok(())
 }
