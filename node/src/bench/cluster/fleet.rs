@@ -17,7 +17,7 @@ use rswarm_control::model::{Description, Resources};
 use rswarm_control::worker::{Action, Effect, Seen, Worker};
 use rswarm_proto::v1 as pb;
 use rswarm_raft::Incarnation;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -195,20 +195,24 @@ impl Agent {
         self.carry_out(effects);
     }
 
+    /// What effects lead to is seen when all of them have been carried out.
     fn carry_out(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
-            let (task, seen) = match effect.action {
-                Action::Report(report) => {
-                    self.outbox.put(report.task, (&report).into());
-                    continue;
+        let mut effects = VecDeque::from(effects);
+        let mut seen = VecDeque::new();
+        loop {
+            for effect in effects.drain(..) {
+                match effect.action {
+                    Action::Report(report) => self.outbox.put(report.task, (&report).into()),
+                    Action::Prepare(task) => seen.push_back((task.id, Seen::Prepared)),
+                    Action::Start(task) => seen.push_back((task, Seen::Running { pid: PID })),
+                    Action::Stop { task, .. } => {
+                        seen.push_back((task, Seen::Ended { exit_code: Some(0), error: String::new() }));
+                    }
+                    Action::Remove(task) => seen.push_back((task, Seen::Gone)),
                 }
-                Action::Prepare(task) => (task.id, Seen::Prepared),
-                Action::Start(task) => (task, Seen::Running { pid: PID }),
-                Action::Stop { task, .. } => (task, Seen::Ended { exit_code: Some(0), error: String::new() }),
-                Action::Remove(task) => (task, Seen::Gone),
-            };
-            let next = self.worker.observe(task, seen);
-            self.carry_out(next);
+            }
+            let Some((task, what)) = seen.pop_front() else { return };
+            effects.extend(self.worker.observe(task, what));
         }
     }
 }
