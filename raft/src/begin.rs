@@ -23,12 +23,7 @@ const TERM: u64 = 1;
 ///
 /// # Errors
 /// See [`OpenError`]; [`OpenError::Start`] if a log is there already.
-pub fn begin_with(
-    config: &Config,
-    me: &Member,
-    index: u64,
-    state: Box<dyn Frozen>,
-) -> Result<(), OpenError> {
+pub fn begin_with(config: &Config, me: &Member, index: u64, state: Box<dyn Frozen>) -> Result<(), OpenError> {
     let start = |reason: String| OpenError::Start { dir: config.dir.clone(), reason };
     let io = |error| OpenError::io(&config.dir, error);
     if exists(&config.dir).map_err(io)? {
@@ -44,8 +39,7 @@ pub fn begin_with(
 
     let snapshots = Snapshots::open(dir.clone())?;
     let write = || {
-        let mut file =
-            snapshots.create(SnapshotMeta { last_log_id: Some(last), last_membership })?;
+        let mut file = snapshots.create(SnapshotMeta { last_log_id: Some(last), last_membership })?;
         state.write(&mut file)?;
         snapshots.adopt(file.finish()?).map(drop)
     };

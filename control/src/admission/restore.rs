@@ -71,7 +71,9 @@ pub fn restore(
     let arrival = Proposal { changes: vec![Change::CreateNode(Box::new(arrival))], at };
     apply(&mut state, &arrival)?;
     let anew = membership::start_anew(&state, incarnation, node, &founder.addr).ok_or_else(|| {
-        Refused::FailedPrecondition("a restored cluster must be of a later incarnation than its backup".into())
+        Refused::FailedPrecondition(
+            "a restored cluster must be of a later incarnation than its backup".into(),
+        )
     })?;
     apply(&mut state, &Proposal { changes: vec![anew], at })?;
     let seat = state.node(node).and_then(|node| node.raft).ok_or_else(no_cluster)?;

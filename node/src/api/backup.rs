@@ -163,8 +163,7 @@ impl Local {
         let nodes = backup.nodes().map(|node| node.hostname.clone()).collect();
         let services = u32::try_from(state.services().count()).unwrap_or(u32::MAX);
         let cluster = state.cluster().context("the backup is of no cluster")?.clone();
-        let root =
-            ca::Root { cert_pem: cluster.ca_cert_pem.clone(), key_pem: cluster.ca_key_pem.0.clone() };
+        let root = ca::Root { cert_pem: cluster.ca_cert_pem.clone(), key_pem: cluster.ca_key_pem.0.clone() };
         let (key_pem, csr) = ca::request()?;
         let (node, cluster_id) = (node.to_string(), cluster.id.to_string());
         let now = SystemTime::now();
@@ -180,11 +179,7 @@ impl Local {
             advertise_addr: advertise.to_string(),
             listen_addr: listen_addr.to_string(),
             raft_id: Some(seat.0),
-            managers: vec![ManagerAddr {
-                node: node.clone(),
-                addr: advertise.to_string(),
-                raft_id: seat.0,
-            }],
+            managers: vec![ManagerAddr { node: node.clone(), addr: advertise.to_string(), raft_id: seat.0 }],
             incarnation: incarnation.0,
             superseded: None,
         };
@@ -192,23 +187,18 @@ impl Local {
         // What lies here is of an attempt that did not come to its end: there is no identity beside it.
         rswarm_raft::wipe(&manager::raft_dir(&state_dir)).context("cannot remove an unfinished cluster")?;
         manager::seat::claim(&state_dir, seat.0)?;
-        let place = manager::Place {
-            state_dir: state_dir.clone(),
-            seat: seat.0,
-            cluster: cluster.id,
-            incarnation,
-        };
-        let me = rswarm_raft::Member {
-            id: RaftId(seat.0),
-            addr: advertise.to_string(),
-            node: node.clone(),
-        };
+        let place =
+            manager::Place { state_dir: state_dir.clone(), seat: seat.0, cluster: cluster.id, incarnation };
+        let me = rswarm_raft::Member { id: RaftId(seat.0), addr: advertise.to_string(), node: node.clone() };
         let index = state.index();
         let written = tokio::task::spawn_blocking(move || {
             rswarm_raft::begin_with(&place.config(), &me, index, cluster::frozen(state))
         });
         let begun = async {
-            written.await.context("the log's writer has stopped")?.context("cannot write the manager's log")?;
+            written
+                .await
+                .context("the log's writer has stopped")?
+                .context("cannot write the manager's log")?;
             // From here on there is a cluster, also after a crash.
             identity.save(&state_dir)?;
             let member = Member::start(ground, identity, listener, None).await?;

@@ -470,10 +470,7 @@ impl pb::local_server::Local for Local {
 
     type BackupStream = backup::Chunks;
 
-    async fn backup(
-        &self,
-        request: Request<pb::BackupRequest>,
-    ) -> Result<Response<backup::Chunks>, Status> {
+    async fn backup(&self, request: Request<pb::BackupRequest>) -> Result<Response<backup::Chunks>, Status> {
         backup::back_up(&self.daemon, request.into_inner()).await.map(Response::new)
     }
 

@@ -13,7 +13,8 @@ const PREFIX: &str = "RSWKEY-1-";
 const CHARS: usize = 50;
 
 /// What a passphrase costs to try: RFC 9106's second choice.
-const COST: pb::Argon2id = pb::Argon2id { salt: bytes::Bytes::new(), memory_kib: 64 << 10, passes: 3, lanes: 4 };
+const COST: pb::Argon2id =
+    pb::Argon2id { salt: bytes::Bytes::new(), memory_kib: 64 << 10, passes: 3, lanes: 4 };
 /// What is spent at the most on a file that asks for more.
 const MEMORY_KIB_MAX: u32 = 1 << 20;
 const PASSES_MAX: u32 = 64;
@@ -25,7 +26,9 @@ pub struct Key([u8; 32]);
 
 /// Why a text is not a recovery key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this is not a recovery key: expected {PREFIX} and {CHARS} characters, as `rswarm backup` printed it")]
+#[error(
+    "this is not a recovery key: expected {PREFIX} and {CHARS} characters, as `rswarm backup` printed it"
+)]
 pub struct NotAKey;
 
 impl Key {
@@ -108,7 +111,8 @@ impl FromStr for Key {
     type Err = NotAKey;
 
     fn from_str(text: &str) -> Result<Self, NotAKey> {
-        let digits = text.trim().strip_prefix(PREFIX).filter(|digits| digits.len() == CHARS).ok_or(NotAKey)?;
+        let digits =
+            text.trim().strip_prefix(PREFIX).filter(|digits| digits.len() == CHARS).ok_or(NotAKey)?;
         let mut key = [0u8; 32];
         for digit in digits.bytes() {
             let digit = match digit {

@@ -40,7 +40,9 @@ pub enum Unusable {
     #[error("this is not a backup made by `rswarm backup`")]
     Foreign,
     /// It was written by a version whose files may hold what this one would lose.
-    #[error("the backup was written by rswarm {0}, and this is rswarm {VERSION}: restore it with {0} or a newer one")]
+    #[error(
+        "the backup was written by rswarm {0}, and this is rswarm {VERSION}: restore it with {0} or a newer one"
+    )]
     Newer(String),
     /// It is not what was written.
     #[error("the backup is damaged at byte {at}: {what}; use another copy of it")]
@@ -51,7 +53,9 @@ pub enum Unusable {
         what: String,
     },
     /// It ends too early.
-    #[error("the backup ends at byte {0}, before its end was reached: it was cut short; use another copy of it")]
+    #[error(
+        "the backup ends at byte {0}, before its end was reached: it was cut short; use another copy of it"
+    )]
     Cut(u64),
     /// The key is another's.
     #[error("the recovery key is not that of this backup")]
@@ -100,10 +104,7 @@ impl Head {
         from.fill(&mut bytes[MAGIC.len()..])?;
         let length = u32::from_le_bytes(bytes[MAGIC.len()..].try_into().expect("four bytes")) as usize;
         let damaged = |at: usize, what: &str| Unusable::Damaged { at: at as u64, what: what.into() };
-        anyhow::ensure!(
-            length <= HEADER_BYTES_MAX,
-            damaged(MAGIC.len(), "the header's length cannot be")
-        );
+        anyhow::ensure!(length <= HEADER_BYTES_MAX, damaged(MAGIC.len(), "the header's length cannot be"));
         let start = bytes.len();
         bytes.resize(start + length + SUM_BYTES, 0);
         from.fill(&mut bytes[start..])?;
@@ -112,7 +113,8 @@ impl Head {
             Sha256::digest(body).as_slice() == sum,
             damaged(start, "the header fails its checksum")
         );
-        let header = BackupHeader::decode(&body[start..]).map_err(|_| damaged(start, "the header is no message"))?;
+        let header =
+            BackupHeader::decode(&body[start..]).map_err(|_| damaged(start, "the header is no message"))?;
         if header.format > FORMAT || newer(&header.version) {
             return Err(Unusable::Newer(header.version).into());
         }
@@ -186,8 +188,12 @@ fn seal(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
     to.write_all(&head.bytes)?;
-    let mut chunks =
-        Sealing { to, key: head.chunk_key(key), chunk: Vec::with_capacity(CHUNK_BYTES + TAG_BYTES), count: 0 };
+    let mut chunks = Sealing {
+        to,
+        key: head.chunk_key(key),
+        chunk: Vec::with_capacity(CHUNK_BYTES + TAG_BYTES),
+        count: 0,
+    };
     write(&mut chunks)?;
     chunks.put(true)?;
     chunks.to.flush()

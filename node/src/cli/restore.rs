@@ -70,7 +70,8 @@ impl Restore {
         let mut client = cx.client().await?;
         let (sender, chunks) = mpsc::channel(4);
         // A thread, since a read from a pipe may never return, and then nobody should wait for it.
-        let feeder = std::thread::spawn(move || feed(settings, Cursor::new(head.bytes).chain(input), &sender));
+        let feeder =
+            std::thread::spawn(move || feed(settings, Cursor::new(head.bytes).chain(input), &sender));
         let restored = client.local.restore(ReceiverStream::new(chunks)).await;
         if restored.is_err() {
             started.undo(&mut client).await;
@@ -95,18 +96,22 @@ impl Restore {
         match &header.passphrase {
             Some(how) => {
                 if self.recovery_key_file.is_some() {
-                    let failure = Failure::usage("the backup was made with a passphrase, not with a recovery key");
+                    let failure =
+                        Failure::usage("the backup was made with a passphrase, not with a recovery key");
                     return Err(failure.help("name a file that holds it with --passphrase-file").into());
                 }
                 let passphrase = match &self.passphrase_file {
                     Some(path) => secret(path)?,
-                    None => ask(cx, "Passphrase: ", true, "name a file that holds it with --passphrase-file")?,
+                    None => {
+                        ask(cx, "Passphrase: ", true, "name a file that holds it with --passphrase-file")?
+                    }
                 };
                 Key::from_passphrase(passphrase.as_bytes(), how)
             }
             None => {
                 if self.passphrase_file.is_some() {
-                    let failure = Failure::usage("the backup was made with a recovery key, not with a passphrase");
+                    let failure =
+                        Failure::usage("the backup was made with a recovery key, not with a passphrase");
                     return Err(failure.help("name a file that holds it with --recovery-key-file").into());
                 }
                 let key = match &self.recovery_key_file {
