@@ -240,7 +240,9 @@ impl NetStreamAppend<Types> for Client {
             if let Some(probe) = first.and_then(|first| self.leap.probe(first, &self.ties.log, sent)) {
                 let answer = self.append_entries(probe, option).await?;
                 if let Some(found) = self.leap.landed(answer) {
-                    return Ok(Box::pin(futures_util::stream::once(async { Ok(Err(found)) })) as BoxStream<'s, _>);
+                    return Ok(
+                        Box::pin(futures_util::stream::once(async { Ok(Err(found)) })) as BoxStream<'s, _>
+                    );
                 }
             }
             let owed = Arc::new(AtomicU64::new(0));
