@@ -398,7 +398,8 @@ impl FindLeader for Member {
                     let now = log.status();
                     match believed(&now) {
                         Some(leader) if leader.node == self.node.to_string() => {
-                            if office.borrow_and_update().is_some() {
+                            let in_office = office.borrow_and_update().is_some();
+                            if in_office {
                                 return Ok(Leader::Me);
                             }
                         }
