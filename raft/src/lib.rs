@@ -12,6 +12,7 @@ mod config;
 mod error;
 mod force;
 mod format;
+mod leap;
 mod log;
 mod membership;
 pub mod memory;
