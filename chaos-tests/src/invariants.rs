@@ -5,8 +5,8 @@
 //! reports it under the name that stands here.
 
 use rswarm_control::model::{
-    Availability, Constraint, ConstraintKey, ConstraintOp, Desired, Node, NodeStatus, Observed, PortMode,
-    Protocol, Resources, RestartCondition, Task, UpdateOrder,
+    Availability, Constraint, ConstraintKey, ConstraintOp, Desired, Mode, Node, NodeStatus, Observed,
+    PortMode, Protocol, Resources, RestartCondition, Service, Slot, Task, UpdateOrder,
 };
 use rswarm_control::{Change, NetworkId, NodeId, Proposal, ServiceId, State, TaskId, endpoints};
 use std::collections::{BTreeMap, BTreeSet};
@@ -107,7 +107,7 @@ invariants! {
         "What is observed and what is desired of a task only moves forward.", Check::Step(forward);
     /// Placement is allowed.
     PLACED_WELL = "placed well",
-        "A task is assigned only to a node that is ready, active and meets its constraints.", Check::Step(placed);
+        "A task is assigned only to a node that is ready, active and meets its constraints, and to its own if it has one.", Check::Step(placed);
     /// One wanted task.
     ONE_WANTED = "one wanted task",
         "A slot has at most one live task that is told to run, save where a node is or was lost.",
@@ -204,6 +204,9 @@ fn placed(step: &Step<'_>) -> Finding {
         let (Some(task), Some(node)) = (step.after.task(*task), step.after.node(*node)) else { continue };
         if node.status != NodeStatus::Ready || node.availability != Availability::Active {
             return fail(format!("{} was given to {}, which takes none", task.name(), node.hostname));
+        }
+        if task.slot.node().is_some_and(|own| own != node.id) {
+            return fail(format!("{} was given to {}", task.name(), node.hostname));
         }
         if let Some(unmet) = task.spec.placement.constraints.iter().find(|c| !meets(node, c)) {
             return fail(format!("{} was given to {} against {unmet:?}", task.name(), node.hostname));
@@ -417,9 +420,22 @@ fn converged(scene: &Scene<'_>) -> Finding {
         for task in state.tasks_of(service.id).filter(|task| task.desired != Desired::Remove) {
             slots.entry(task.slot).or_default().push(task);
         }
-        let replicas = service.spec.mode.replicas() as usize;
-        if slots.len() != replicas {
-            return fail(format!("{name} has {} slots, not {replicas}", slots.len()));
+        match service.spec.mode {
+            Mode::Replicated { replicas } if slots.len() != replicas as usize => {
+                return fail(format!("{name} has {} slots, not {replicas}", slots.len()));
+            }
+            Mode::Replicated { .. } => {}
+            Mode::Global => {
+                if let Some(node) =
+                    state.nodes().find(|n| may_have(n, service) && !slots.contains_key(&Slot::Node(n.id)))
+                {
+                    return fail(format!("{name} has no slot on {}", node.hostname));
+                }
+                // Where it may not begin it may still be, but need not.
+                slots.retain(|slot, _| {
+                    slot.node().and_then(|n| state.node(n)).is_some_and(|n| may_have(n, service))
+                });
+            }
         }
         for (slot, mut tasks) in slots {
             tasks.sort_by_key(|task| task.meta.number);
@@ -443,6 +459,13 @@ fn converged(scene: &Scene<'_>) -> Finding {
     Ok(())
 }
 
+/// Whether a global service is to have a task on a node.
+fn may_have(node: &Node, service: &Service) -> bool {
+    node.status == NodeStatus::Ready
+        && node.availability == Availability::Active
+        && service.spec.task.placement.constraints.iter().all(|constraint| meets(node, constraint))
+}
+
 fn pending(scene: &Scene<'_>) -> Finding {
     let state = scene.state;
     let host_ports = |task: &Task| -> BTreeSet<(u16, Protocol)> {
@@ -456,6 +479,7 @@ fn pending(scene: &Scene<'_>) -> Finding {
             let (used, capacity) = (reserved(state, node.id), node.description.capacity);
             node.status == NodeStatus::Ready
                 && node.availability == Availability::Active
+                && task.slot.node().is_none_or(|own| own == node.id)
                 && task.spec.placement.constraints.iter().all(|constraint| meets(node, constraint))
                 && used.nano_cpus + asked.nano_cpus <= capacity.nano_cpus
                 && used.memory_bytes + asked.memory_bytes <= capacity.memory_bytes

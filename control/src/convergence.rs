@@ -1,8 +1,9 @@
 //! How far a service is from what was asked of it, for whoever waits until it is so.
 
 use crate::ids::{NodeId, ServiceId, TaskId};
-use crate::model::{Desired, NodeStatus, Observed, Task};
-use crate::orchestrator::{is_current, is_given_up, slots};
+use crate::model::{Desired, NodeStatus, Observed, Service, Task};
+use crate::orchestrator::{self, is_given_up, is_settled_on, slots};
+
 use crate::state::State;
 use crate::time::Timestamp;
 use std::sync::Arc;
@@ -61,11 +62,17 @@ impl Progress {
     }
 }
 
+/// How many tasks a service shall have now. A global one has as many as there are nodes that may have one or have
+/// it already; one on a node that is lost is not counted.
+pub fn wanted(state: &State, service: &Service) -> u32 {
+    orchestrator::wanted(state, service)
+}
+
 /// How far a service is; `None` if it does not exist.
 pub fn progress(state: &State, service: ServiceId) -> Option<Progress> {
     let service = state.service(service)?;
     let mut progress = Progress {
-        replicas: service.spec.mode.replicas(),
+        replicas: wanted(state, service),
         running: 0,
         current: 0,
         leaving: 0,
@@ -83,7 +90,7 @@ pub fn progress(state: &State, service: ServiceId) -> Option<Progress> {
         let seen = state.home(task).is_some_and(|node| node.status == NodeStatus::Ready);
         if task.is_live() && task.is_wanted() && seen && task.observed == Observed::Running {
             progress.running += 1;
-            progress.current += u32::from(is_current(state, service, task));
+            progress.current += u32::from(is_settled_on(state, service, task));
             progress.since = progress.since.max(task.status.running_at);
         }
         if task.is_live() && task.is_wanted() && !task.note.is_empty() {

@@ -224,6 +224,10 @@ impl World {
             (53..=64, Some(old), Some(service)) => {
                 let mut spec = self.spec();
                 spec.name.clone_from(&old.spec.name);
+                // A service keeps its mode; mostly the user knows.
+                if self.rng.percent(90) {
+                    spec.mode = old.spec.mode.clone();
+                }
                 let networks = self.networks();
                 let version = self.rng.percent(50).then_some(old.meta.version);
                 self.request(Request::UpdateService { service, version, spec, networks }, None);
@@ -340,7 +344,8 @@ impl World {
         let rollback = UpdateConfig { failure_action: action, ..update.clone() };
         let replicas = u32::try_from(self.rng.below(7)).unwrap_or(1);
         let labels = Labels::new();
-        let (mode, task) = (Mode::Replicated { replicas }, Arc::new(task));
+        let mode = if self.rng.percent(20) { Mode::Global } else { Mode::Replicated { replicas } };
+        let task = Arc::new(task);
         ServiceSpec { name: String::new(), labels, mode, task, update, rollback, endpoint }
     }
 

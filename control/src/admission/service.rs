@@ -52,6 +52,15 @@ pub(super) fn update(
             "service {name} cannot be renamed; create another and remove this one"
         ));
     }
+    let (mode, asked) = (&service.spec.mode, &spec.mode);
+    if std::mem::discriminant(mode) != std::mem::discriminant(asked) {
+        return validate::invalid(format!(
+            "service {} is {} and cannot become {}; create another and remove this one",
+            spec.name,
+            mode.name(),
+            asked.name()
+        ));
+    }
     change(state, &service, complete(state, spec, networks)?)
 }
 
@@ -60,6 +69,13 @@ pub(super) fn scale(state: &State, text: &str, replicas: u32) -> Admitted {
     let mut spec = service.spec.clone();
     match &mut spec.mode {
         Mode::Replicated { replicas: current } => *current = replicas,
+        Mode::Global => {
+            return validate::invalid(format!(
+                "service {} is global: it has one task on each node that may have one, and cannot be scaled; choose \
+                 its nodes with constraints",
+                spec.name
+            ));
+        }
     }
     validate::service(&spec)?;
     change(state, &service, spec)

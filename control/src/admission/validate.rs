@@ -22,8 +22,14 @@ const TEXT_MAX: usize = 64 << 10;
 pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refused> {
     name("service", &spec.name)?;
     labels(spec.labels.keys())?;
-    if spec.mode.replicas() > REPLICAS_MAX {
-        return invalid(format!("replicas: {} is more than {REPLICAS_MAX}", spec.mode.replicas()));
+    if let Some(replicas) = spec.mode.replicas().filter(|replicas| *replicas > REPLICAS_MAX) {
+        return invalid(format!("replicas: {replicas} is more than {REPLICAS_MAX}"));
+    }
+    if spec.mode.is_global() && spec.task.placement.max_per_node != 0 {
+        return invalid(format!(
+            "max replicas per node: a {} service has one task on each node; leave it out",
+            spec.mode.name()
+        ));
     }
     for (what, config) in [("update", &spec.update), ("rollback", &spec.rollback)] {
         if config.max_failure_permille > 1000 {

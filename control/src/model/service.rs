@@ -104,14 +104,30 @@ pub enum Mode {
         /// How many.
         replicas: u32,
     },
+    /// One task on each node that may have one.
+    Global,
 }
 
 impl Mode {
-    /// How many tasks this asks for.
-    pub fn replicas(&self) -> u32 {
+    /// How many tasks this asks for, where that is a number and not a matter of the nodes.
+    pub fn replicas(&self) -> Option<u32> {
         match self {
-            Self::Replicated { replicas } => *replicas,
+            Self::Replicated { replicas } => Some(*replicas),
+            Self::Global => None,
         }
+    }
+
+    /// What people call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Replicated { .. } => "replicated",
+            Self::Global => "global",
+        }
+    }
+
+    /// Whether its slots belong to nodes.
+    pub fn is_global(&self) -> bool {
+        matches!(self, Self::Global)
     }
 }
 

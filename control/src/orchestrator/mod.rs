@@ -1,12 +1,14 @@
 //! What a service's slots need: tasks created, started, stopped and replaced.
 
+mod global;
 mod replicated;
 mod restart;
 mod slots;
 mod update;
 
+pub(crate) use global::wanted;
 pub(crate) use slots::{is_given_up, slots};
-pub(crate) use update::{is_current, unblock};
+pub(crate) use update::{is_settled_on, unblock};
 
 use crate::ids::ServiceId;
 use crate::model::Mode;
@@ -18,6 +20,7 @@ pub(crate) fn reconcile(draft: &mut Draft, id: ServiceId) {
         let Some(service) = draft.state().service(id).cloned() else { return };
         match service.spec.mode {
             Mode::Replicated { replicas } => replicated::scale(draft, &service, replicas),
+            Mode::Global => global::scale(draft, &service),
         }
         slots::keep_one(draft, &service);
         slots::refill(draft, &service);

@@ -2,7 +2,7 @@
 //! says so.
 
 use super::restart::{self, Restart};
-use super::update;
+use super::{global, update};
 use crate::ids::ServiceId;
 use crate::model::{Desired, Observed, Service, Slot, Task, UpdateOrder};
 use crate::plan::{Draft, Start};
@@ -96,7 +96,7 @@ pub(super) fn refill(draft: &mut Draft, service: &Service) {
                 occupied.extend(task.node.map(|_| slot));
             }
         }
-        if filled {
+        if filled || !global::is_open(draft.state(), service, slot) {
             continue;
         }
         match restart::decide(service, &tasks, draft.now) {

@@ -143,9 +143,9 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
         }
         "exit" => {
             let code = words[2].parse().expect("an exit code");
-            let task = rswarm_control::admission::find_task(&world.state, name)
-                .map_err(|refused| refused.to_string())?;
-            world.exit(task.id, code);
+            let called = world.state.tasks().filter(|task| self::name(world, task) == name);
+            let task = called.max_by_key(|task| task.meta.number).ok_or("no such task")?.id;
+            world.exit(task, code);
             world.settle();
             Ok(())
         }
@@ -197,6 +197,7 @@ fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
             "image" => task.containers[0].image = value.into(),
             "memory" => task.resources.reservations.memory_bytes = value.parse::<u64>().expect("GiB") * GIB,
             "max" => task.placement.max_per_node = value.parse().expect("a number"),
+            "global" => spec.mode = Mode::Global,
             "unconstrained" => task.placement.constraints.clear(),
             "force" => task.force += 1,
             "delay" => task.restart.delay = duration(value),
@@ -270,7 +271,8 @@ fn pace(config: &mut UpdateConfig, key: Option<&str>, value: &str) -> bool {
 fn history(world: &World, name: &str, out: &mut String) {
     let service = world.state.service_named(name).expect("a service");
     let line = |number: u64, spec: &ServiceSpec, settled: bool| {
-        let (image, replicas) = (&spec.task.containers[0].image, spec.mode.replicas());
+        let image = &spec.task.containers[0].image;
+        let replicas = spec.mode.replicas().map_or(spec.mode.name().into(), |replicas| replicas.to_string());
         let settled = if settled { "" } else { ", never complete" };
         format!("  {number}: {image} times {replicas}{settled}\n")
     };
@@ -294,9 +296,13 @@ fn duration(text: &str) -> Duration {
 
 fn tasks(world: &World, out: &mut String) {
     let mut tasks: Vec<_> = world.state.tasks().collect();
-    tasks.sort_by_key(|task| (&task.service_name, task.slot, task.meta.number));
+    let place = |task: &Task| match task.slot {
+        Slot::Replica(number) => (number, String::new()),
+        Slot::Node(_) => (0, name(world, task)),
+    };
+    tasks.sort_by_key(|task| (&task.service_name, place(task), task.meta.number));
     for task in &tasks {
-        write!(out, "  {} {}", task.name(), task.observed).expect("a string takes everything");
+        write!(out, "  {} {}", name(world, task), task.observed).expect("a string takes everything");
         if let Some(node) = task.node {
             let name = world.state.node(node).map_or("a removed node", |node| node.hostname.as_str());
             write!(out, " on {name}").expect("a string takes everything");
@@ -313,6 +319,12 @@ fn tasks(world: &World, out: &mut String) {
     if tasks.is_empty() {
         out.push_str("  none\n");
     }
+}
+
+/// A task's name, with a node's instead of its id.
+fn name(world: &World, task: &Task) -> String {
+    let node = task.slot.node().and_then(|node| world.state.node(node));
+    node.map_or_else(|| task.name(), |node| format!("{}.{}", task.service_name, node.hostname))
 }
 
 fn nodes(world: &World, out: &mut String) {

@@ -151,9 +151,10 @@ impl TryFrom<pb::ServiceSpec> for ServiceSpec {
 
 impl From<&Mode> for pb::Mode {
     fn from(mode: &Mode) -> Self {
-        use pb::mode::{Kind, Replicated};
+        use pb::mode::{Global, Kind, Replicated};
         let kind = match mode {
             Mode::Replicated { replicas } => Kind::Replicated(Replicated { replicas: *replicas }),
+            Mode::Global => Kind::Global(Global {}),
         };
         Self { kind: Some(kind) }
     }
@@ -163,9 +164,10 @@ impl TryFrom<pb::Mode> for Mode {
     type Error = Invalid;
 
     fn try_from(wire: pb::Mode) -> Result<Self, Invalid> {
-        use pb::mode::{Kind, Replicated};
+        use pb::mode::{Global, Kind, Replicated};
         match required("kind", wire.kind)? {
             Kind::Replicated(Replicated { replicas }) => Ok(Self::Replicated { replicas }),
+            Kind::Global(Global {}) => Ok(Self::Global),
         }
     }
 }

@@ -348,7 +348,8 @@ fn endpoint() -> BoxedStrategy<Endpoint> {
 }
 
 pub fn service_spec() -> BoxedStrategy<ServiceSpec> {
-    let mode = any::<u32>().prop_map(|replicas| Mode::Replicated { replicas });
+    let mode =
+        prop_oneof![any::<u32>().prop_map(|replicas| Mode::Replicated { replicas }), Just(Mode::Global)];
     (text(), labels(), mode, task_spec(), update(), update(), endpoint_spec())
         .prop_map(|(name, labels, mode, task, update, rollback, endpoint)| ServiceSpec {
             name,
@@ -394,7 +395,7 @@ pub fn service() -> BoxedStrategy<Service> {
 }
 
 fn slot() -> BoxedStrategy<Slot> {
-    any::<u32>().prop_map(Slot::Replica).boxed()
+    prop_oneof![any::<u32>().prop_map(Slot::Replica), node_id().prop_map(Slot::Node)].boxed()
 }
 
 fn desired() -> BoxedStrategy<Desired> {

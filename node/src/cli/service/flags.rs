@@ -1,5 +1,6 @@
 //! What the options of `service create` and `service update` stand for.
 
+use crate::cli::failure::Failure;
 use crate::cli::output::units::{parse_bytes, parse_cpus, parse_duration};
 use clap::ValueEnum;
 use rswarm_control::model::{
@@ -225,6 +226,25 @@ pub enum RestartArg {
     Any,
 }
 
+/// How many tasks there are, and where, as an option's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModeArg {
+    /// A number of tasks, anywhere
+    Replicated,
+    /// One task on each node that may have one
+    Global,
+}
+
+impl ModeArg {
+    /// The mode, with one task where there is a number.
+    pub fn mode(self) -> Mode {
+        match self {
+            Self::Replicated => Mode::Replicated { replicas: 1 },
+            Self::Global => Mode::Global,
+        }
+    }
+}
+
 /// Options that `create` and `update` have in common; those that are not given change nothing.
 #[derive(Debug, Default, clap::Args)]
 pub struct Common {
@@ -294,7 +314,10 @@ pub fn words(text: &str) -> Result<Words, String> {
 
 impl Common {
     /// Makes the changes to a spec.
-    pub fn apply(self, spec: &mut ServiceSpec) {
+    ///
+    /// # Errors
+    /// If an option has no meaning in the service's mode.
+    pub fn apply(self, spec: &mut ServiceSpec) -> Result<(), Failure> {
         let Self {
             replicas,
             limit_cpu,
@@ -315,8 +338,15 @@ impl Common {
             pace,
         } = self;
         pace.apply(spec);
-        if let Some(replicas) = replicas {
-            spec.mode = Mode::Replicated { replicas };
+        match (&mut spec.mode, replicas) {
+            (_, None) => {}
+            (Mode::Replicated { replicas: current }, Some(replicas)) => *current = replicas,
+            (Mode::Global, Some(_)) => {
+                let mode = spec.mode.name();
+                return Err(Failure::usage(format!(
+                    "--replicas is for replicated services; this one is {mode}"
+                )));
+            }
         }
         let task = Arc::make_mut(&mut spec.task);
         set(&mut task.resources.limits.nano_cpus, limit_cpu);
@@ -340,6 +370,7 @@ impl Common {
         set_text(&mut container.hostname, hostname);
         set(&mut container.command, entrypoint.map(|Words(words)| words));
         set(&mut container.read_only, read_only);
+        Ok(())
     }
 }
 

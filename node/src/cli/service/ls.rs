@@ -53,7 +53,7 @@ fn render(services: &[Service], statuses: &[pb::ServiceStatus], options: &Option
     shown.retain(|(service, _)| {
         filter::any(filters, "id", |id| service.id.to_string().starts_with(id))
             && filter::any(filters, "name", |name| service.spec.name.starts_with(name))
-            && filter::any(filters, "mode", |mode| mode == "replicated")
+            && filter::any(filters, "mode", |mode| mode == service.spec.mode.name())
             && filter::any(filters, "runtime", |runtime| runtime == "container")
             && filter::labels(filters, "label", &service.spec.labels)
     });
@@ -64,13 +64,13 @@ fn render(services: &[Service], statuses: &[pb::ServiceStatus], options: &Option
 
 fn row(service: &Service, status: Option<&pb::ServiceStatus>) -> Struct {
     let image = service.spec.task.containers.first().map(|container| container.image.as_str());
-    let wanted = u64::from(service.spec.mode.replicas());
+    let wanted = u64::from(service.spec.mode.replicas().unwrap_or(0));
     let (running, desired) =
         status.map_or((0, wanted), |status| (u64::from(status.running), u64::from(status.desired)));
     Struct::new("service")
         .with("ID", service.id.to_string())
         .with("Image", without_digest(image.unwrap_or_default()))
-        .with("Mode", "replicated")
+        .with("Mode", service.spec.mode.name())
         .with("Name", &service.spec.name)
         .with("Ports", ports(service))
         .with("Replicas", format!("{running}/{desired}"))

@@ -34,6 +34,7 @@ fn spec(spec: &ServiceSpec) -> Struct {
     let mode = match spec.mode {
         Mode::Replicated { replicas } => Struct::new("ServiceMode")
             .with("Replicated", Struct::new("ReplicatedService").with("Replicas", replicas)),
+        Mode::Global => Struct::new("ServiceMode").with("Global", Struct::new("GlobalService")),
     };
     Struct::new("ServiceSpec")
         .with("Name", &spec.name)
