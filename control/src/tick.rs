@@ -21,9 +21,17 @@ pub fn tick(state: &State, heard: &Heard, now: Timestamp) -> Plan {
     for service in state.services().map(|service| service.id) {
         orchestrator::reconcile(&mut draft, service);
     }
-    allocator::allocate(&mut draft);
-    scheduler::schedule(&mut draft);
-    orchestrator::unblock(&mut draft);
+    loop {
+        allocator::allocate(&mut draft);
+        scheduler::schedule(&mut draft);
+        let unblocked = orchestrator::unblock(&mut draft);
+        if unblocked.is_empty() {
+            break;
+        }
+        for service in unblocked {
+            orchestrator::reconcile(&mut draft, service);
+        }
+    }
     reaper::forget(&mut draft);
     draft.finish()
 }

@@ -444,6 +444,7 @@ fn brief(change: &Change) -> String {
         Change::UpdateService { spec, .. } => {
             format!("update {} ×{} {}", spec.name, size(&spec.mode), spec.task.containers[0].image)
         }
+        Change::ExpireJob { service, .. } => format!("job {service} is over time"),
         Change::SetUpdateStatus { service, status, .. } => format!("update of {service} {:?}", status.state),
         Change::RemoveService { service, .. } => format!("service {service} removed"),
         Change::CreateNetwork(network) => format!("network {} {}", network.name, network.subnet),

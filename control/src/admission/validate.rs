@@ -1,7 +1,7 @@
 //! What a spec must look like.
 
 use super::Refused;
-use crate::model::{AffinityRule, FailureAction, Preference, WEIGHT_MAX};
+use crate::model::{AffinityRule, FailureAction, Preference, RestartCondition, UpdateConfig, WEIGHT_MAX};
 use crate::model::{
     ContainerSpec, EndpointSpec, Mount, Placement, PortMode, Resources, ServiceSpec, TaskSpec,
 };
@@ -30,6 +30,19 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refused> {
             "max replicas per node: a {} service has one task on each node; leave it out",
             spec.mode.name()
         ));
+    }
+    if spec.mode.is_job() {
+        if spec.task.restart.condition == RestartCondition::Any {
+            return invalid(
+                "restart condition: a job's task is not replaced after a good end; write on-failure or none",
+            );
+        }
+        if spec.update != UpdateConfig::default() || spec.rollback != UpdateConfig::default() {
+            return invalid(
+                "update: a job is run anew when it changes, not updated; leave out its update and rollback \
+                            options",
+            );
+        }
     }
     for (what, config) in [("update", &spec.update), ("rollback", &spec.rollback)] {
         if config.max_failure_permille > 1000 {

@@ -1,5 +1,6 @@
 //! Global services: a slot on each node that may have one.
 
+use super::job;
 use super::slots::slots;
 use crate::model::{Availability, Desired, Effect, Mode, Node, NodeStatus, Service, Slot, TaskSpec};
 use crate::plan::{Draft, Start};
@@ -59,20 +60,31 @@ fn may_begin(node: &Node, spec: &TaskSpec) -> bool {
         && constraint::is_built_for(placement, node)
 }
 
-/// How many tasks a service shall have now. A global one has as many as there are nodes that may have one or have
-/// it already; one on a node that is lost is not counted.
+/// The nodes that a global service has a task on or may be given one; of a job, those that have had it too. One on a
+/// node that is lost is not counted, unless it has come to its end.
+pub(crate) fn holders(state: &State, service: &Service) -> u32 {
+    let slots = slots(state, service.id);
+    let late = job::is_late(service, state.clock());
+    let holds = |node: &Node| {
+        slots.get(&Slot::Node(node.id)).is_some_and(|tasks| {
+            let there = !node.status.is_lost() && tasks.iter().any(|task| task.is_live() && task.is_wanted());
+            there || service.spec.mode.is_job() && (job::is_done(tasks) || service.expired_at.is_some())
+        })
+    };
+    let may = |node: &Node| !late && may_begin(node, &service.spec.task);
+    u32::try_from(state.nodes().filter(|node| may(node) || holds(node)).count()).unwrap_or(u32::MAX)
+}
+
+/// How many tasks a service shall have now.
 pub(crate) fn wanted(state: &State, service: &Service) -> u32 {
+    let left = |total: u32| match service.expired_at {
+        None => total.saturating_sub(job::completed(state, service)),
+        Some(_) => 0,
+    };
     match service.spec.mode {
         Mode::Replicated { replicas } => replicas,
-        Mode::Global => {
-            let holds = |node: &Node| {
-                !node.status.is_lost()
-                    && state
-                        .tasks_on(node.id)
-                        .any(|task| task.service == service.id && task.is_live() && task.is_wanted())
-            };
-            let nodes = state.nodes().filter(|node| may_begin(node, &service.spec.task) || holds(node));
-            u32::try_from(nodes.count()).unwrap_or(u32::MAX)
-        }
+        Mode::Global => holders(state, service),
+        Mode::ReplicatedJob { completions, .. } => left(completions).min(service.spec.mode.concurrency()),
+        Mode::GlobalJob { .. } => left(holders(state, service)),
     }
 }

@@ -12,6 +12,7 @@ use crate::model::{UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
 use crate::plan::{Draft, Occupied, Start};
 use crate::scheduler::{self, constraint};
 use crate::state::{Change, Rollback, State};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -397,8 +398,10 @@ fn put(draft: &mut Draft, service: &Service, status: UpdateStatus) {
 }
 
 /// A new task that shall run before the old one stops, and finds no place only because the old one has it (a
-/// port of the node, its last memory), would wait for ever: there the old one goes first.
-pub(crate) fn unblock(draft: &mut Draft) {
+/// port of the node, its last memory), would wait for ever: there the old one goes first. The services for which that
+/// is so.
+pub(crate) fn unblock(draft: &mut Draft) -> BTreeSet<ServiceId> {
+    let mut unblocked = BTreeSet::new();
     let mut stuck = Vec::new();
     for service in draft.state().services().filter(|s| s.pace().order == UpdateOrder::StartFirst) {
         let waits = |task: &&Arc<Task>| {
@@ -425,6 +428,8 @@ pub(crate) fn unblock(draft: &mut Draft) {
         scheduler::schedule(&mut trial);
         if trial.state().task(new).is_some_and(|new| new.node.is_some()) {
             draft.dismiss(&old);
+            unblocked.insert(old.service);
         }
     }
+    unblocked
 }

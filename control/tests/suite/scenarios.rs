@@ -193,7 +193,25 @@ fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
         }
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
         match key {
+            "replicas" if spec.mode.is_job() => drop(spec.mode.resize(value.parse().expect("a number"))),
             "replicas" => spec.mode = Mode::Replicated { replicas: value.parse().expect("a number") },
+            "job" | "global-job" => {
+                task.restart.condition = RestartCondition::OnFailure;
+                let (max_concurrent, deadline) = (0, Duration::ZERO);
+                spec.mode = match key {
+                    "job" => Mode::ReplicatedJob { completions: 1, max_concurrent, deadline },
+                    _ => Mode::GlobalJob { deadline },
+                };
+            }
+            "concurrent" | "deadline" => match &mut spec.mode {
+                Mode::ReplicatedJob { max_concurrent, .. } if key == "concurrent" => {
+                    *max_concurrent = value.parse().expect("a number");
+                }
+                Mode::ReplicatedJob { deadline, .. } | Mode::GlobalJob { deadline } => {
+                    *deadline = duration(value)
+                }
+                other => panic!("{other:?} is no job"),
+            },
             "image" => task.containers[0].image = value.into(),
             "memory" => task.resources.reservations.memory_bytes = value.parse::<u64>().expect("GiB") * GIB,
             "max" => task.placement.max_per_node = value.parse().expect("a number"),
@@ -343,6 +361,15 @@ fn progress(world: &World, name: &str, out: &mut String) {
     let service = world.state.service_named(name).expect("a service");
     let progress = convergence::progress(&world.state, service.id).expect("a service");
     let convergence::Progress { replicas, running, current, leaving, verdict, .. } = progress;
+    if progress.job {
+        let (completed, wanted) = (progress.completed, convergence::wanted(&world.state, service));
+        writeln!(out, "  {verdict:?}: {running}/{wanted} ({completed}/{replicas} completed)")
+            .expect("a string takes everything");
+        if let Some(trouble) = progress.trouble {
+            writeln!(out, "  {}: {}", trouble.name, trouble.words).expect("a string takes everything");
+        }
+        return;
+    }
     writeln!(out, "  {verdict:?}: {running}/{replicas} running, {current} current, {leaving} leaving")
         .expect("a string takes everything");
     if let Some(trouble) = progress.trouble {

@@ -186,7 +186,8 @@ fn status_of(state: &State, service: &Service) -> pb::ServiceStatus {
     pb::ServiceStatus {
         running: count(Observed::Running),
         desired: convergence::wanted(state, service),
-        completed: count(Observed::Completed),
+        completed: convergence::completed(state, service),
+        total: convergence::total(state, service),
     }
 }
 

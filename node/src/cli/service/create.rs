@@ -247,7 +247,29 @@ mod tests {
         assert_eq!(spec(&["--mode", "global", "rswarm/demo"]).mode, Mode::Global);
         let words = ["create", "--mode", "global", "--replicas", "2", "rswarm/demo"];
         let error = Args::try_parse_from(words).expect("it parses").create.spec().expect_err("a number");
-        assert_eq!(error.to_string(), "--replicas is for replicated services; this one is global");
+        assert_eq!(error.to_string(), "--replicas is for replicated services and jobs; this one is global");
+    }
+
+    #[test]
+    fn jobs_are_tried_again_only_when_they_fail() {
+        let words = ["--mode=replicated-job", "--replicas=5", "--max-concurrent=2", "--job-deadline=1h", "i"];
+        let job = spec(&words);
+        let deadline = Duration::from_secs(3600);
+        assert_eq!(job.mode, Mode::ReplicatedJob { completions: 5, max_concurrent: 2, deadline });
+        assert_eq!(job.task.restart.condition, RestartCondition::OnFailure);
+        let job = spec(&["--mode=global-job", "--restart-condition=none", "i"]);
+        assert_eq!(job.mode, Mode::GlobalJob { deadline: Duration::ZERO });
+        assert_eq!(job.task.restart.condition, RestartCondition::None);
+        for words in
+            [&["--max-concurrent=2"][..], &["--job-deadline=2s"], &["--mode=global-job", "--replicas=2"]]
+        {
+            let words = ["create"].iter().chain(words).chain(["i"].iter());
+            Args::try_parse_from(words)
+                .expect("it parses")
+                .create
+                .spec()
+                .expect_err("it has no meaning there");
+        }
     }
 
     #[test]

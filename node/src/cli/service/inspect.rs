@@ -63,6 +63,17 @@ fn pretty(service: &Service, names: &BTreeMap<String, String>) -> Result<String,
     match spec.mode {
         Mode::Replicated { replicas } => writeln!(out, "Service Mode:\tReplicated\n Replicas:\t{replicas}")?,
         Mode::Global => writeln!(out, "Service Mode:\tGlobal")?,
+        Mode::ReplicatedJob { completions, .. } => {
+            writeln!(out, "Service Mode:\tReplicatedJob\n Completions:\t{completions}")?;
+            writeln!(out, " Max concurrent:\t{}", spec.mode.concurrency())?;
+        }
+        Mode::GlobalJob { .. } => writeln!(out, "Service Mode:\tGlobalJob")?,
+    }
+    if spec.mode.is_job() {
+        writeln!(out, " Iteration:\t{}", service.spec_version)?;
+        if !spec.mode.deadline().is_zero() {
+            writeln!(out, " Deadline:\t{}", units::duration(spec.mode.deadline()))?;
+        }
     }
     if let Some(status) = &service.update_status {
         writeln!(out, "UpdateStatus:\n State:\t\t{}", update_state(status.state))?;

@@ -64,16 +64,26 @@ fn render(services: &[Service], statuses: &[pb::ServiceStatus], options: &Option
 
 fn row(service: &Service, status: Option<&pb::ServiceStatus>) -> Struct {
     let image = service.spec.task.containers.first().map(|container| container.image.as_str());
-    let wanted = u64::from(service.spec.mode.replicas().unwrap_or(0));
-    let (running, desired) =
-        status.map_or((0, wanted), |status| (u64::from(status.running), u64::from(status.desired)));
+    let replicas = replicas(service, status);
     Struct::new("service")
         .with("ID", service.id.to_string())
         .with("Image", without_digest(image.unwrap_or_default()))
         .with("Mode", service.spec.mode.name())
         .with("Name", &service.spec.name)
         .with("Ports", ports(service))
-        .with("Replicas", format!("{running}/{desired}"))
+        .with("Replicas", replicas)
+}
+
+/// `3/3`, `3/3 (max 1 per node)`, or of a job `2/2 (1/5 completed)`: how many run of how many.
+fn replicas(service: &Service, status: Option<&pb::ServiceStatus>) -> String {
+    let unknown =
+        pb::ServiceStatus { desired: service.spec.mode.replicas().unwrap_or(0), ..Default::default() };
+    let pb::ServiceStatus { running, desired, completed, total } = *status.unwrap_or(&unknown);
+    match service.spec.task.placement.max_per_node {
+        _ if service.spec.mode.is_job() => format!("{running}/{desired} ({completed}/{total} completed)"),
+        0 => format!("{running}/{desired}"),
+        max => format!("{running}/{desired} (max {max} per node)"),
+    }
 }
 
 /// The name and tag, where there is one.
@@ -98,7 +108,7 @@ mod tests {
 
     fn printed(options: &Options) -> String {
         let services = [samples::service("web"), samples::service("api")];
-        let status = |running| pb::ServiceStatus { running, desired: 3, completed: 0 };
+        let status = |running| pb::ServiceStatus { running, desired: 3, ..Default::default() };
         render(&services, &[status(3), status(1)], options).expect("it renders")
     }
 

@@ -35,6 +35,16 @@ fn spec(spec: &ServiceSpec) -> Struct {
         Mode::Replicated { replicas } => Struct::new("ServiceMode")
             .with("Replicated", Struct::new("ReplicatedService").with("Replicas", replicas)),
         Mode::Global => Struct::new("ServiceMode").with("Global", Struct::new("GlobalService")),
+        Mode::ReplicatedJob { completions, deadline, .. } => Struct::new("ServiceMode").with(
+            "ReplicatedJob",
+            Struct::new("ReplicatedJob")
+                .with("MaxConcurrent", spec.mode.concurrency())
+                .with("TotalCompletions", completions)
+                .maybe("Deadline", deadline),
+        ),
+        Mode::GlobalJob { deadline } => {
+            Struct::new("ServiceMode").with("GlobalJob", Struct::new("GlobalJob").maybe("Deadline", deadline))
+        }
     };
     Struct::new("ServiceSpec")
         .with("Name", &spec.name)
