@@ -149,7 +149,7 @@ fn a_failing_run_is_made_small_and_fails_the_same_way() {
 /// Runs seeds with a mistake until it is caught, and says by what.
 fn caught_by(planted: Planted) -> &'static str {
     let options = Options { planted: Some(planted), storm: Duration::from_secs(30), ..Options::default() };
-    for seed in 0..40 {
+    for seed in 0..200 {
         if let Verdict::Broken { invariant, .. } = world::run(seed, &options).verdict {
             eprintln!("{planted:?} is caught by `{}` with seed {seed}", invariant.name);
             return invariant.name;

@@ -26,11 +26,6 @@ pub(super) fn run(draft: &mut Draft, service: &Service) -> bool {
         }
         return false;
     }
-    match service.spec.mode {
-        Mode::GlobalJob { .. } if is_late(service, draft.now) => {}
-        Mode::GlobalJob { .. } => global::scale(draft, service),
-        _ => open(draft, service),
-    }
     for tasks in slots(draft.state(), service.id).values() {
         let done = is_done(tasks);
         for task in tasks.iter().filter(|task| task.is_live() && task.is_wanted()) {
@@ -39,6 +34,11 @@ pub(super) fn run(draft: &mut Draft, service: &Service) -> bool {
                 draft.dismiss(task);
             }
         }
+    }
+    match service.spec.mode {
+        Mode::GlobalJob { .. } if is_late(service, draft.now) => {}
+        Mode::GlobalJob { .. } => global::scale(draft, service),
+        _ => open(draft, service),
     }
     true
 }

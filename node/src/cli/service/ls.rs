@@ -105,6 +105,8 @@ mod tests {
     use super::*;
     use crate::cli::view::samples;
     use expect_test::expect;
+    use rswarm_control::model::Mode;
+    use std::time::Duration;
 
     fn printed(options: &Options) -> String {
         let services = [samples::service("web"), samples::service("api")];
@@ -134,6 +136,28 @@ mod tests {
             "{\"ID\":\"000000000000c\",\"Image\":\"rswarm/demo:1\",\"Mode\":\"replicated\",\"Name\":\"web\",\
              \"Ports\":\"*:8080->80/tcp\",\"Replicas\":\"3/3\"}\n"
         );
+    }
+
+    #[test]
+    fn jobs_show_what_is_completed() {
+        let mut job = samples::service("pack");
+        job.spec.mode = Mode::ReplicatedJob { completions: 10, max_concurrent: 2, deadline: Duration::ZERO };
+        let mut agent = samples::service("agent");
+        agent.spec.mode = Mode::Global;
+        let statuses = [
+            pb::ServiceStatus { running: 2, desired: 2, completed: 3, total: 10 },
+            pb::ServiceStatus { running: 3, desired: 3, ..Default::default() },
+        ];
+        let format = |filter: Option<&str>| Options {
+            format: Some("{{.Name}} {{.Mode}} {{.Replicas}}".into()),
+            filters: filter.into_iter().map(|text| text.parse().expect("a filter")).collect(),
+            ..Options::default()
+        };
+        let printed = |options: &Options| {
+            render(&[job.clone(), agent.clone()], &statuses, options).expect("it renders")
+        };
+        assert_eq!(printed(&format(None)), "agent global 3/3\npack replicated-job 2/2 (3/10 completed)\n");
+        assert_eq!(printed(&format(Some("mode=global"))), "agent global 3/3\n");
     }
 
     #[test]
