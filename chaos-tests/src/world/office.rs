@@ -8,7 +8,8 @@ use rswarm_control::admission::{self, Answer, Refused, Request, Session};
 use rswarm_control::assignment::{self, Assignment};
 use rswarm_control::endpoints::{self, Table};
 use rswarm_control::model::{Description, Desired, NodeStatus, Observed, Role};
-use rswarm_control::{Change, Heard, NewTask, NodeId, Proposal, Report, State, TaskId, Timestamp, tick};
+use rswarm_control::{Change, Heard, NewTask, NodeId, Proposal, Report, State, TaskId, Timestamp};
+use rswarm_control::{Crank, tick};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ pub(super) struct Office {
     seat_at: usize,
     pub seated: bool,
     heard: Heard,
+    crank: Crank,
     pub tickets: BTreeMap<u64, Ticket>,
     pub sessions: BTreeMap<NodeId, Served>,
     reports: BTreeMap<(TaskId, NodeId), Report>,
@@ -67,6 +69,7 @@ impl Office {
             seat_at,
             seated: false,
             heard: Heard::new(Timestamp(0)),
+            crank: Crank::default(),
             tickets: BTreeMap::new(),
             sessions: BTreeMap::new(),
             reports: BTreeMap::new(),
@@ -158,8 +161,13 @@ impl World {
             Some(Planted::OneFailureMore) => one_failure_more(&state),
             _ => state.clone(),
         };
-        let plan = tick(&believed, &office.heard, at);
+        let plan = office.crank.turn(&believed, &office.heard, at);
         let heard = office.heard.clone();
+        let afresh = tick(&believed, &heard, at);
+        if plan != afresh {
+            self.fail(invariants::MEMORY_MATTERS_NOT, format!("{plan:?} is not {afresh:?}"));
+        }
+        let Some(office) = self.machines[m].office.as_mut() else { return };
         if plan.changes.is_empty() {
             let nap = plan.wake_at.map_or(SLEEP_MAX, |wake| wake.0.saturating_sub(at.0)).clamp(1, SLEEP_MAX);
             let asleep = self.options.planted == Some(Planted::LostWakeUp) && term > 1;
