@@ -7,10 +7,12 @@
 //! nor disk nor wire.
 #![forbid(unsafe_code)]
 
+mod begin;
 mod config;
 mod error;
 mod force;
 mod format;
+mod leap;
 mod log;
 mod membership;
 pub mod memory;
@@ -30,6 +32,7 @@ use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 
+pub use begin::begin_with;
 pub use config::Config;
 pub use error::{ChangeError, OpenError, ProposeError, ReadError, TransferError};
 pub use force::force_new_cluster;

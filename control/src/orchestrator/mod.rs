@@ -1,23 +1,39 @@
 //! What a service's slots need: tasks created, started, stopped and replaced.
 
+mod global;
+mod job;
 mod replicated;
 mod restart;
 mod slots;
 mod update;
 
-pub(crate) use replicated::share;
+pub(crate) use global::{holders, wanted};
+pub(crate) use job::{completed, is_done};
 pub(crate) use slots::{is_given_up, slots};
-pub(crate) use update::{is_current, unblock};
+pub(crate) use update::{is_settled_on, unblock};
 
 use crate::ids::ServiceId;
 use crate::model::{Mode, Service};
 use crate::plan::Draft;
 use crate::state::State;
 
-/// Whether a service is to have another number of slots.
+/// Slots that are opened, or closed, in one turn. A plan is one entry of the log, which should not grow without bound;
+/// the next turn goes on.
+const TURN_MAX: usize = 1_000;
+/// Slots that each service may open or close in one turn, however many others do: a small one does not wait until the
+/// large ones are done.
+const SHARE_MIN: usize = 20;
+
+/// How many slots each of so many services may open or close in one turn.
+pub(crate) fn share(services: usize) -> usize {
+    TURN_MAX.checked_div(services).unwrap_or(TURN_MAX).max(SHARE_MIN)
+}
+
+/// Whether a service shares what can be created in one turn with others: it is to have another number of slots.
 pub(crate) fn is_scaling(state: &State, service: &Service) -> bool {
     match service.spec.mode {
         Mode::Replicated { replicas } => replicated::is_scaling(state, service, replicas),
+        Mode::Global | Mode::ReplicatedJob { .. } | Mode::GlobalJob { .. } => false,
     }
 }
 
@@ -25,12 +41,23 @@ pub(crate) fn reconcile(draft: &mut Draft, id: ServiceId) {
     // An update that fails changes the service: it is paused, or goes back, and that can fail only once more.
     for _ in 0..3 {
         let Some(service) = draft.state().service(id).cloned() else { return };
-        match service.spec.mode {
-            Mode::Replicated { replicas } => replicated::scale(draft, &service, replicas),
+        let goes_on = match service.spec.mode {
+            Mode::Replicated { replicas } => {
+                replicated::scale(draft, &service, replicas);
+                true
+            }
+            Mode::Global => {
+                global::scale(draft, &service);
+                true
+            }
+            Mode::ReplicatedJob { .. } | Mode::GlobalJob { .. } => job::run(draft, &service),
+        };
+        if !goes_on {
+            return;
         }
         slots::keep_one(draft, &service);
         slots::refill(draft, &service);
-        if !update::roll(draft, id) {
+        if service.spec.mode.is_job() || !update::roll(draft, id) {
             break;
         }
     }

@@ -9,18 +9,6 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Slots that are opened, or closed, in one turn. A plan is one entry of the log, which should not grow without bound;
-/// the next turn goes on.
-const TURN_MAX: usize = 1_000;
-/// Slots that each service may open or close in one turn, however many others do: a small one does not wait until the
-/// large ones are done.
-const SHARE_MIN: usize = 20;
-
-/// How many slots each of so many services may open or close in one turn.
-pub(crate) fn share(services: usize) -> usize {
-    TURN_MAX.checked_div(services).unwrap_or(TURN_MAX).max(SHARE_MIN)
-}
-
 /// Whether a service has more slots or fewer than there shall be replicas.
 pub(super) fn is_scaling(state: &State, service: &Service, replicas: u32) -> bool {
     slots(state, service.id).len() != replicas as usize
