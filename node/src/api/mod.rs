@@ -3,7 +3,9 @@
 
 mod anew;
 pub mod control;
+mod events;
 mod images;
+mod insight;
 pub mod join;
 pub mod local;
 mod logs;

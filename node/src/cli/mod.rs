@@ -6,6 +6,7 @@ pub mod client;
 pub mod completion;
 pub mod context;
 pub mod drill;
+pub mod events;
 pub mod failure;
 pub mod image;
 pub mod init;
@@ -28,6 +29,7 @@ pub mod update;
 pub mod version;
 pub mod view;
 pub mod volume;
+pub mod why;
 
 use crate::config::{Config, Flags};
 use crate::demo::Demo;
@@ -79,6 +81,8 @@ pub enum Command {
     Rejoin(rejoin::Rejoin),
     JoinToken(join_token::JoinToken),
     Status(status::StatusArgs),
+    Why(why::Why),
+    Events(events::Events),
     Update(update::Update),
     Version(version::Version),
     #[command(subcommand)]
@@ -116,6 +120,8 @@ impl Command {
             Self::Rejoin(command) => command.run(cx).await,
             Self::JoinToken(command) => command.run(cx).await,
             Self::Status(command) => command.run(cx).await,
+            Self::Why(command) => command.run(cx).await,
+            Self::Events(command) => command.run(cx).await,
             Self::Update(command) => command.run(cx).await,
             Self::Version(command) => command.run(cx).await,
             Self::Node(command) => command.run(cx).await,
