@@ -139,6 +139,10 @@ invariants! {
     MEMORY_MATTERS_NOT = "memory matters not",
         "A leader that remembers what it looked at comes to the same plan as one that remembers nothing.",
         Check::Watched;
+    /// Who is told.
+    TOLD_WHAT_CONCERNS = "told what concerns it",
+        "A node whose assignment or table an entry changes is among those that the entry is said to concern.",
+        Check::Watched;
     /// Once.
     STARTED_ONCE = "started once",
         "No task's container is started twice.", Check::Watched;

@@ -260,7 +260,9 @@ impl Found {
         }
         let reached = |observed: Observed| was < observed && after.observed >= observed;
         let ended = after.observed.is_terminal() && !was.is_terminal();
-        let began = after.status.running_at.is_some() || was == Observed::Starting;
+        let began = after.status.running_at.is_some()
+            || after.status.exit_code.is_some()
+            || was == Observed::Starting;
         if reached(Observed::Ready) && (!after.observed.is_terminal() || began) {
             say(Action::Create, image(Vec::new()));
         }

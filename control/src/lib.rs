@@ -45,6 +45,7 @@ pub mod state;
 mod testing;
 mod tick;
 pub mod time;
+pub mod touched;
 pub mod worker;
 
 pub use ids::{ClusterId, NetworkId, NodeId, RaftId, ServiceId, TaskId};

@@ -212,6 +212,16 @@ impl State {
         self.tasks_by_service.get(&service).into_iter().flat_map(TaskMap::values)
     }
 
+    /// All tasks, in a form that knows what it shares with others of its kind.
+    pub(crate) fn all_tasks(&self) -> &TaskMap {
+        &self.tasks
+    }
+
+    /// All services, in a form that knows what it shares with others of its kind.
+    pub(crate) fn service_map(&self) -> &OrdMap<ServiceId, Arc<Service>> {
+        &self.services
+    }
+
     /// The tasks of a service, in a form that knows what it shares with others of its kind.
     pub(crate) fn task_map(&self, service: ServiceId) -> TaskMap {
         self.tasks_by_service.get(&service).cloned().unwrap_or_default()
@@ -247,6 +257,17 @@ impl State {
         while self.events.len() > events::EVENTS_MAX {
             self.forgotten = self.events.pop_front().map_or(self.forgotten, |event| event.index);
         }
+    }
+
+    /// The addresses of a network that somebody holds, in order.
+    pub(crate) fn owners_in(&self, network: NetworkId) -> impl Iterator<Item = (Ipv4Addr, Owner)> {
+        let all = (network, Ipv4Addr::UNSPECIFIED)..=(network, Ipv4Addr::BROADCAST);
+        self.addresses.range(all).map(|((_, address), owner)| (*address, *owner))
+    }
+
+    /// Whether no node differs from what `other` knows of it, as far as that is known without looking at them.
+    pub fn shares_nodes_with(&self, other: &Self) -> bool {
+        self.nodes.ptr_eq(&other.nodes)
     }
 
     /// How many nodes have a seat in the consensus group, or shall get the one they were given.

@@ -86,16 +86,18 @@ impl World {
         Ok(applied)
     }
 
-    /// Who watches for what a proposal has announced misses nothing.
+    /// Who watches for what a proposal has announced, or for what concerns it, misses nothing.
     fn check_announced(&self, before: &State, applied: &Applied) {
+        let touched = touched::between(before, &self.state);
         for id in self.machines.keys() {
-            let same = assignment::of(before, *id) == assignment::of(&self.state, *id);
+            let held = assignment::of(before, *id) == assignment::of(&self.state, *id);
+            let known = endpoints::of(before, *id) == endpoints::of(&self.state, *id);
             assert!(
-                same || applied.assignments.contains(id),
+                held || applied.assignments.contains(id),
                 "an assignment changed in silence: {applied:?}"
             );
-            let same = endpoints::of(before, *id) == endpoints::of(&self.state, *id);
-            assert!(same || applied.endpoints, "a table changed in silence: {applied:?}");
+            assert!(known || applied.endpoints, "a table changed in silence: {applied:?}");
+            assert!(held && known || touched.has(*id), "node {id} is not told: {applied:?}");
         }
     }
 
