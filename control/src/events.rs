@@ -228,7 +228,9 @@ impl Found {
             let status = service.update_status.as_ref();
             status.map_or(String::new(), |status| snake(&format!("{:?}", status.state)))
         };
-        let replicas = |service: &Service| service.spec.mode.replicas().to_string();
+        let replicas = |service: &Service| {
+            service.spec.mode.replicas().map_or(String::new(), |replicas| replicas.to_string())
+        };
         moves(&mut moved, "replicas", replicas(old), replicas(new));
         moves(&mut moved, "image", image(old), image(new));
         moves(&mut moved, "updatestate", state(old), state(new));

@@ -51,9 +51,15 @@ impl Crank {
             let wake_at = draft.during(|draft| orchestrator::reconcile(draft, service));
             looked_at.push((service, before, wake_at));
         }
-        allocator::allocate(draft);
-        scheduler::schedule(draft);
-        orchestrator::unblock(draft);
+        loop {
+            allocator::allocate(draft);
+            scheduler::schedule(draft);
+            let unblocked = orchestrator::unblock(draft);
+            if unblocked.is_empty() {
+                break;
+            }
+            unblocked.into_iter().for_each(|service| orchestrator::reconcile(draft, service));
+        }
         // Tasks that lost their purpose in this very turn need not wait for the next.
         reaper::end(draft);
         for service in draft.state().service_ids() {

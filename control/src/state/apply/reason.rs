@@ -40,12 +40,14 @@ pub(super) fn of_wish(state: &State, task: &Task, desired: Desired) -> Box<str> 
             return format!("its node {name} may no longer run it").into();
         }
     }
-    let replicas = service.spec.mode.replicas();
     match desired {
         _ if task.spec_version != service.spec_version => {
             format!("revision {} takes its place", service.revision).into()
         }
-        Desired::Remove => format!("not needed any more: {replicas} are asked for").into(),
+        Desired::Remove => match service.spec.mode.replicas() {
+            Some(replicas) => format!("not needed any more: {replicas} are asked for").into(),
+            None => "not needed any more".into(),
+        },
         _ => "another task has its slot".into(),
     }
 }
