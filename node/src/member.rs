@@ -207,6 +207,12 @@ impl Member {
         self.refused.borrow().clone()
     }
 
+    /// Ends once the cluster no longer wants this node as what it is.
+    pub async fn denied(&self) {
+        // An error means that the member is gone, and with it everybody who waits here.
+        let _ = self.refused.subscribe().wait_for(Option::is_some).await;
+    }
+
     /// Stops taking part; containers go on.
     pub async fn stop(&self) {
         if let Some(manager) = self.manager() {

@@ -2,6 +2,7 @@
 //! them (`rpc::access`), and rules live in `control::admission`, where they can be tested without a server.
 
 mod anew;
+mod backup;
 pub mod control;
 mod events;
 mod images;

@@ -1,6 +1,7 @@
 //! The command line: one file a command, which holds its words, its type and its `run`. Results go to a
 //! writer, so that a test reads a string.
 
+pub mod backup;
 pub mod bench;
 pub mod client;
 pub mod completion;
@@ -20,6 +21,7 @@ pub mod network;
 pub mod node;
 pub mod output;
 pub mod rejoin;
+pub mod restore;
 pub mod service;
 pub mod sim;
 pub mod start;
@@ -80,6 +82,8 @@ pub enum Command {
     Leave(leave::Leave),
     Rejoin(rejoin::Rejoin),
     JoinToken(join_token::JoinToken),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
     Status(status::StatusArgs),
     Why(why::Why),
     Events(events::Events),
@@ -119,6 +123,8 @@ impl Command {
             Self::Leave(command) => command.run(cx).await,
             Self::Rejoin(command) => command.run(cx).await,
             Self::JoinToken(command) => command.run(cx).await,
+            Self::Backup(command) => command.run(cx).await,
+            Self::Restore(command) => command.run(cx).await,
             Self::Status(command) => command.run(cx).await,
             Self::Why(command) => command.run(cx).await,
             Self::Events(command) => command.run(cx).await,
