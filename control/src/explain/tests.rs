@@ -76,7 +76,7 @@ fn what_a_task_went_through_is_kept_in_order_and_bounded() {
     assert_eq!(&*history[8].why, "not needed any more: 0 are asked for");
     assert!(history.windows(2).all(|pair| pair[0].at <= pair[1].at && pair[0].index <= pair[1].index));
     // All that a task can come to fits.
-    assert!(13 + 4 <= crate::model::Transition::MAX);
+    const { assert!(13 + 4 <= crate::model::Transition::MAX) };
     // What thirty thousand tasks remember stays below 20 MiB: nine steps each until they run.
     let bytes: usize = history[..8].iter().map(|step| size_of_val(step) + step.why.len()).sum();
     assert!(bytes * 30_000 < 20 * 1024 * 1024, "{bytes} a task");
