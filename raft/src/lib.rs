@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod disk;
 mod error;
 mod force;
 mod format;
@@ -32,6 +33,7 @@ use std::io::{self, Read, Write};
 use bytes::Bytes;
 
 pub use config::Config;
+pub use disk::{Disk, Full};
 pub use error::{ChangeError, OpenError, ProposeError, ReadError, TransferError};
 pub use force::force_new_cluster;
 pub use log::{Log, Proposed};
