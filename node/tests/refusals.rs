@@ -951,7 +951,7 @@ fn a_manager_without_room_for_its_log_reads_on_says_so_and_goes_on_by_itself() {
     let mut node = room.machine("n1");
     let disk = room.path("disk");
     fs::create_dir(&disk).expect("a directory");
-    mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some("size=128m")).expect("a tmpfs");
+    mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some("size=512m")).expect("a tmpfs");
     node.state = disk.join("state");
     node.start();
     node.init("127.0.0.1").done();
@@ -960,6 +960,7 @@ fn a_manager_without_room_for_its_log_reads_on_says_so_and_goes_on_by_itself() {
 
     let mut ballast = File::create(disk.join("ballast")).expect("a file");
     while ballast.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
+    drop(ballast);
     // There is always a segment in hand; when it is begun and no other can be had, it is said before it is full.
     let large =
         ["A", "B", "C", "D", "E", "F", "G", "H"].map(|name| format!("{name}={}", "x".repeat(100_000)));
