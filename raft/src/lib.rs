@@ -7,6 +7,7 @@
 //! nor disk nor wire.
 #![forbid(unsafe_code)]
 
+mod begin;
 mod config;
 mod disk;
 mod error;
@@ -32,6 +33,7 @@ use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 
+pub use begin::begin_with;
 pub use config::Config;
 pub use disk::{Disk, Full};
 pub use error::{ChangeError, OpenError, ProposeError, ReadError, TransferError};

@@ -82,11 +82,15 @@ pub enum Planted {
     LostWakeUp,
     /// The leader keeps a second task in a slot in which one runs.
     KeepsSurplus,
+    /// The leader lets an update go on with one failure more than it allows.
+    OneFailureMore,
+    /// The leader has slots of jobs run that have had their run.
+    RunsAgain,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::StaleAssignment,
         Self::DeafToSilence,
         Self::DoubleCreate,
@@ -97,6 +101,8 @@ impl Planted {
         Self::NeverStops,
         Self::LostWakeUp,
         Self::KeepsSurplus,
+        Self::OneFailureMore,
+        Self::RunsAgain,
     ];
 }
 
@@ -487,8 +493,9 @@ impl World {
         let services = self.log.truth.services();
         let bad = services.filter(|service| {
             let tasks = self.log.truth.tasks_of(service.id);
-            !image(&service.spec.task).stays()
-                || tasks.filter(|t| t.is_live()).any(|t| !image(&t.spec).stays())
+            let job = service.spec.mode.is_job();
+            let good = |image: machine::Image| image.stays() || job && image == machine::Image::Done;
+            !good(image(&service.spec.task)) || tasks.filter(|t| t.is_live()).any(|t| !good(image(&t.spec)))
         });
         bad.map(|service| service.id).collect()
     }

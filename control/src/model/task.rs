@@ -1,6 +1,6 @@
 //! Tasks: single attempts to run one slot of a service.
 
-use super::{Claims, Meta, TaskSpec};
+use super::{Claims, Meta, TaskSpec, Transition};
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
 use crate::time::Timestamp;
 use std::fmt;
@@ -46,6 +46,8 @@ pub struct Task {
     pub restarts: u32,
     /// How many tasks of its slot ended by themselves in a row before it; lengthens the restart delay.
     pub failures: u32,
+    /// What it has been through, oldest first.
+    pub history: Vec<Transition>,
 }
 
 impl Task {
@@ -68,7 +70,7 @@ impl Task {
         }
     }
 
-    /// `web.1`
+    /// `web.1`; in a global service the node stands for the number.
     pub fn name(&self) -> String {
         format!("{}.{}", self.service_name, self.slot)
     }
@@ -79,12 +81,25 @@ impl Task {
 pub enum Slot {
     /// One of the replicas, from 1.
     Replica(u32),
+    /// The one of this node, in a global service.
+    Node(NodeId),
+}
+
+impl Slot {
+    /// The only node that its tasks may run on, if there is but one.
+    pub fn node(self) -> Option<NodeId> {
+        match self {
+            Self::Replica(_) => None,
+            Self::Node(node) => Some(node),
+        }
+    }
 }
 
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Replica(number) => write!(f, "{number}"),
+            Self::Node(node) => write!(f, "{node}"),
         }
     }
 }

@@ -2,10 +2,10 @@
 //! says so.
 
 use super::restart::{self, Restart};
-use super::update;
+use super::{global, job, update};
 use crate::ids::ServiceId;
 use crate::model::{Desired, Observed, Service, Slot, Task, UpdateOrder};
-use crate::plan::{Draft, Start};
+use crate::plan::{Draft, Start, Whom, Why};
 use crate::scheduler::constraint;
 use crate::state::State;
 use crate::time::Timestamp;
@@ -72,7 +72,7 @@ fn pair(draft: &mut Draft, service: &Service, present: &[Arc<Task>]) -> Option<[
     match running_at.map(|at| at.after(service.pace().healthy_time)) {
         Some(due) if due <= draft.now => None,
         Some(due) => {
-            draft.wake_at(due);
+            draft.hold(Whom::Slot(service.id, new.slot), due, Why::HealthyTime);
             Some([old, new])
         }
         None => Some([old, new]),
@@ -96,12 +96,13 @@ pub(super) fn refill(draft: &mut Draft, service: &Service) {
                 occupied.extend(task.node.map(|_| slot));
             }
         }
-        if filled {
+        let done = service.spec.mode.is_job() && job::is_done(&tasks);
+        if filled || done || !global::is_open(draft.state(), service, slot) {
             continue;
         }
         match restart::decide(service, &tasks, draft.now) {
             Restart::Never => {}
-            Restart::Wait(until) => draft.wake_at(until),
+            Restart::Wait(until) => draft.hold(Whom::Slot(service.id, slot), until, Why::Restart),
             Restart::At(start) => {
                 draft.create_task(service.id, slot, start, &occupied);
                 for ended in tasks.iter().filter(|task| !task.is_live() && task.is_wanted()) {
@@ -115,7 +116,8 @@ pub(super) fn refill(draft: &mut Draft, service: &Service) {
 /// Whether a slot stays empty for good, as its restart policy says. `tasks` are oldest first.
 pub(crate) fn is_given_up(service: &Service, tasks: &[Arc<Task>]) -> bool {
     let ended = tasks.iter().all(|task| !task.is_live());
-    ended && restart::decide(service, tasks, Timestamp::default()) == Restart::Never
+    let done = service.spec.mode.is_job() && job::is_done(tasks);
+    ended && !done && restart::decide(service, tasks, Timestamp::default()) == Restart::Never
 }
 
 /// Lets tasks that were held back start, once their time has come and their slot is vacant, or held by a task
@@ -136,7 +138,7 @@ pub(super) fn release(draft: &mut Draft, id: ServiceId) {
     }
     for task in held {
         if task.start_at > draft.now {
-            draft.wake_at(task.start_at);
+            draft.hold(Whom::Slot(id, task.slot), task.start_at, Why::Restart);
         } else if occupied.insert(task.slot) {
             draft.want(task.id, Desired::Running);
         }

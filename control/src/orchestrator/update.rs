@@ -2,15 +2,17 @@
 //! nodes that are drained at any time. How many at once, which of old and new comes first, and what is made of
 //! failures, is for the service to say.
 
+use super::global;
 use super::restart::{self, Restart};
 use super::slots::{Slots, slots, successor};
 use crate::allocator;
 use crate::ids::{ServiceId, TaskId};
 use crate::model::{Availability, FailureAction, Observed, Service, Slot, Task, TaskSpec};
 use crate::model::{UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
-use crate::plan::{Draft, Occupied, Start};
+use crate::plan::{Draft, Occupied, Start, Whom, Why};
 use crate::scheduler::{self, constraint};
 use crate::state::{Change, Rollback, State};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,6 +56,8 @@ pub(super) fn roll(draft: &mut Draft, id: ServiceId) -> bool {
         if room > 0 || !counts {
             let holds_up = replace(draft, &service, &slot, &all[&slot.slot]);
             room -= usize::from(holds_up && counts);
+        } else {
+            draft.hold_back(Whom::Slot(id, slot.slot), Why::Turn);
         }
     }
     false
@@ -61,6 +65,13 @@ pub(super) fn roll(draft: &mut Draft, id: ServiceId) -> bool {
 
 fn status_moves(service: &Service) -> bool {
     service.update_status.as_ref().is_some_and(|status| status.state.is_moving())
+}
+
+/// Whether tasks of an older spec make room. Those of a global service that could not be replaced while their node
+/// was paused or away still do when the update is over.
+fn outdated_go(service: &Service) -> bool {
+    let paused = service.update_status.as_ref().is_some_and(|status| status.state.is_paused());
+    status_moves(service) || service.spec.mode.is_global() && !paused
 }
 
 /// A slot with tasks that must go.
@@ -75,7 +86,7 @@ struct Leaving {
 
 impl Leaving {
     fn of(state: &State, service: &Service, slot: Slot, tasks: &[Arc<Task>]) -> Option<Self> {
-        let moving = status_moves(service);
+        let moving = outdated_go(service) && global::is_open(state, service, slot);
         let present = tasks.iter().filter(|task| task.is_live() && task.is_wanted() && !state.is_lost(task));
         let (mut leaving, mut drained, mut has_successor) = (Vec::new(), false, false);
         for task in present {
@@ -108,7 +119,7 @@ pub(super) fn is_outgoing(state: &State, service: &Service, task: &Task) -> bool
 
 /// Whether a task runs what its service asks for now. A spec that differs only in where it may run, and
 /// does not exclude the task's node, or in what follows its end, is no reason to replace it.
-pub(crate) fn is_current(state: &State, service: &Service, task: &Task) -> bool {
+pub(super) fn is_current(state: &State, service: &Service, task: &Task) -> bool {
     if task.spec_version == service.spec_version || task.spec == service.spec.task {
         return true;
     }
@@ -116,6 +127,11 @@ pub(crate) fn is_current(state: &State, service: &Service, task: &Task) -> bool 
     let fits = |node| constraint::may_stay(&placement, node);
     let placed_well = placement == task.spec.placement || state.home(task).is_some_and(|node| fits(node));
     placed_well && TaskSpec { placement, restart, ..TaskSpec::clone(&task.spec) } == *service.spec.task
+}
+
+/// Whether a task runs what its service asks for now, or will not be replaced before its node takes tasks again.
+pub(crate) fn is_settled_on(state: &State, service: &Service, task: &Task) -> bool {
+    is_current(state, service, task) || !global::is_open(state, service, task.slot)
 }
 
 /// Gives a slot its next task, and lets the old one go: now, or when the new one runs. What was tried and failed
@@ -133,7 +149,7 @@ fn replace(draft: &mut Draft, service: &Service, leaving: &Leaving, tasks: &[Arc
         _ => match restart::decide(service, &tried, draft.now) {
             Restart::At(start) => start,
             Restart::Wait(until) => {
-                draft.wake_at(until);
+                draft.hold(Whom::Slot(service.id, leaving.slot), until, Why::Restart);
                 return false;
             }
             Restart::Never => return false,
@@ -174,7 +190,7 @@ fn is_busy(draft: &mut Draft, service: &Service, tasks: &[Arc<Task>]) -> bool {
     let Some(running_at) = running_at else { return true };
     let due = running_at.after(service.pace().rest());
     if due > draft.now {
-        draft.wake_at(due);
+        draft.hold(Whom::Slot(service.id, new.slot), due, Why::Rest);
     }
     due > draft.now
 }
@@ -207,7 +223,7 @@ fn is_unproven(draft: &mut Draft, service: &Service, all: &Slots) -> bool {
     let first = all.values().flatten().filter(runs).filter_map(|task| task.status.running_at).min();
     match first.map(|first| first.after(pace.monitor)).filter(|due| *due > draft.now) {
         Some(due) => {
-            draft.wake_at(due);
+            draft.hold(Whom::Service(service.id), due, Why::Watched);
             true
         }
         None => false,
@@ -237,14 +253,18 @@ fn problem(draft: &mut Draft, service: &Service, status: &UpdateStatus, all: &Sl
     let pace = service.pace();
     let last = status.since.max(last.unwrap_or_default()).after(pace.rest().max(pace.monitor));
     let due = last.after(deadline);
-    let outdated =
-        |task: &Arc<Task>| task.is_live() && task.is_wanted() && !is_current(draft.state(), service, task);
+    let outdated = |task: &Arc<Task>| {
+        task.is_live()
+            && task.is_wanted()
+            && !is_current(draft.state(), service, task)
+            && global::is_open(draft.state(), service, task.slot)
+    };
     let left = is_awaited(draft.state(), all) || all.values().flatten().any(outdated);
     if !left {
         return None;
     }
     if due > draft.now {
-        draft.wake_at(due);
+        draft.hold(Whom::Service(service.id), due, Why::Deadline);
         return None;
     }
     let waiting = current.iter().filter(|task| task.is_live() && task.status.running_at.is_none());
@@ -359,7 +379,7 @@ fn complete(draft: &mut Draft, service: &Service, status: UpdateStatus, all: &Sl
         .filter_map(|task| task.status.running_at)
         .max();
     if let Some(due) = newest.map(|at| at.after(service.pace().monitor)).filter(|due| *due > draft.now) {
-        return draft.wake_at(due);
+        return draft.hold(Whom::Service(service.id), due, Why::Watched);
     }
     let (state, message) = match status.state {
         // Why nobody's wish was undone is worth more than that it was.
@@ -380,8 +400,10 @@ fn put(draft: &mut Draft, service: &Service, status: UpdateStatus) {
 }
 
 /// A new task that shall run before the old one stops, and finds no place only because the old one has it (a
-/// port of the node, its last memory), would wait for ever: there the old one goes first.
-pub(crate) fn unblock(draft: &mut Draft) {
+/// port of the node, its last memory), would wait for ever: there the old one goes first. The services for which that
+/// is so.
+pub(crate) fn unblock(draft: &mut Draft) -> BTreeSet<ServiceId> {
+    let mut unblocked = BTreeSet::new();
     let mut stuck = Vec::new();
     let waits = |task: &&Arc<Task>| {
         task.observed == Observed::Pending && task.node.is_none() && task.is_wanted() && !task.note.is_empty()
@@ -405,6 +427,8 @@ pub(crate) fn unblock(draft: &mut Draft) {
         scheduler::schedule(&mut trial);
         if trial.state().task(new).is_some_and(|new| new.node.is_some()) {
             draft.dismiss(&old);
+            unblocked.insert(old.service);
         }
     }
+    unblocked
 }

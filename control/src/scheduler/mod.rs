@@ -5,16 +5,21 @@
 //! scored for one task only those that were touched since are scored anew for the next ([`group`]).
 
 mod board;
+mod choice;
 pub mod constraint;
 mod filter;
 mod group;
 mod seat;
 
-use crate::ids::ServiceId;
+use crate::ids::{NodeId, ServiceId};
 use crate::model::{Observed, Task};
 use crate::plan::Draft;
-use crate::state::Change;
+use crate::state::{Change, State};
+use crate::time::Timestamp;
 use board::Board;
+pub(crate) use choice::choice;
+pub use choice::{Choice, Criterion};
+pub(crate) use filter::{Bytes, Cpus};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -38,15 +43,20 @@ pub(crate) fn schedule(draft: &mut Draft) {
         }
     }
     // Why they wait is said last: what was placed after them is part of it.
-    let mut notes: BTreeMap<(ServiceId, u64), Option<String>> = BTreeMap::new();
+    let mut notes: BTreeMap<(ServiceId, u64, Option<NodeId>), Option<String>> = BTreeMap::new();
     for task in waiting {
-        let key = (task.service, task.spec_version);
+        let key = (task.service, task.spec_version, task.slot.node());
         let note =
             notes.entry(key).or_insert_with(|| board.refusals(draft.state(), &task).map(|no| no.to_string()));
         if let Some(note) = note.as_ref().filter(|note| **note != task.note) {
             draft.propose(Change::Note { task: task.id, note: note.clone() });
         }
     }
+}
+
+/// Why no node can take a task now; nothing if one can.
+pub(crate) fn refusals(state: &State, now: Timestamp, task: &Task) -> Option<filter::Refusals> {
+    Board::new(state, now, None).refusals(state, task)
 }
 
 #[cfg(test)]

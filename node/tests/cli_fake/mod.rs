@@ -251,7 +251,7 @@ impl Control for Answers {
             let words = format!("there is no service `{name}`\nhelp: `rswarm service ls` shows the services");
             return Err(Status::not_found(words));
         }
-        let status = pb::ServiceStatus { running: 2, desired: 2, completed: 0 };
+        let status = pb::ServiceStatus { running: 2, desired: 2, ..Default::default() };
         ok(pb::ListServicesResponse { services: vec![service()], statuses: vec![status] })
     }
 
@@ -324,6 +324,15 @@ impl Local for Answers {
     type PullImageStream = Stream<pb::ImageProgress>;
     type PushImageStream = Stream<pb::ImageProgress>;
     type SaveImagesStream = Stream<pb::ImageChunk>;
+    type BackupStream = Stream<pb::BackupChunk>;
+
+    async fn backup(&self, _: Request<pb::BackupRequest>) -> Answer<Self::BackupStream> {
+        unknown()
+    }
+
+    async fn restore(&self, _: Request<Streaming<pb::RestoreChunk>>) -> Answer<pb::RestoreResponse> {
+        unknown()
+    }
 
     async fn init(&self, request: Request<pb::InitRequest>) -> Answer<pb::InitResponse> {
         ok(pb::InitResponse {

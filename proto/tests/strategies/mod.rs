@@ -5,6 +5,7 @@ use proptest::option;
 use proptest::prelude::*;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints::{self, Backend, NetworkTable, ServiceEntry, Table};
+use rswarm_control::events::{Action, Event, Subject};
 use rswarm_control::model::*;
 use rswarm_control::{
     Change, ClusterId, NetworkId, NewTask, NodeId, Proposal, RaftId, Report, Rollback, ServiceId,
@@ -348,7 +349,15 @@ fn endpoint() -> BoxedStrategy<Endpoint> {
 }
 
 pub fn service_spec() -> BoxedStrategy<ServiceSpec> {
-    let mode = any::<u32>().prop_map(|replicas| Mode::Replicated { replicas });
+    let job = (any::<u32>(), any::<u32>(), duration()).prop_map(|(completions, max_concurrent, deadline)| {
+        Mode::ReplicatedJob { completions, max_concurrent, deadline }
+    });
+    let mode = prop_oneof![
+        any::<u32>().prop_map(|replicas| Mode::Replicated { replicas }),
+        Just(Mode::Global),
+        job,
+        duration().prop_map(|deadline| Mode::GlobalJob { deadline }),
+    ];
     (text(), labels(), mode, task_spec(), update(), update(), endpoint_spec())
         .prop_map(|(name, labels, mode, task, update, rollback, endpoint)| ServiceSpec {
             name,
@@ -374,8 +383,9 @@ pub fn service() -> BoxedStrategy<Service> {
         },
     );
     let what = (service_id(), meta(), service_spec(), any::<u64>(), vec(previous, 0..2));
-    (what, text(), at(), any::<u64>(), endpoint(), option::of(update_status()))
-        .prop_map(|(what, author, spec_since, spec_version, endpoint, update_status)| {
+    (what, text(), (at(), at(), option::of(at())), any::<u64>(), endpoint(), option::of(update_status()))
+        .prop_map(|(what, author, times, spec_version, endpoint, update_status)| {
+            let (spec_since, version_since, expired_at) = times;
             let (id, meta, spec, revision, previous) = what;
             Service {
                 id,
@@ -386,6 +396,8 @@ pub fn service() -> BoxedStrategy<Service> {
                 revision,
                 previous,
                 spec_version,
+                version_since,
+                expired_at,
                 endpoint,
                 update_status,
             }
@@ -394,7 +406,7 @@ pub fn service() -> BoxedStrategy<Service> {
 }
 
 fn slot() -> BoxedStrategy<Slot> {
-    any::<u32>().prop_map(Slot::Replica).boxed()
+    prop_oneof![any::<u32>().prop_map(Slot::Replica), node_id().prop_map(Slot::Node)].boxed()
 }
 
 fn desired() -> BoxedStrategy<Desired> {
@@ -435,12 +447,12 @@ pub fn task() -> BoxedStrategy<Task> {
         (addresses(), claims()),
         text(),
         at(),
-        counts,
+        (counts, vec(transition(), 0..3)),
     );
     (what, how)
         .prop_map(|((id, meta, service, service_name, slot, spec, spec_version), how)| {
-            let (node, desired, observed, status, (addresses, claims), note, start_at, (restarts, failures)) =
-                how;
+            let (node, desired, observed, status, (addresses, claims), note, start_at, rest) = how;
+            let ((restarts, failures), history) = rest;
             Task {
                 id,
                 meta,
@@ -459,8 +471,17 @@ pub fn task() -> BoxedStrategy<Task> {
                 start_at,
                 restarts,
                 failures,
+                history,
             }
         })
+        .boxed()
+}
+
+fn transition() -> BoxedStrategy<Transition> {
+    let to = prop_oneof![observed().prop_map(Step::Observed), desired().prop_map(Step::Desired)];
+    let by = prop_oneof![Just(Actor::Managers), Just(Actor::Node)];
+    (to, at(), any::<u64>(), by, text())
+        .prop_map(|(to, at, index, by, why)| Transition { to, at, index, by, why: why.into() })
         .boxed()
 }
 
@@ -703,10 +724,11 @@ pub fn snapshot() -> BoxedStrategy<Snapshot> {
         vec(service().prop_map(Arc::new), 0..2),
         vec(network().prop_map(Arc::new), 0..3),
         vec(task().prop_map(Arc::new), 0..4),
+        vec(event().prop_map(Arc::new), 0..4),
     );
     (head, objects)
         .prop_map(|((index, clock, next_number, next_raft), objects)| {
-            let (cluster, nodes, removed_nodes, mut services, mut networks, tasks) = objects;
+            let (cluster, nodes, removed_nodes, mut services, mut networks, tasks, events) = objects;
             // No state holds two objects of one name.
             for (number, service) in services.iter_mut().enumerate() {
                 Arc::make_mut(service).spec.name = format!("s{number}");
@@ -725,7 +747,28 @@ pub fn snapshot() -> BoxedStrategy<Snapshot> {
                 services,
                 networks,
                 tasks,
+                forgotten: index / 2,
+                events,
             }
+        })
+        .boxed()
+}
+
+fn event() -> BoxedStrategy<Event> {
+    let subject =
+        prop_oneof![
+            Just(Subject::Swarm),
+            node_id().prop_map(Subject::Node),
+            service_id().prop_map(Subject::Service),
+            (task_id(), service_id(), option::of(node_id()))
+                .prop_map(|(task, service, node)| Subject::Task { task, service, node }),
+        ];
+    let action =
+        prop_oneof![Just(Action::Create), Just(Action::Update), Just(Action::Die), Just(Action::Orphan)];
+    (any::<u64>(), at(), subject, action, text(), vec((text(), text()), 0..3))
+        .prop_map(|(index, at, subject, action, name, attributes)| {
+            let name = name.into();
+            Event { index, at, subject, action, name, attributes }
         })
         .boxed()
 }

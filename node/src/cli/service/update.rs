@@ -176,7 +176,7 @@ impl Update {
                 None => container.mounts.push(added),
             }
         }
-        self.common.apply(spec);
+        self.common.apply(spec)?;
         Ok(())
     }
 }
@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(spec.endpoint.ports[0].published, Some(9090));
         assert_eq!(container.mounts.len(), 1);
         assert_eq!(spec.task.force, 1);
-        assert_eq!(spec.mode.replicas(), 5);
+        assert_eq!(spec.mode.replicas(), Some(5));
     }
 
     #[test]
