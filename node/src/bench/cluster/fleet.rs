@@ -136,6 +136,7 @@ impl Fleet {
             }),
             contact: watch::channel(None).0,
             standing: stands,
+            elsewhere: Arc::default(),
         };
         let node: NodeId = issued.node_id.parse().context("a node's id cannot be read")?;
         let (first, begun) = oneshot::channel();
