@@ -5,7 +5,7 @@ use crate::liveness::{self, Heard};
 use crate::plan::{Draft, Plan};
 use crate::state::State;
 use crate::time::Timestamp;
-use crate::{allocator, orchestrator, reaper, scheduler};
+use crate::{allocator, level, orchestrator, reaper, scheduler};
 
 /// Looks at the whole cluster and proposes what should change next.
 ///
@@ -33,6 +33,7 @@ impl Crank {
         if state.cluster().is_none() {
             return draft.finish();
         }
+        level::raise(&mut draft);
         liveness::watch(&mut draft, heard);
         reaper::end(&mut draft);
         self.calm.disturb(draft.state(), now);

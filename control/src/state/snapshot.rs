@@ -1,6 +1,7 @@
 //! The state as plain lists, for whoever writes it to disk and reads it back.
 
-use super::{Owner, State};
+use super::{Owner, RequestId, State};
+use crate::admission::Answer;
 use crate::ids::NodeId;
 use crate::model::{Cluster, Network, Node, Service, Task};
 use crate::time::Timestamp;
@@ -30,6 +31,8 @@ pub struct Snapshot {
     pub networks: Vec<Arc<Network>>,
     /// All tasks.
     pub tasks: Vec<Arc<Task>>,
+    /// The last requests that were carried out, oldest first.
+    pub requests: Vec<(RequestId, Timestamp, Answer)>,
 }
 
 impl State {
@@ -46,6 +49,7 @@ impl State {
             services: self.services.values().cloned().collect(),
             networks: self.networks.values().cloned().collect(),
             tasks: self.tasks.values().cloned().collect(),
+            requests: self.requests.iter().map(|(id, at, answer)| (id, at, *answer)).collect(),
         }
     }
 
@@ -58,6 +62,7 @@ impl State {
             next_raft: snapshot.next_raft,
             cluster: snapshot.cluster,
             removed_nodes: snapshot.removed_nodes.into_iter().collect(),
+            requests: snapshot.requests.into_iter().collect(),
             ..Self::default()
         };
         for node in snapshot.nodes {
