@@ -251,6 +251,7 @@ impl Member {
                 pb::control_server::ControlServer::new(api::control::Control::of(self))
                     .max_encoding_message_size(MESSAGE_MAX),
             )
+            .add_service(pb::insight_server::InsightServer::new(api::control::Control::of(self)))
             .add_service(pb::tasks_server::TasksServer::new(api::control::Control::of(self)));
         let stop = self.stop.clone();
         self.tracker.spawn(async move {

@@ -12,7 +12,7 @@ mod service;
 mod validate;
 
 pub use cluster::{DEFAULT_NETWORK, Init, first_ids, init};
-pub use lookup::{find_network, find_node, find_service, find_task};
+pub use lookup::{find_any, find_network, find_node, find_service, find_task};
 pub use network::NetworkSpec;
 pub use node::{Join, NodeUpdate, Session};
 pub use restore::{Founder, LEAP, Restored, restore};

@@ -2,6 +2,7 @@
 
 use super::{Owner, RequestId, State};
 use crate::admission::Answer;
+use crate::events::Event;
 use crate::ids::NodeId;
 use crate::model::{Cluster, Network, Node, Service, Task};
 use crate::time::Timestamp;
@@ -33,6 +34,10 @@ pub struct Snapshot {
     pub tasks: Vec<Arc<Task>>,
     /// The last requests that were carried out, oldest first.
     pub requests: Vec<(RequestId, Timestamp, Answer)>,
+    /// The last events, oldest first.
+    pub events: Vec<Arc<Event>>,
+    /// The log entry of the last event that is not among them; 0 if all are.
+    pub forgotten: u64,
 }
 
 impl State {
@@ -50,6 +55,8 @@ impl State {
             networks: self.networks.values().cloned().collect(),
             tasks: self.tasks.values().cloned().collect(),
             requests: self.requests.iter().map(|(id, at, answer)| (id, at, *answer)).collect(),
+            events: self.events.iter().cloned().collect(),
+            forgotten: self.forgotten,
         }
     }
 
@@ -63,6 +70,8 @@ impl State {
             cluster: snapshot.cluster,
             removed_nodes: snapshot.removed_nodes.into_iter().collect(),
             requests: snapshot.requests.into_iter().collect(),
+            events: snapshot.events.into_iter().collect(),
+            forgotten: snapshot.forgotten,
             ..Self::default()
         };
         for node in snapshot.nodes {

@@ -4,7 +4,9 @@
 mod anew;
 mod backup;
 pub mod control;
+mod events;
 mod images;
+mod insight;
 pub mod join;
 pub mod local;
 mod logs;

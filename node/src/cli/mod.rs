@@ -7,6 +7,7 @@ pub mod client;
 pub mod completion;
 pub mod context;
 pub mod drill;
+pub mod events;
 pub mod failure;
 pub mod image;
 pub mod init;
@@ -30,6 +31,7 @@ pub mod update;
 pub mod version;
 pub mod view;
 pub mod volume;
+pub mod why;
 
 use crate::config::{Config, Flags};
 use crate::demo::Demo;
@@ -83,6 +85,8 @@ pub enum Command {
     Backup(backup::Backup),
     Restore(restore::Restore),
     Status(status::StatusArgs),
+    Why(why::Why),
+    Events(events::Events),
     Update(update::Update),
     Version(version::Version),
     #[command(subcommand)]
@@ -122,6 +126,8 @@ impl Command {
             Self::Backup(command) => command.run(cx).await,
             Self::Restore(command) => command.run(cx).await,
             Self::Status(command) => command.run(cx).await,
+            Self::Why(command) => command.run(cx).await,
+            Self::Events(command) => command.run(cx).await,
             Self::Update(command) => command.run(cx).await,
             Self::Version(command) => command.run(cx).await,
             Self::Node(command) => command.run(cx).await,

@@ -37,7 +37,8 @@ const KEPT: [&str; 2] = ["/rswarm.v1.Control/", "/rswarm.v1.Join/"];
 const KEPT_BYTES_MAX: usize = 5 << 20;
 
 /// Services whose calls are the leader's.
-const LEADERS: [&str; 3] = ["/rswarm.v1.Control/", "/rswarm.v1.Join/", "/rswarm.v1.Tasks/"];
+const LEADERS: [&str; 4] =
+    ["/rswarm.v1.Control/", "/rswarm.v1.Insight/", "/rswarm.v1.Join/", "/rswarm.v1.Tasks/"];
 
 /// Where the leader is.
 #[derive(Clone)]

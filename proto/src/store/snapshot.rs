@@ -7,7 +7,7 @@
 use super::change::{request_in, request_out};
 use crate::convert::{Invalid, task, task_without_spec};
 use crate::v1::store as disk;
-use crate::v1::store::record::{End, Head, RemovedNode, Request, SharedSpec, What};
+use crate::v1::store::record::{End, Forgotten, Happened, Head, RemovedNode, Request, SharedSpec, What};
 use prost::Message;
 use rswarm_control::model::{Cluster, Service, TaskSpec};
 use rswarm_control::{ServiceId, Snapshot, State, Timestamp};
@@ -64,6 +64,8 @@ pub fn write_snapshot(state: &State, to: &mut dyn Write) -> io::Result<()> {
         networks,
         tasks,
         requests,
+        events,
+        forgotten,
     } = state.snapshot();
     to.write_all(&MAGIC)?;
     let mut to = Records { to, written: 0, buffer: Vec::new() };
@@ -103,6 +105,10 @@ pub fn write_snapshot(state: &State, to: &mut dyn Write) -> io::Result<()> {
             at_ms: at.0,
             answer: Some(answer.into()),
         }))?;
+    }
+    to.put(What::Forgotten(Forgotten { index: forgotten }))?;
+    for event in events {
+        to.put(What::Happened(Happened { event: Some(event.as_ref().into()) }))?;
     }
     let records = to.written;
     to.put(What::End(End { records }))
@@ -174,6 +180,8 @@ fn take(snapshot: &mut Snapshot, specs: &mut Specs, what: What) -> Result<(), In
             let answer = nested("answer", Some(answer.unwrap_or_default()))?;
             snapshot.requests.push((request_in("request", &request)?, Timestamp(at_ms), answer));
         }
+        What::Forgotten(Forgotten { index }) => snapshot.forgotten = index,
+        What::Happened(Happened { event }) => snapshot.events.push(Arc::new(nested("event", event)?)),
         What::End(_) => {}
     }
     Ok(())
