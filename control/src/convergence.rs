@@ -2,7 +2,7 @@
 
 use crate::ids::{NodeId, ServiceId, TaskId};
 use crate::model::{Desired, NodeStatus, Observed, Task};
-use crate::orchestrator::{is_current, is_given_up, slots};
+use crate::orchestrator::{is_current, is_given_up, seconds, slots};
 use crate::state::State;
 use crate::time::Timestamp;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub struct Progress {
     /// Tasks asked for.
     pub replicas: u32,
-    /// Slots with a task that runs on a node that is heard from.
+    /// Slots with a task that runs, healthy and ready, on a node that is heard from.
     pub running: u32,
     /// Those of them that run the current spec.
     pub current: u32,
@@ -81,7 +81,7 @@ pub fn progress(state: &State, service: ServiceId) -> Option<Progress> {
             progress.leaving += u32::from(!lost && task.node.is_some());
         }
         let seen = state.home(task).is_some_and(|node| node.status == NodeStatus::Ready);
-        if task.is_live() && task.is_wanted() && seen && task.observed == Observed::Running {
+        if task.is_wanted() && seen && task.serves() {
             progress.running += 1;
             progress.current += u32::from(is_current(state, service, task));
             progress.since = progress.since.max(task.status.running_at);
@@ -109,6 +109,17 @@ pub fn progress(state: &State, service: ServiceId) -> Option<Progress> {
         progress.trouble = task.map(|task| trouble(task));
     }
     Some(progress)
+}
+
+/// Since when a service that was never updated should have come further, by the progress deadline of its updates, and
+/// in words; updates see to that themselves.
+pub fn overdue(state: &State, service: ServiceId, now: Timestamp) -> Option<String> {
+    let service = state.service(service).filter(|service| service.update_status.is_none())?;
+    let deadline = service.spec.update.progress_deadline;
+    let last = state.tasks_of(service.id).filter_map(|task| task.status.running_at).max();
+    let since = service.spec_since.max(last.unwrap_or_default());
+    let late = !deadline.is_zero() && since.after(deadline) <= now;
+    late.then(|| format!("no task came to run within {}", seconds(deadline)))
 }
 
 /// The youngest failure in a slot that has not come to run since.

@@ -43,7 +43,8 @@ pub struct ServiceEntry {
     pub vip: Ipv4Addr,
     /// Tasks that may be given new connections, by id.
     pub backends: Vec<Backend>,
-    /// Addresses of tasks that are being stopped as planned: no new connections, but those they have go on.
+    /// Addresses of tasks that are being stopped as planned, or are not ready: no new connections, but those they have
+    /// go on.
     pub draining: Vec<Ipv4Addr>,
 }
 
@@ -140,7 +141,7 @@ pub fn routable<'a>(state: &'a State, service: &Service, from: NodeId) -> Vec<&'
     let (mut seen, mut suspect) = (Vec::new(), Vec::new());
     for task in state.tasks_of(service.id) {
         let Some(node) = task.node.and_then(|node| state.node(node)) else { continue };
-        if task.observed != Observed::Running || !task.is_wanted() {
+        if !task.serves() || !task.is_wanted() {
             continue;
         }
         match node.status {
@@ -157,11 +158,12 @@ fn backend(task: &Task, &(network, address): &(NetworkId, Ipv4Addr)) -> Option<B
     Some(Backend { task: task.id, slot: task.slot, node: task.node?, network, address })
 }
 
-/// Tasks that are being stopped as planned: they keep the connections they have until they end.
+/// Tasks that are being stopped as planned or are not ready: they keep the connections they have.
 fn draining(state: &State, service: &Service, network: NetworkId) -> Vec<Ipv4Addr> {
     state
         .tasks_of(service.id)
-        .filter(|task| task.observed == Observed::Running && !task.is_wanted() && !state.is_lost(task))
+        .filter(|task| task.observed == Observed::Running && !state.is_lost(task))
+        .filter(|task| !task.is_wanted() || !task.serves())
         .filter_map(|task| task.addresses.iter().find(|(id, _)| *id == network).map(|(_, address)| *address))
         .collect()
 }

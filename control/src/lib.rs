@@ -29,6 +29,7 @@ mod allocator;
 pub mod assignment;
 pub mod convergence;
 pub mod endpoints;
+pub mod health;
 pub mod ids;
 pub mod liveness;
 pub mod membership;

@@ -6,7 +6,7 @@ mod slots;
 mod update;
 
 pub(crate) use slots::{is_given_up, slots};
-pub(crate) use update::{is_current, unblock};
+pub(crate) use update::{is_current, seconds, unblock};
 
 use crate::ids::ServiceId;
 use crate::model::Mode;

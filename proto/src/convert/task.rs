@@ -1,7 +1,7 @@
 //! Tasks, and what nodes report of them.
 
 use super::{Invalid, Problem, attachments, attachments_out, choice, choices, meta, nested, parsed};
-use super::{claims, claims_out};
+use super::{claims, claims_out, health, health_out};
 use super::{parsed_or_none, required};
 use crate::v1 as pb;
 use rswarm_control::model::{Desired, Observed, Slot, Task, TaskSpec, TaskStatus};
@@ -114,7 +114,7 @@ pub(crate) fn slot(field: &str, wire: Option<pb::Slot>) -> Result<Slot, Invalid>
 
 impl From<&TaskStatus> for pb::TaskStatus {
     fn from(status: &TaskStatus) -> Self {
-        let TaskStatus { at, running_at, message, error, exit_code, pid } = status;
+        let TaskStatus { at, running_at, message, error, exit_code, pid, health, unready } = status;
         Self {
             at_ms: at.0,
             running_at_ms: running_at.map(|at| at.0),
@@ -122,6 +122,8 @@ impl From<&TaskStatus> for pb::TaskStatus {
             error: error.clone(),
             exit_code: *exit_code,
             pid: *pid,
+            health: health_out(*health),
+            unready: *unready,
         }
     }
 }
@@ -135,6 +137,8 @@ impl From<pb::TaskStatus> for TaskStatus {
             error: wire.error,
             exit_code: wire.exit_code,
             pid: wire.pid,
+            health: health(wire.health),
+            unready: wire.unready,
         }
     }
 }
@@ -142,7 +146,7 @@ impl From<pb::TaskStatus> for TaskStatus {
 /// A report leaves without its node, which the session it is sent on proves.
 impl From<&Report> for pb::TaskReport {
     fn from(report: &Report) -> Self {
-        let Report { task, node: _, observed, message, error, exit_code, pid } = report;
+        let Report { task, node: _, observed, message, error, exit_code, pid, health, ready } = report;
         Self {
             task_id: task.to_string(),
             observed: pb::Observed::from(*observed).into(),
@@ -153,7 +157,10 @@ impl From<&Report> for pb::TaskReport {
                 error: error.clone(),
                 exit_code: *exit_code,
                 pid: *pid,
+                health: health_out(*health),
+                unready: false,
             }),
+            ready: *ready,
         }
     }
 }
@@ -173,5 +180,7 @@ pub fn report(node: NodeId, wire: pb::TaskReport) -> Result<Report, Invalid> {
         error: status.error,
         exit_code: status.exit_code,
         pid: status.pid,
+        health: health(status.health),
+        ready: wire.ready,
     })
 }
