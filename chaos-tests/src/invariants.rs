@@ -140,6 +140,14 @@ invariants! {
     /// Nothing left to say.
     PLAN_IS_FIXPOINT = "plan is a fixpoint",
         "A plan can be applied to the state it was drawn from, and leaves nothing to plan.", Check::Watched;
+    /// What is passed over.
+    MEMORY_MATTERS_NOT = "memory matters not",
+        "A leader that remembers what it looked at comes to the same plan as one that remembers nothing.",
+        Check::Watched;
+    /// Who is told.
+    TOLD_WHAT_CONCERNS = "told what concerns it",
+        "A node whose assignment or table an entry changes is among those that the entry is said to concern.",
+        Check::Watched;
     /// Once.
     STARTED_ONCE = "started once",
         "No task's container is started twice.", Check::Watched;

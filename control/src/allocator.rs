@@ -25,7 +25,7 @@ pub const VNI_MAX: u32 = 0x00ff_ffff;
 pub(crate) fn allocate(draft: &mut Draft) {
     let mut new: Vec<Arc<Task>> = draft
         .state()
-        .tasks()
+        .restless()
         .filter(|task| task.observed == Observed::New && task.is_wanted())
         .cloned()
         .collect();

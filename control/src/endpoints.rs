@@ -5,7 +5,7 @@
 
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
 use crate::model::{Network, NodeStatus, Observed, PortMode, Protocol, Service, Slot, Task};
-use crate::state::State;
+use crate::state::{Owner, State};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -92,19 +92,11 @@ pub fn of(state: &State, node: NodeId) -> Table {
         .filter(|task| task.is_live())
         .flat_map(|task| task.addresses.iter().map(|(network, _)| *network))
         .collect();
-    let mut networks: BTreeMap<NetworkId, NetworkTable> = joined
+    let networks: BTreeMap<NetworkId, NetworkTable> = joined
         .iter()
         .filter_map(|id| state.network(*id))
         .map(|network| (network.id, table(state, network, node)))
         .collect();
-    for task in state.tasks().filter(|task| task.is_live()) {
-        let Some(home) = task.node else { continue };
-        for (network, address) in &task.addresses {
-            if let Some(table) = networks.get_mut(network) {
-                table.routes.insert(*address, home);
-            }
-        }
-    }
     let ports = ports(state, node);
     let peers = networks
         .values()
@@ -180,7 +172,16 @@ fn table(state: &State, network: &Arc<Network>, from: NodeId) -> NetworkTable {
         Some(ServiceEntry { service: service.id, name: service.spec.name.clone(), vip, backends, draining })
     };
     let services = state.services().filter_map(entry).collect();
-    NetworkTable { network: network.clone(), routes: BTreeMap::new(), services }
+    NetworkTable { network: network.clone(), routes: routes(state, network.id), services }
+}
+
+/// Where the live tasks of a network are: they alone hold addresses.
+fn routes(state: &State, network: NetworkId) -> BTreeMap<Ipv4Addr, NodeId> {
+    let home = |owner| match owner {
+        Owner::Task(task) => state.task(task).and_then(|task| task.node),
+        Owner::Service(_) => None,
+    };
+    state.owners_in(network).filter_map(|(address, owner)| Some((address, home(owner)?))).collect()
 }
 
 fn ports(state: &State, node: NodeId) -> Vec<PublishedPort> {

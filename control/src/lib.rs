@@ -27,6 +27,7 @@
 pub mod admission;
 mod allocator;
 pub mod assignment;
+mod calm;
 pub mod convergence;
 pub mod endpoints;
 pub mod health;
@@ -43,11 +44,12 @@ pub mod state;
 mod testing;
 mod tick;
 pub mod time;
+pub mod touched;
 pub mod worker;
 
 pub use ids::{ClusterId, NetworkId, NodeId, RaftId, ServiceId, TaskId};
 pub use liveness::Heard;
 pub use plan::Plan;
 pub use state::{Applied, Change, NewTask, Proposal, Report, Rollback, Snapshot, Stale, State};
-pub use tick::tick;
+pub use tick::{Crank, tick};
 pub use time::Timestamp;

@@ -45,6 +45,15 @@ impl Draft {
         self.plan.wake_at = Some(self.plan.wake_at.map_or(when, |wake| wake.min(when)));
     }
 
+    /// When `work` asks to be run again, if it does.
+    pub(crate) fn during(&mut self, work: impl FnOnce(&mut Self)) -> Option<Timestamp> {
+        let before = self.plan.wake_at.take();
+        work(self);
+        let during = self.plan.wake_at;
+        before.into_iter().for_each(|wake| self.wake_at(wake));
+        during
+    }
+
     pub(crate) fn finish(self) -> Plan {
         self.plan
     }

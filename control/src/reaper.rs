@@ -1,6 +1,7 @@
 //! Tasks that nobody will end, and history that nobody needs.
 
-use crate::model::{Desired, NodeStatus, Observed, RestartPolicy, Service, Slot, Task};
+use crate::ids::ServiceId;
+use crate::model::{Desired, Node, NodeStatus, Observed, RestartPolicy, Service, Slot, Task};
 use crate::plan::Draft;
 use crate::state::Change;
 use std::collections::BTreeMap;
@@ -14,61 +15,59 @@ const WINDOW_HISTORY_MAX: u32 = 100;
 
 /// Ends tasks that no node will report on.
 pub(crate) fn end(draft: &mut Draft) {
-    let tasks: Vec<Arc<Task>> = draft.state().tasks().filter(|task| task.is_live()).cloned().collect();
-    for task in tasks {
-        let ending = match draft.state().home(&task) {
-            None if task.node.is_none() && !task.is_wanted() => {
-                Some((Observed::Shutdown, "no longer wanted before it had a node"))
-            }
-            None => None,
-            Some(node) => match node.status {
-                NodeStatus::Left => Some((Observed::Orphaned, "its node left the cluster")),
-                NodeStatus::Down => {
-                    let due = node.status_since.after(ORPHAN_AFTER);
-                    if due > draft.now {
-                        draft.wake_at(due);
-                    }
-                    (due <= draft.now).then_some((Observed::Orphaned, "its node was down for too long"))
+    let mut endings = Vec::new();
+    for task in draft.state().restless().filter(|task| task.node.is_none() && !task.is_wanted()) {
+        endings.push((task.id, Observed::Shutdown, "no longer wanted before it had a node"));
+    }
+    let gone = |node: &&Arc<Node>| matches!(node.status, NodeStatus::Left | NodeStatus::Down);
+    let nodes: Vec<Arc<Node>> = draft.state().nodes().filter(gone).cloned().collect();
+    for node in nodes {
+        let tasks: Vec<_> = draft.state().tasks_on(node.id).filter(|task| task.is_live()).collect();
+        let why = match node.status {
+            NodeStatus::Left => "its node left the cluster",
+            _ if tasks.is_empty() => continue,
+            _ => match node.status_since.after(ORPHAN_AFTER) {
+                due if due <= draft.now => "its node was down for too long",
+                due => {
+                    draft.wake_at(due);
+                    continue;
                 }
-                NodeStatus::Unknown | NodeStatus::Ready | NodeStatus::Suspect => None,
             },
         };
-        if let Some((observed, message)) = ending {
-            draft.propose(Change::EndTask { task: task.id, observed, message: message.into() });
-        }
+        endings.extend(tasks.iter().map(|task| (task.id, Observed::Orphaned, why)));
+    }
+    for (task, observed, why) in endings {
+        draft.propose(Change::EndTask { task, observed, message: why.into() });
     }
 }
 
-/// Forgets ended tasks that are to be removed or that are history beyond the limit.
-pub(crate) fn forget(draft: &mut Draft) {
-    // Tasks that lost their purpose in this very turn need not wait for the next.
-    end(draft);
-    let limit = draft.state().cluster().map_or(0, |cluster| cluster.settings.task_history_limit);
+/// Forgets ended tasks of a service that are to be removed or that are history beyond the limit.
+pub(crate) fn forget(draft: &mut Draft, service: ServiceId) {
+    let state = draft.state();
+    let limit = state.cluster().map_or(0, |cluster| cluster.settings.task_history_limit);
+    // What an update replaced, and what failed on the way, is counted until it is over.
+    let moves = |service: &Arc<Service>| {
+        service.update_status.as_ref().is_some_and(|status| status.state.is_moving())
+    };
+    let counted = if state.service(service).is_some_and(moves) { 2 } else { 0 };
     let mut unwanted = Vec::new();
-    for service in draft.state().service_ids() {
-        // What an update replaced, and what failed on the way, is counted until it is over.
-        let moves = |service: &Arc<Service>| {
-            service.update_status.as_ref().is_some_and(|status| status.state.is_moving())
-        };
-        let counted = if draft.state().service(service).is_some_and(moves) { 2 } else { 0 };
-        let mut slots: BTreeMap<Slot, Vec<&Arc<Task>>> = BTreeMap::new();
-        for task in draft.state().tasks_of(service) {
-            if task.desired == Desired::Remove {
-                unwanted.extend((!task.is_live()).then_some(task.id));
-            } else {
-                slots.entry(task.slot).or_default().push(task);
-            }
+    let mut slots: BTreeMap<Slot, Vec<&Arc<Task>>> = BTreeMap::new();
+    for task in state.tasks_of(service) {
+        if task.desired == Desired::Remove {
+            unwanted.extend((!task.is_live()).then_some(task.id));
+        } else {
+            slots.entry(task.slot).or_default().push(task);
         }
-        for tasks in slots.values_mut() {
-            tasks.sort_by_key(|task| task.meta.number);
-            // The last task of a slot that was given up is what says so.
-            let given_up = usize::from(!tasks.iter().any(|task| task.is_wanted() && task.is_live()));
-            let keep = tasks.last().map_or(0, |task| history(&task.spec.restart, limit)).max(given_up);
-            let keep = keep.max(counted);
-            let ended: Vec<_> = tasks.iter().filter(|task| !task.is_live()).collect();
-            let surplus = ended.len().saturating_sub(keep);
-            unwanted.extend(ended[..surplus].iter().map(|task| task.id));
-        }
+    }
+    for tasks in slots.values_mut() {
+        tasks.sort_by_key(|task| task.meta.number);
+        // The last task of a slot that was given up is what says so.
+        let given_up = usize::from(!tasks.iter().any(|task| task.is_wanted() && task.is_live()));
+        let keep = tasks.last().map_or(0, |task| history(&task.spec.restart, limit)).max(given_up);
+        let keep = keep.max(counted);
+        let ended: Vec<_> = tasks.iter().filter(|task| !task.is_live()).collect();
+        let surplus = ended.len().saturating_sub(keep);
+        unwanted.extend(ended[..surplus].iter().map(|task| task.id));
     }
     for task in unwanted {
         draft.propose(Change::RemoveTask { task });

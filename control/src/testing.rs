@@ -6,7 +6,7 @@ use crate::liveness::Heard;
 use crate::model::*;
 use crate::plan::Plan;
 use crate::state::{Applied, Change, Proposal, Report, Stale, State};
-use crate::tick::tick;
+use crate::tick::{Crank, tick};
 use crate::time::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) struct Bed {
     pub(crate) state: State,
     pub(crate) heard: Heard,
+    crank: Crank,
     pub(crate) now: Timestamp,
     index: u64,
 }
@@ -24,7 +25,8 @@ impl Bed {
     /// A cluster of one manager, `m1`, that is drained so as not to take part.
     pub(crate) fn new() -> Self {
         let now = Timestamp(100_000);
-        let mut bed = Self { state: State::default(), heard: Heard::new(now), now, index: 0 };
+        let mut bed =
+            Self { state: State::default(), heard: Heard::new(now), crank: Crank::default(), now, index: 0 };
         let (changes, _) = admission::init(&bed.state, &init(), now).expect("an empty state");
         bed.commit(changes).expect("nothing else is going on");
         bed
@@ -84,7 +86,8 @@ impl Bed {
     }
 
     pub(crate) fn tick(&mut self) -> Plan {
-        let plan = tick(&self.state, &self.heard, self.now);
+        let plan = self.crank.turn(&self.state, &self.heard, self.now);
+        assert_eq!(plan, tick(&self.state, &self.heard, self.now), "a leader's memory makes no difference");
         if !plan.changes.is_empty() {
             self.commit(plan.changes.clone()).expect("a plan can be applied");
         }

@@ -1,5 +1,6 @@
 //! One turn of the leader's crank.
 
+use crate::calm::Calm;
 use crate::liveness::{self, Heard};
 use crate::plan::{Draft, Plan};
 use crate::state::State;
@@ -10,20 +11,54 @@ use crate::{allocator, orchestrator, reaper, scheduler};
 ///
 /// Running it twice on one state proposes the same plan twice; running it on the state it asked for
 /// proposes nothing. It is to be run when the state has changed, when the plan's `wake_at` has come, and
-/// when a node is heard from that is not [`Ready`](crate::model::NodeStatus::Ready). It remembers nothing between calls, so a new leader continues mid-sentence.
+/// when a node is heard from that is not [`Ready`](crate::model::NodeStatus::Ready). It remembers nothing between
+/// calls, so a new leader continues mid-sentence.
 pub fn tick(state: &State, heard: &Heard, now: Timestamp) -> Plan {
-    let mut draft = Draft::new(state, now);
-    if state.cluster().is_none() {
-        return draft.finish();
+    Crank::default().turn(state, heard, now)
+}
+
+/// Turns that follow each other, by one leader. What nothing happened to is not looked at again.
+///
+/// **Invariant:** each turn comes to the same plan as [`tick`]; a new one at any moment makes no difference but to
+/// the time it takes.
+#[derive(Debug, Default)]
+pub struct Crank {
+    calm: Calm,
+}
+
+impl Crank {
+    /// See [`tick`].
+    pub fn turn(&mut self, state: &State, heard: &Heard, now: Timestamp) -> Plan {
+        let mut draft = Draft::new(state, now);
+        if state.cluster().is_none() {
+            return draft.finish();
+        }
+        liveness::watch(&mut draft, heard);
+        reaper::end(&mut draft);
+        self.calm.disturb(draft.state(), now);
+        let mut looked_at = Vec::new();
+        for service in draft.state().service_ids() {
+            if let Some(wake_at) = self.calm.of(draft.state(), service) {
+                wake_at.into_iter().for_each(|wake_at| draft.wake_at(wake_at));
+                continue;
+            }
+            let before = draft.state().clone();
+            let wake_at = draft.during(|draft| orchestrator::reconcile(draft, service));
+            looked_at.push((service, before, wake_at));
+        }
+        allocator::allocate(&mut draft);
+        scheduler::schedule(&mut draft);
+        orchestrator::unblock(&mut draft);
+        // Tasks that lost their purpose in this very turn need not wait for the next.
+        reaper::end(&mut draft);
+        for service in draft.state().service_ids() {
+            if self.calm.of(draft.state(), service).is_none() {
+                reaper::forget(&mut draft, service);
+            }
+        }
+        for (service, before, wake_at) in looked_at {
+            self.calm.remember(&before, draft.state(), service, wake_at);
+        }
+        draft.finish()
     }
-    liveness::watch(&mut draft, heard);
-    reaper::end(&mut draft);
-    for service in state.services().map(|service| service.id) {
-        orchestrator::reconcile(&mut draft, service);
-    }
-    allocator::allocate(&mut draft);
-    scheduler::schedule(&mut draft);
-    orchestrator::unblock(&mut draft);
-    reaper::forget(&mut draft);
-    draft.finish()
 }

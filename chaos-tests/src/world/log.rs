@@ -5,7 +5,7 @@ use super::office::{Office, Ticket};
 use super::{Event, M, Planted, World};
 use crate::invariants::{self, Check, Step};
 use rswarm_control::state::{EventKind, Object};
-use rswarm_control::{Change, Proposal, RaftId, Stale, State, membership};
+use rswarm_control::{Change, Proposal, RaftId, Stale, State, assignment, endpoints, membership, touched};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -280,6 +280,14 @@ impl World {
 
     /// Keeps the books, and checks what must hold after each entry.
     fn account(&mut self, before: &State, proposal: &Proposal, applied: &rswarm_control::Applied) {
+        let touched = touched::between(before, &self.log.truth);
+        for node in before.nodes().map(|node| node.id).filter(|node| !touched.has(*node)) {
+            let seen = |state| (assignment::of(state, node), endpoints::of(state, node));
+            if seen(before) != seen(&self.log.truth) {
+                let detail = format!("node {node} does not hear of {:?}", proposal.changes);
+                self.broken.get_or_insert((invariants::TOLD_WHAT_CONCERNS, detail));
+            }
+        }
         for event in &applied.events {
             let id = match event.object {
                 Object::Cluster => continue,

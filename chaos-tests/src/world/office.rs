@@ -8,7 +8,8 @@ use rswarm_control::admission::{self, Answer, Refused, Request, Session};
 use rswarm_control::assignment::{self, Assignment};
 use rswarm_control::endpoints::{self, Table};
 use rswarm_control::model::{Description, Desired, Health, NodeStatus, Observed, Role};
-use rswarm_control::{Change, Heard, NodeId, Proposal, Report, State, TaskId, Timestamp, tick};
+use rswarm_control::{Change, Heard, NodeId, Proposal, Report, State, TaskId, Timestamp};
+use rswarm_control::{Crank, tick};
 use std::collections::BTreeMap;
 
 /// How long reports gather.
@@ -27,6 +28,7 @@ pub(super) struct Office {
     seat_at: usize,
     pub seated: bool,
     heard: Heard,
+    crank: Crank,
     pub tickets: BTreeMap<u64, Ticket>,
     pub sessions: BTreeMap<NodeId, Served>,
     reports: BTreeMap<(TaskId, NodeId), Report>,
@@ -66,6 +68,7 @@ impl Office {
             seat_at,
             seated: false,
             heard: Heard::new(Timestamp(0)),
+            crank: Crank::default(),
             tickets: BTreeMap::new(),
             sessions: BTreeMap::new(),
             reports: BTreeMap::new(),
@@ -153,8 +156,13 @@ impl World {
         }
         office.offset = offset;
         let state = replica.state.clone();
-        let plan = tick(&state, &office.heard, at);
+        let plan = office.crank.turn(&state, &office.heard, at);
         let heard = office.heard.clone();
+        let afresh = tick(&state, &heard, at);
+        if plan != afresh {
+            self.fail(invariants::MEMORY_MATTERS_NOT, format!("{plan:?} is not {afresh:?}"));
+        }
+        let Some(office) = self.machines[m].office.as_mut() else { return };
         if plan.changes.is_empty() {
             let nap = plan.wake_at.map_or(SLEEP_MAX, |wake| wake.0.saturating_sub(at.0)).clamp(1, SLEEP_MAX);
             let asleep = self.options.planted == Some(Planted::LostWakeUp) && term > 1;

@@ -54,6 +54,12 @@ impl Task {
         !self.observed.is_terminal()
     }
 
+    /// Whether it has not ended and does not just run as it shall: whatever is to be done about tasks one by one is
+    /// to be done about these.
+    pub(crate) fn is_restless(&self) -> bool {
+        self.is_live() && (self.observed, self.desired) != (Observed::Running, Desired::Running)
+    }
+
     /// Whether it is wanted to run, now or after its restart delay.
     pub fn is_wanted(&self) -> bool {
         match self.desired {

@@ -385,23 +385,20 @@ fn put(draft: &mut Draft, service: &Service, status: UpdateStatus) {
 /// port of the node, its last memory), would wait for ever: there the old one goes first.
 pub(crate) fn unblock(draft: &mut Draft) {
     let mut stuck = Vec::new();
-    for service in draft.state().services().filter(|s| s.pace().order == UpdateOrder::StartFirst) {
-        let waits = |task: &&Arc<Task>| {
-            task.observed == Observed::Pending
-                && task.node.is_none()
-                && task.is_wanted()
-                && !task.note.is_empty()
-        };
-        for new in draft.state().tasks_of(service.id).filter(waits) {
-            let old = draft.state().tasks_of(service.id).find(|old| {
-                old.slot == new.slot
-                    && old.id != new.id
-                    && old.is_live()
-                    && old.is_wanted()
-                    && is_outgoing(draft.state(), service, old)
-            });
-            stuck.extend(old.map(|old| (old.clone(), new.id)));
-        }
+    let waits = |task: &&Arc<Task>| {
+        task.observed == Observed::Pending && task.node.is_none() && task.is_wanted() && !task.note.is_empty()
+    };
+    for new in draft.state().restless().filter(waits) {
+        let service = draft.state().service(new.service);
+        let Some(service) = service.filter(|s| s.pace().order == UpdateOrder::StartFirst) else { continue };
+        let old = draft.state().tasks_of(service.id).find(|old| {
+            old.slot == new.slot
+                && old.id != new.id
+                && old.is_live()
+                && old.is_wanted()
+                && is_outgoing(draft.state(), service, old)
+        });
+        stuck.extend(old.map(|old| (old.clone(), new.id)));
     }
     for (old, new) in stuck {
         let mut trial = Draft::new(draft.state(), draft.now);

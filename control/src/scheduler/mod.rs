@@ -21,7 +21,7 @@ use std::sync::Arc;
 pub(crate) fn schedule(draft: &mut Draft) {
     let mut pending: Vec<Arc<Task>> = draft
         .state()
-        .tasks()
+        .restless()
         .filter(|task| task.observed == Observed::Pending && task.node.is_none() && task.is_wanted())
         .cloned()
         .collect();

@@ -36,12 +36,15 @@ pub struct State {
     networks: OrdMap<NetworkId, Arc<Network>>,
     tasks: OrdMap<TaskId, Arc<Task>>,
     // What follows can be derived from the above.
-    tasks_by_service: OrdMap<ServiceId, OrdSet<TaskId>>,
+    tasks_by_service: OrdMap<ServiceId, TaskMap>,
+    restless: OrdSet<TaskId>,
     tasks_by_node: OrdMap<NodeId, OrdSet<TaskId>>,
     service_names: OrdMap<String, ServiceId>,
     network_names: OrdMap<String, NetworkId>,
     addresses: OrdMap<(NetworkId, Ipv4Addr), Owner>,
 }
+
+pub(crate) type TaskMap = OrdMap<TaskId, Arc<Task>>;
 
 /// Who holds an address of an overlay network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,6 +149,11 @@ impl State {
         self.nodes.values()
     }
 
+    /// All nodes, in a form that knows what it shares with others of its kind.
+    pub(crate) fn node_map(&self) -> &OrdMap<NodeId, Arc<Node>> {
+        &self.nodes
+    }
+
     /// When a node was removed, if it was: its certificate no longer proves anything.
     pub fn removed_at(&self, id: NodeId) -> Option<Timestamp> {
         self.removed_nodes.get(&id).copied()
@@ -198,7 +206,27 @@ impl State {
 
     /// The tasks of a service, ended ones included, by id.
     pub fn tasks_of(&self, service: ServiceId) -> impl Iterator<Item = &Arc<Task>> {
-        self.tasks_by_service.get(&service).into_iter().flatten().map(|id| &self.tasks[id])
+        self.tasks_by_service.get(&service).into_iter().flat_map(TaskMap::values)
+    }
+
+    /// All tasks, in a form that knows what it shares with others of its kind.
+    pub(crate) fn all_tasks(&self) -> &TaskMap {
+        &self.tasks
+    }
+
+    /// All services, in a form that knows what it shares with others of its kind.
+    pub(crate) fn service_map(&self) -> &OrdMap<ServiceId, Arc<Service>> {
+        &self.services
+    }
+
+    /// The tasks of a service, in a form that knows what it shares with others of its kind.
+    pub(crate) fn task_map(&self, service: ServiceId) -> TaskMap {
+        self.tasks_by_service.get(&service).cloned().unwrap_or_default()
+    }
+
+    /// The tasks that have not ended and do not just run as they shall, by id: few, where there is little to do.
+    pub(crate) fn restless(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.restless.iter().map(|id| &self.tasks[id])
     }
 
     /// The tasks that were ever assigned to a node, ended ones included, by id.
@@ -209,6 +237,17 @@ impl State {
     /// Who holds an address of a network.
     pub fn owner_of(&self, network: NetworkId, address: Ipv4Addr) -> Option<Owner> {
         self.addresses.get(&(network, address)).copied()
+    }
+
+    /// The addresses of a network that somebody holds, in order.
+    pub(crate) fn owners_in(&self, network: NetworkId) -> impl Iterator<Item = (Ipv4Addr, Owner)> {
+        let all = (network, Ipv4Addr::UNSPECIFIED)..=(network, Ipv4Addr::BROADCAST);
+        self.addresses.range(all).map(|((_, address), owner)| (*address, *owner))
+    }
+
+    /// Whether no node differs from what `other` knows of it, as far as that is known without looking at them.
+    pub fn shares_nodes_with(&self, other: &Self) -> bool {
+        self.nodes.ptr_eq(&other.nodes)
     }
 
     /// How many nodes have a seat in the consensus group, or shall get the one they were given.

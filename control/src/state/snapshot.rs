@@ -73,7 +73,7 @@ impl State {
         }
         for task in snapshot.tasks {
             state.index_task(&task);
-            state.tasks.insert(task.id, task);
+            state.put_task(task);
         }
         state
     }
@@ -92,8 +92,18 @@ impl State {
         }
     }
 
+    /// Puts a task, new or changed, in all places that hold it whole.
+    pub(super) fn put_task(&mut self, task: Arc<Task>) {
+        if task.is_restless() {
+            self.restless.insert(task.id);
+        } else {
+            self.restless.remove(&task.id);
+        }
+        self.tasks_by_service.entry(task.service).or_default().insert(task.id, task.clone());
+        self.tasks.insert(task.id, task);
+    }
+
     pub(super) fn index_task(&mut self, task: &Task) {
-        self.tasks_by_service.entry(task.service).or_default().insert(task.id);
         if let Some(node) = task.node {
             self.tasks_by_node.entry(node).or_default().insert(task.id);
         }
@@ -115,22 +125,21 @@ impl State {
 
     pub(super) fn unindex_task(&mut self, task: &Task) {
         self.release_addresses(task);
-        forget(&mut self.tasks_by_service, task.service, task.id);
-        if let Some(node) = task.node {
-            forget(&mut self.tasks_by_node, node, task.id);
+        self.tasks.remove(&task.id);
+        self.restless.remove(&task.id);
+        if let Some(tasks) = self.tasks_by_service.get_mut(&task.service) {
+            tasks.remove(&task.id);
+            if tasks.is_empty() {
+                self.tasks_by_service.remove(&task.service);
+            }
         }
-    }
-}
-
-fn forget<K: Ord + Copy>(
-    index: &mut imbl::OrdMap<K, imbl::OrdSet<crate::ids::TaskId>>,
-    key: K,
-    task: crate::ids::TaskId,
-) {
-    if let Some(tasks) = index.get_mut(&key) {
-        tasks.remove(&task);
-        if tasks.is_empty() {
-            index.remove(&key);
+        if let Some(node) = task.node
+            && let Some(tasks) = self.tasks_by_node.get_mut(&node)
+        {
+            tasks.remove(&task.id);
+            if tasks.is_empty() {
+                self.tasks_by_node.remove(&node);
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ pub const FOUNDER: &str = "m1";
 pub struct World {
     pub state: State,
     pub heard: Heard,
+    crank: Crank,
     pub now: Timestamp,
     pub machines: BTreeMap<NodeId, Machine>,
     pub log: Vec<(u64, Proposal)>,
@@ -45,6 +46,7 @@ impl World {
         let mut world = Self {
             state: State::default(),
             heard: Heard::new(now),
+            crank: Crank::default(),
             now,
             machines: BTreeMap::new(),
             log: Vec::new(),
@@ -84,16 +86,18 @@ impl World {
         Ok(applied)
     }
 
-    /// Who watches for what a proposal has announced misses nothing.
+    /// Who watches for what a proposal has announced, or for what concerns it, misses nothing.
     fn check_announced(&self, before: &State, applied: &Applied) {
+        let touched = touched::between(before, &self.state);
         for id in self.machines.keys() {
-            let same = assignment::of(before, *id) == assignment::of(&self.state, *id);
+            let held = assignment::of(before, *id) == assignment::of(&self.state, *id);
+            let known = endpoints::of(before, *id) == endpoints::of(&self.state, *id);
             assert!(
-                same || applied.assignments.contains(id),
+                held || applied.assignments.contains(id),
                 "an assignment changed in silence: {applied:?}"
             );
-            let same = endpoints::of(before, *id) == endpoints::of(&self.state, *id);
-            assert!(same || applied.endpoints, "a table changed in silence: {applied:?}");
+            assert!(known || applied.endpoints, "a table changed in silence: {applied:?}");
+            assert!(held && known || touched.has(*id), "node {id} is not told: {applied:?}");
         }
     }
 
@@ -282,7 +286,9 @@ impl World {
     }
 
     fn turn(&mut self) {
-        let plan = tick(&self.state, &self.heard, self.now);
+        let plan = self.crank.turn(&self.state, &self.heard, self.now);
+        let afresh = tick(&self.state, &self.heard, self.now);
+        assert_eq!(plan, afresh, "a leader's memory makes no difference");
         self.due = plan.wake_at.unwrap_or(Timestamp(u64::MAX));
         assert!(self.due > self.now, "what is due now is done now");
         if plan.changes.is_empty() {

@@ -294,25 +294,25 @@ struct Session {
 
 impl Session {
     async fn run(self, mut incoming: Streaming<pb::FromNode>) {
-        self.office.routes.open(self.node, self.epoch);
+        let wake = self.office.routes.open(self.node, self.epoch);
         let why = tokio::select! {
             () = self.office.stop.cancelled() => "this manager no longer leads",
-            () = self.push() => "the node does not take its messages",
+            () = self.push(&wake) => "the node does not take its messages",
             why = self.hear(&mut incoming) => why,
         };
         self.office.routes.close(self.node, self.epoch);
         tracing::info!(node = %self.node, why, "session closed");
     }
 
-    /// Sends what the node should hold and know, at once and whenever it changes.
-    async fn push(&self) {
+    /// Sends what the node should hold and know, at once and whenever it changes, which `wake` tells.
+    async fn push(&self, wake: &Notify) {
         let view = self.manager.cluster().view();
-        let mut watch = view.watch();
         let mut voters = self.manager.cluster().log().watch();
         let (mut held, mut known, mut listed): (Option<Assignment>, _, _) = (None, None, None);
+        let mut before: Option<Arc<State>> = None;
         loop {
-            let index = *watch.borrow_and_update();
             let state = view.state();
+            let index = state.index();
             match state.node(self.node) {
                 None => {
                     if state.removed_at(self.node).is_some() {
@@ -329,7 +329,8 @@ impl Session {
                 // The leader took the session for dead while it was not: it is heard from, so say it again.
                 Some(_) => {}
             }
-            if self.list_managers(&mut listed).await.is_err() {
+            let same_nodes = before.as_ref().is_some_and(|before| state.shares_nodes_with(before));
+            if !same_nodes && self.list_managers(&mut listed).await.is_err() {
                 return;
             }
             let table = endpoints::of(&state, self.node);
@@ -361,12 +362,10 @@ impl Session {
                 return;
             }
             held = Some(hold);
+            before = Some(state);
             loop {
                 tokio::select! {
-                    changed = watch.changed() => match changed {
-                        Ok(()) => break,
-                        Err(_) => return,
-                    },
+                    () = wake.notified() => break,
                     changed = voters.changed() => {
                         if changed.is_err() || self.list_managers(&mut listed).await.is_err() {
                             return;

@@ -7,7 +7,7 @@ use rswarm_control::ids::{NodeId, RaftId};
 use rswarm_control::liveness::{Heard, SUSPECT_AFTER};
 use rswarm_control::state::State;
 use rswarm_control::time::Timestamp;
-use rswarm_control::{membership, tick};
+use rswarm_control::{Crank, membership};
 use rswarm_raft::{AsWhat, Member, RaftId as Seat};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -58,6 +58,7 @@ impl Ears {
 pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
     let mut watch = cluster.view().watch();
     let mut due = clock::now();
+    let mut crank = Crank::default();
     loop {
         watch.mark_unchanged();
         let state = cluster.state();
@@ -68,7 +69,7 @@ pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
             ears.resumed(now);
         }
         due = now;
-        let plan = tick(&state, &ears.heard(), now);
+        let plan = crank.turn(&state, &ears.heard(), now);
         if !plan.changes.is_empty() {
             let committed = tokio::select! {
                 () = stop.cancelled() => return,

@@ -65,8 +65,8 @@ pub struct Office {
     pub ears: Arc<Ears>,
     /// Cancelled when this manager no longer leads.
     pub stop: CancellationToken,
-    /// Which nodes have taken over which tables.
-    pub routes: routes::Routes,
+    /// Which sessions are to look again, and which nodes have taken over which tables.
+    pub routes: Arc<routes::Routes>,
     /// What nodes report, on its way to the log.
     pub reports: dispatcher::Reports,
 }
@@ -181,7 +181,11 @@ async fn take_office(
     tracker.spawn(leader::lead(cluster.clone(), ears.clone(), stop.clone()));
     tracker.spawn(leader::keep_membership(cluster.clone(), stop.clone()));
     tracker.spawn(dispatcher::pump(cluster.clone(), reports.clone(), stop.clone()));
-    Some(Arc::new(Office { term, ears, stop, routes: routes::Routes::default(), reports }))
+    let routes = Arc::new(routes::Routes::default());
+    let (followed, view) = (routes.clone(), cluster.view().clone());
+    let follow = async move { followed.follow(view).await };
+    tracker.spawn(stop.clone().run_until_cancelled_owned(follow));
+    Some(Arc::new(Office { term, ears, stop, routes, reports }))
 }
 
 /// The first act of a new incarnation, before anybody could be spoken to as if nothing had happened.

@@ -1,9 +1,11 @@
-//! Which nodes have taken over which tables: what lets a task be asked to end only when nobody routes to it any
-//! more.
+//! The sessions of a term of office: which are to look at the state again, and which nodes have taken over which
+//! tables, which is what lets a task be asked to end only when nobody routes to it any more.
 
+use super::cluster::View;
 use rswarm_control::ids::NodeId;
+use rswarm_control::touched::{self, Touched};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 
@@ -13,13 +15,23 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How far the sessions of a term of office are.
 #[derive(Default)]
 pub struct Routes {
-    sessions: Mutex<BTreeMap<NodeId, Progress>>,
+    sessions: Mutex<Sessions>,
     news: Notify,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
+struct Sessions {
+    of: BTreeMap<NodeId, Progress>,
+    /// Up to which index it was looked at whom the state concerns.
+    passed: u64,
+}
+
+#[derive(Default)]
 struct Progress {
     session: u64,
+    wake: Arc<Notify>,
+    /// The last index that concerns the node.
+    due: u64,
     /// Up to which index the node's table was looked at.
     seen: u64,
     /// The generation of the last table it was sent.
@@ -29,24 +41,52 @@ struct Progress {
 }
 
 impl Progress {
-    fn has(&self, index: u64) -> bool {
-        self.seen >= index && (self.taken >= self.sent || self.taken >= index)
+    fn has(&self, index: u64, passed: u64) -> bool {
+        let has_seen = self.seen >= index || passed >= index && self.seen >= self.due;
+        has_seen && (self.taken >= self.sent || self.taken >= index)
     }
 }
 
 impl Routes {
-    /// A session has begun; it ends an earlier one of the same node.
-    pub fn open(&self, node: NodeId, session: u64) {
+    /// A session has begun; it ends an earlier one of the same node. It is to look at the state now, and whenever it
+    /// is woken.
+    pub fn open(&self, node: NodeId, session: u64) -> Arc<Notify> {
+        let progress = Progress { session, due: 1, ..Progress::default() };
+        let wake = progress.wake.clone();
         self.change(|sessions| {
-            sessions.insert(node, Progress { session, ..Progress::default() });
+            sessions.of.insert(node, progress);
         });
+        wake
     }
 
     /// A session has ended.
     pub fn close(&self, node: NodeId, session: u64) {
         self.change(|sessions| {
-            if sessions.get(&node).is_some_and(|progress| progress.session == session) {
-                sessions.remove(&node);
+            if sessions.of.get(&node).is_some_and(|progress| progress.session == session) {
+                sessions.of.remove(&node);
+            }
+        });
+    }
+
+    /// Wakes the sessions that a change of the state concerns, for as long as it is polled.
+    pub async fn follow(&self, view: View) {
+        let mut watch = view.watch();
+        let mut before = view.state();
+        self.pass(before.index(), &Touched::Everyone);
+        while watch.changed().await.is_ok() {
+            let after = view.state();
+            self.pass(after.index(), &touched::between(&before, &after));
+            before = after;
+        }
+    }
+
+    /// The state is that of `index` now, and some nodes are to look at it.
+    fn pass(&self, index: u64, touched: &Touched) {
+        self.change(|sessions| {
+            sessions.passed = index;
+            for (_, progress) in sessions.of.iter_mut().filter(|(node, _)| touched.has(**node)) {
+                progress.due = index;
+                progress.wake.notify_one();
             }
         });
     }
@@ -73,13 +113,11 @@ impl Routes {
                 let news = self.news.notified();
                 tokio::pin!(news);
                 news.as_mut().enable();
-                if self
-                    .sessions
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .values()
-                    .all(|it| it.has(index))
-                {
+                let all = {
+                    let sessions = self.sessions();
+                    sessions.of.values().all(|progress| progress.has(index, sessions.passed))
+                };
+                if all {
                     return;
                 }
                 news.await;
@@ -92,15 +130,20 @@ impl Routes {
 
     fn update(&self, node: NodeId, session: u64, with: impl FnOnce(&mut Progress)) {
         self.change(|sessions| {
-            if let Some(progress) = sessions.get_mut(&node).filter(|progress| progress.session == session) {
+            let progress = sessions.of.get_mut(&node);
+            if let Some(progress) = progress.filter(|progress| progress.session == session) {
                 with(progress);
             }
         });
     }
 
-    fn change(&self, with: impl FnOnce(&mut BTreeMap<NodeId, Progress>)) {
-        with(&mut self.sessions.lock().unwrap_or_else(PoisonError::into_inner));
+    fn change(&self, with: impl FnOnce(&mut Sessions)) {
+        with(&mut self.sessions());
         self.news.notify_waiters();
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -126,6 +169,25 @@ mod tests {
         routes.taken(A, 1, 5);
         let began = Instant::now();
         routes.settled(5).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_a_change_does_not_concern_need_not_look() {
+        let routes = Routes::default();
+        let (wakes_a, wakes_b) = (routes.open(A, 1), routes.open(B, 1));
+        routes.seen(A, 1, 5, false);
+        routes.seen(B, 1, 5, false);
+        routes.pass(6, &Touched::These([A].into()));
+        wakes_a.notified().await;
+        assert!(tokio::time::timeout(PATIENCE, wakes_b.notified()).await.is_err(), "it is not woken");
+
+        let began = Instant::now();
+        routes.settled(6).await;
+        assert_eq!(began.elapsed(), PATIENCE, "the other is waited for");
+        routes.seen(A, 1, 6, false);
+        let began = Instant::now();
+        routes.settled(6).await;
         assert_eq!(began.elapsed(), Duration::ZERO);
     }
 

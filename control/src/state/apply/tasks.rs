@@ -42,7 +42,7 @@ impl Turn {
         };
         self.state.index_task(&task);
         self.event(Object::Task(task.id), EventKind::Created);
-        self.state.tasks.insert(task.id, Arc::new(task));
+        self.state.put_task(Arc::new(task));
         Ok(())
     }
 
@@ -189,7 +189,6 @@ impl Turn {
             return stale(format!("task {id} has not ended"));
         }
         self.state.unindex_task(&task);
-        self.state.tasks.remove(&id);
         self.applied.assignments.extend(task.node);
         self.event(Object::Task(id), EventKind::Removed);
         Ok(())
@@ -210,12 +209,12 @@ impl Turn {
 
     fn change_task(&mut self, id: TaskId, change: impl FnOnce(&mut Task)) -> Result<(), Stale> {
         let (index, at) = (self.index, self.at);
-        let Some(task) = self.state.tasks.get_mut(&id) else { return stale(format!("task {id} is gone")) };
-        let task = Arc::make_mut(task);
-        change(task);
+        let mut task = Task::clone(&*self.known_task(id)?);
+        change(&mut task);
         task.meta.version = index;
         task.meta.updated_at = at;
         self.applied.assignments.extend(task.node);
+        self.state.put_task(Arc::new(task));
         self.event(Object::Task(id), EventKind::Updated);
         Ok(())
     }
