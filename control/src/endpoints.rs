@@ -307,6 +307,38 @@ mod tests {
     }
 
     #[test]
+    fn a_task_that_is_not_well_or_not_ready_keeps_its_connections_and_gets_no_new_ones() {
+        use crate::model::Health;
+        let (mut bed, service, nodes) = published(PortMode::Ingress);
+        let [one, other] = bed.tasks(service).try_into().expect("two");
+        let network = one.addresses[0].0;
+        let mut told = |health, ready| {
+            let before = bed.state.clone();
+            let report = crate::Report { health, ready, ..bed.report_of(one.id, Observed::Running) };
+            let applied = bed.commit(vec![crate::Change::Report(report)]).expect("reports are never stale");
+            let tables = |state: &State| nodes.iter().map(|node| of(state, *node)).collect::<Vec<_>>();
+            if tables(&before) != tables(&bed.state) {
+                assert!(applied.endpoints, "a table changed in silence");
+                let touched = crate::touched::between(&before, &bed.state);
+                assert!(nodes.iter().all(|node| touched.has(*node)));
+            }
+            let table = of(&bed.state, one.node.expect("it has a node"));
+            let entry = &table.networks[&network].services[0];
+            assert_eq!(entry.backends, table.ports[0].backends);
+            let backends: Vec<TaskId> = entry.backends.iter().map(|backend| backend.task).collect();
+            (backends, entry.draining.clone())
+        };
+        let mut both = vec![one.id, other.id];
+        both.sort();
+        let address = one.addresses[0].1;
+        assert_eq!(told(Health::Healthy, None), (both.clone(), vec![]));
+        assert_eq!(told(Health::Healthy, Some(false)), (vec![other.id], vec![address]));
+        assert_eq!(told(Health::Healthy, None), (vec![other.id], vec![address]), "nothing new is known");
+        assert_eq!(told(Health::Healthy, Some(true)), (both.clone(), vec![]));
+        assert_eq!(told(Health::Unhealthy, Some(true)), (vec![other.id], vec![address]));
+    }
+
+    #[test]
     fn nothing_new_means_an_equal_table() {
         let (mut bed, service, nodes) = published(PortMode::Ingress);
         let before: Vec<Table> = nodes.iter().map(|node| of(&bed.state, *node)).collect();

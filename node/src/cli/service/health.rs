@@ -13,7 +13,7 @@ use std::time::Duration;
 pub struct Wellness {
     /// Command that checks health in the container: a line for its shell, or a JSON array; empty for the image's
     #[arg(long, value_name = "COMMAND", value_parser = command, group = "health_probe", allow_hyphen_values = true)]
-    health_cmd: Option<Option<Probe>>,
+    health_cmd: Option<Command>,
     /// Check health by a GET request to this path and port; the port is what follows the last colon
     #[arg(long, value_name = "PATH:PORT", group = "health_probe")]
     health_http: Option<HttpProbe>,
@@ -43,7 +43,7 @@ pub struct Wellness {
     no_healthcheck: bool,
     /// Command that checks in the container whether it may be given connections
     #[arg(long, value_name = "COMMAND", value_parser = command, group = "ready_probe", allow_hyphen_values = true)]
-    ready_cmd: Option<Option<Probe>>,
+    ready_cmd: Option<Command>,
     /// Check by a GET request whether a task may be given connections
     #[arg(long, value_name = "PATH:PORT", group = "ready_probe")]
     ready_http: Option<HttpProbe>,
@@ -65,14 +65,17 @@ pub struct Wellness {
 }
 
 /// A line for a shell or, where it is a JSON array, a program and its arguments; nothing where it is empty.
-fn command(text: &str) -> Result<Option<Probe>, String> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Command(Option<Probe>);
+
+fn command(text: &str) -> Result<Command, String> {
     if text.trim().is_empty() {
-        return Ok(None);
+        return Ok(Command(None));
     }
     match serde_json::from_str::<Vec<String>>(text) {
         Ok(args) if args.is_empty() => Err("an empty array runs nothing".into()),
-        Ok(args) => Ok(Some(Probe::Command(args))),
-        Err(_) => Ok(Some(Probe::Shell(text.into()))),
+        Ok(args) => Ok(Command(Some(Probe::Command(args)))),
+        Err(_) => Ok(Command(Some(Probe::Shell(text.into())))),
     }
 }
 
@@ -91,8 +94,8 @@ impl Wellness {
         if self.no_healthcheck {
             *health = HealthSpec { test: HealthTest::None, ..HealthSpec::default() };
         }
-        let of_image = matches!(self.health_cmd, Some(None));
-        let own = probe(self.health_cmd.flatten(), self.health_http, self.health_tcp);
+        let of_image = self.health_cmd == Some(Command(None));
+        let own = probe(self.health_cmd, self.health_http, self.health_tcp);
         let times = [
             (&mut health.interval, self.health_interval),
             (&mut health.timeout, self.health_timeout),
@@ -116,11 +119,11 @@ impl Wellness {
             None => {}
         }
         let readiness = &mut container.readiness;
-        let never = matches!(self.ready_cmd, Some(None));
+        let never = self.ready_cmd == Some(Command(None));
         if self.no_readiness || never {
             *readiness = None;
         }
-        if let Some(probe) = probe(self.ready_cmd.flatten(), self.ready_http, self.ready_tcp) {
+        if let Some(probe) = probe(self.ready_cmd, self.ready_http, self.ready_tcp) {
             match readiness {
                 Some(readiness) => readiness.probe = probe,
                 None => *readiness = Some(Readiness::new(probe)),
@@ -143,8 +146,8 @@ impl Wellness {
     }
 }
 
-fn probe(cmd: Option<Probe>, http: Option<HttpProbe>, tcp: Option<u16>) -> Option<Probe> {
-    cmd.or(http.map(Probe::Http)).or(tcp.map(Probe::Tcp))
+fn probe(cmd: Option<Command>, http: Option<HttpProbe>, tcp: Option<u16>) -> Option<Probe> {
+    cmd.and_then(|Command(probe)| probe).or(http.map(Probe::Http)).or(tcp.map(Probe::Tcp))
 }
 
 /// The lines of `service inspect --pretty`.
