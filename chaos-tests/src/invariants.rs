@@ -5,8 +5,8 @@
 //! reports it under the name that stands here.
 
 use rswarm_control::model::{
-    Availability, Constraint, ConstraintKey, ConstraintOp, Desired, Health, Node, NodeStatus, Observed,
-    PortMode, Protocol, Resources, RestartCondition, Task, UpdateOrder,
+    Availability, Constraint, ConstraintKey, ConstraintOp, Desired, FailureAction, Health, Mode, Node,
+    NodeStatus, Observed, PortMode, Protocol, Resources, RestartCondition, Service, Slot, Task, UpdateOrder,
 };
 use rswarm_control::{Change, NetworkId, NodeId, Proposal, ServiceId, State, TaskId, endpoints};
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,7 +109,7 @@ invariants! {
         "What is observed and what is desired of a task only moves forward.", Check::Step(forward);
     /// Placement is allowed.
     PLACED_WELL = "placed well",
-        "A task is assigned only to a node that is ready, active and meets its constraints.", Check::Step(placed);
+        "A task is assigned only to a node that is ready, active and meets its constraints, and to its own if it has one.", Check::Step(placed);
     /// One wanted task.
     ONE_WANTED = "one wanted task",
         "A slot has at most one live task that is told to run, save where a node is or was lost.",
@@ -137,6 +137,13 @@ invariants! {
     /// Health.
     ROUTED_WHEN_WELL = "routed when well",
         "Nobody is sent to a container that its probes have never found well.", Check::Facts(routed_when_well);
+    /// Done is done.
+    NOT_RUN_AGAIN = "not run again",
+        "A slot of a job that has come to a good end is not run again, and no more are at work than may be.",
+        Check::Step(not_again);
+    /// Failures stop an update.
+    FAILURES_STOP = "failures stop updates",
+        "An update with more failures than it allows replaces no further slot.", Check::Step(failures_stop);
     /// Nothing left to say.
     PLAN_IS_FIXPOINT = "plan is a fixpoint",
         "A plan can be applied to the state it was drawn from, and leaves nothing to plan.", Check::Watched;
@@ -217,6 +224,9 @@ fn placed(step: &Step<'_>) -> Finding {
         let (Some(task), Some(node)) = (step.after.task(*task), step.after.node(*node)) else { continue };
         if node.status != NodeStatus::Ready || node.availability != Availability::Active {
             return fail(format!("{} was given to {}, which takes none", task.name(), node.hostname));
+        }
+        if task.slot.node().is_some_and(|own| own != node.id) {
+            return fail(format!("{} was given to {}", task.name(), node.hostname));
         }
         if let Some(unmet) = task.spec.placement.constraints.iter().find(|c| !meets(node, c)) {
             return fail(format!("{} was given to {} against {unmet:?}", task.name(), node.hostname));
@@ -448,9 +458,26 @@ fn converged(scene: &Scene<'_>) -> Finding {
         for task in state.tasks_of(service.id).filter(|task| task.desired != Desired::Remove) {
             slots.entry(task.slot).or_default().push(task);
         }
-        let replicas = service.spec.mode.replicas() as usize;
-        if slots.len() != replicas {
-            return fail(format!("{name} has {} slots, not {replicas}", slots.len()));
+        match service.spec.mode {
+            Mode::Replicated { replicas } if slots.len() != replicas as usize => {
+                return fail(format!("{name} has {} slots, not {replicas}", slots.len()));
+            }
+            Mode::Replicated { .. } => {}
+            Mode::ReplicatedJob { .. } | Mode::GlobalJob { .. } => {
+                job_at_rest(state, service, &slots)?;
+                continue;
+            }
+            Mode::Global => {
+                if let Some(node) =
+                    state.nodes().find(|n| may_have(n, service) && !slots.contains_key(&Slot::Node(n.id)))
+                {
+                    return fail(format!("{name} has no slot on {}", node.hostname));
+                }
+                // Where it may not begin it may still be, but need not.
+                slots.retain(|slot, _| {
+                    slot.node().and_then(|n| state.node(n)).is_some_and(|n| may_have(n, service))
+                });
+            }
         }
         for (slot, mut tasks) in slots {
             tasks.sort_by_key(|task| task.meta.number);
@@ -474,6 +501,124 @@ fn converged(scene: &Scene<'_>) -> Finding {
     Ok(())
 }
 
+/// A job is over, or each slot that is open runs, waits for a reason, or is given up.
+fn job_at_rest(
+    state: &State,
+    service: &Service,
+    slots: &BTreeMap<Slot, Vec<&std::sync::Arc<Task>>>,
+) -> Finding {
+    let name = &service.spec.name;
+    let done =
+        |tasks: &Vec<&std::sync::Arc<Task>>| tasks.iter().any(|task| task.observed == Observed::Completed);
+    let seen = |task: &Task| task.is_live() && task.is_wanted() && !is_lost(state, task);
+    let mut idle = slots.values().filter(|tasks| !done(tasks) && !tasks.iter().any(|task| seen(task)));
+    if service.expired_at.is_some() {
+        let runs = slots.values().flatten().find(|task| seen(task));
+        return runs.map_or(Ok(()), |task| fail(format!("{} outlives its job's deadline", task.name())));
+    }
+    let complete = match service.spec.mode {
+        Mode::ReplicatedJob { completions, .. } => slots.len() == completions as usize,
+        _ => state.nodes().all(|n| !may_have(n, service) || slots.contains_key(&Slot::Node(n.id))),
+    };
+    let late = !service.spec.mode.deadline().is_zero();
+    if late && !slots.values().all(done) {
+        return fail(format!("{name} is not over yet, and its deadline is still to come"));
+    }
+    let at_work = slots.values().any(|tasks| tasks.iter().any(|task| seen(task)));
+    if !complete && !at_work && !late {
+        return fail(format!("{name} has {} slots, and nothing is at work", slots.len()));
+    }
+    let policy = &service.spec.task.restart;
+    let may_give_up = policy.condition == RestartCondition::None || policy.max_attempts.is_some();
+    let away = |tasks: &Vec<&std::sync::Arc<Task>>| {
+        let node = tasks.first().and_then(|task| task.slot.node()).and_then(|node| state.node(node));
+        node.is_some_and(|node| !may_have(node, service))
+    };
+    match idle.find(|tasks| !may_give_up && !away(tasks)) {
+        None => Ok(()),
+        Some(tasks) => fail(format!("{name} does nothing about {:?}", tasks.last().map(|task| task.slot))),
+    }
+}
+
+fn not_again(step: &Step<'_>) -> Finding {
+    for change in &step.proposal.changes {
+        let Change::CreateTask(new) = change else { continue };
+        let Some(service) = step.after.service(new.service).filter(|service| service.spec.mode.is_job())
+        else {
+            continue;
+        };
+        let of_run = |state: &State| {
+            let tasks = state.tasks_of(new.service).filter(|task| task.spec_version == new.spec_version);
+            tasks.filter(|task| task.desired != Desired::Remove).cloned().collect::<Vec<_>>()
+        };
+        let done =
+            |task: &std::sync::Arc<Task>| task.slot == new.slot && task.observed == Observed::Completed;
+        if of_run(step.before).iter().any(done) {
+            return fail(format!("{}.{} is run again", service.spec.name, new.slot));
+        }
+        let at_work = |state: &State| {
+            let live = of_run(state).into_iter().filter(|task| task.is_live() && task.is_wanted());
+            live.filter(|task| !is_lost(state, task)).map(|task| task.slot).collect::<BTreeSet<_>>().len()
+        };
+        let (before, after) = (at_work(step.before), at_work(step.after));
+        if let Mode::ReplicatedJob { max_concurrent: max @ 1.., .. } = service.spec.mode
+            && after > before
+            && after > max as usize
+        {
+            return fail(format!("{after} tasks of {} are at work, which allows {max}", service.spec.name));
+        }
+    }
+    Ok(())
+}
+
+fn failures_stop(step: &Step<'_>) -> Finding {
+    let before = step.before;
+    for change in &step.proposal.changes {
+        let Change::CreateTask(new) = change else { continue };
+        let Some(service) = before.service(new.service) else { continue };
+        let Some(status) = service.update_status.as_ref().filter(|status| status.state.is_moving()) else {
+            continue;
+        };
+        let pace = if status.state.is_rollback() { &service.spec.rollback } else { &service.spec.update };
+        if pace.failure_action == FailureAction::Continue || new.spec_version != service.spec_version {
+            continue;
+        }
+        // What is replaced because of the update, and not because its node is lost, drained or changed.
+        let replaced = before.tasks_of(service.id).any(|task| {
+            let node = task.node.and_then(|node| before.node(node));
+            task.slot == new.slot
+                && task.spec_version != service.spec_version
+                && task.is_live()
+                && task.is_wanted()
+                && node.is_some_and(|node| may_have(node, service))
+        });
+        let mut touched: BTreeMap<Slot, bool> = BTreeMap::new();
+        for task in before.tasks_of(service.id).filter(|task| task.desired != Desired::Remove) {
+            let made = task.spec_version == service.spec_version && task.meta.created_at >= status.since;
+            let ended = matches!(task.observed, Observed::Completed | Observed::Failed | Observed::Rejected);
+            let ran = task.status.running_at.map(|began| task.status.at.since(began));
+            let failed = made && ended && ran.is_none_or(|ran| ran < pace.monitor);
+            let outdated = task.is_live() && task.spec_version != service.spec_version;
+            if made || outdated {
+                *touched.entry(task.slot).or_default() |= failed;
+            }
+        }
+        let failures = touched.values().filter(|failed| **failed).count();
+        if replaced && failures * 1000 > touched.len() * usize::from(pace.max_failure_permille) {
+            let of = touched.len();
+            return fail(format!("{} goes on with {failures} failures in {of} slots", service.spec.name));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a global service is to have a task on a node.
+fn may_have(node: &Node, service: &Service) -> bool {
+    node.status == NodeStatus::Ready
+        && node.availability == Availability::Active
+        && service.spec.task.placement.constraints.iter().all(|constraint| meets(node, constraint))
+}
+
 fn pending(scene: &Scene<'_>) -> Finding {
     let state = scene.state;
     let host_ports = |task: &Task| -> BTreeSet<(u16, Protocol)> {
@@ -487,6 +632,7 @@ fn pending(scene: &Scene<'_>) -> Finding {
             let (used, capacity) = (reserved(state, node.id), node.description.capacity);
             node.status == NodeStatus::Ready
                 && node.availability == Availability::Active
+                && task.slot.node().is_none_or(|own| own == node.id)
                 && task.spec.placement.constraints.iter().all(|constraint| meets(node, constraint))
                 && used.nano_cpus + asked.nano_cpus <= capacity.nano_cpus
                 && used.memory_bytes + asked.memory_bytes <= capacity.memory_bytes

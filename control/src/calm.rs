@@ -89,7 +89,8 @@ impl Calm {
 /// Whether what a service needs follows from the nodes that its tasks are on, and not from all.
 fn depends_on_its_own_nodes(service: &Service) -> bool {
     match service.spec.mode {
-        Mode::Replicated { .. } => true,
+        Mode::Replicated { .. } | Mode::ReplicatedJob { .. } => true,
+        Mode::Global | Mode::GlobalJob { .. } => false,
     }
 }
 

@@ -46,9 +46,15 @@ impl Crank {
             let wake_at = draft.during(|draft| orchestrator::reconcile(draft, service));
             looked_at.push((service, before, wake_at));
         }
-        allocator::allocate(&mut draft);
-        scheduler::schedule(&mut draft);
-        orchestrator::unblock(&mut draft);
+        loop {
+            allocator::allocate(&mut draft);
+            scheduler::schedule(&mut draft);
+            let unblocked = orchestrator::unblock(&mut draft);
+            if unblocked.is_empty() {
+                break;
+            }
+            unblocked.into_iter().for_each(|service| orchestrator::reconcile(&mut draft, service));
+        }
         // Tasks that lost their purpose in this very turn need not wait for the next.
         reaper::end(&mut draft);
         for service in draft.state().service_ids() {

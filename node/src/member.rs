@@ -209,8 +209,10 @@ impl Member {
 
     /// Stops taking part; containers go on.
     pub async fn stop(&self) {
-        if let Some(manager) = self.manager.swap(None) {
+        if let Some(manager) = self.manager() {
+            // Still heard by the others meanwhile: its successor needs its vote, and it the name of its successor.
             manager.stop().await;
+            self.manager.store(None);
         }
         self.stop.cancel();
         self.tracker.close();
@@ -389,18 +391,17 @@ impl FindLeader for Member {
                 ));
             };
             let log = manager.cluster().log().clone();
-            let mut status = log.watch();
+            let (mut status, mut office) = (log.watch(), manager.offices());
             let found = async {
                 loop {
                     status.mark_unchanged();
                     let now = log.status();
                     match believed(&now) {
                         Some(leader) if leader.node == self.node.to_string() => {
-                            if manager.office().is_some() {
+                            let in_office = office.borrow_and_update().is_some();
+                            if in_office {
                                 return Ok(Leader::Me);
                             }
-                            tokio::time::sleep(Duration::from_millis(5)).await;
-                            continue;
                         }
                         Some(leader) if heard_within(&now, FRESH).is_some() => {
                             let channel = self.dialer.channel(&leader.node, &leader.addr, Line::Calls);
@@ -410,9 +411,13 @@ impl FindLeader for Member {
                         }
                         _ => {}
                     }
-                    // Belief also comes and goes with time alone.
-                    let changed = tokio::time::timeout(Duration::from_millis(50), status.changed()).await;
-                    if let Ok(Err(_)) = changed {
+                    let stopping = tokio::select! {
+                        changed = status.changed() => changed.is_err(),
+                        changed = office.changed() => changed.is_err(),
+                        // Belief also comes and goes with time alone.
+                        () = tokio::time::sleep(Duration::from_millis(50)) => false,
+                    };
+                    if stopping {
                         return Err(Status::unavailable("this manager is stopping"));
                     }
                 }

@@ -11,6 +11,7 @@ mod config;
 mod error;
 mod force;
 mod format;
+mod leap;
 mod log;
 mod membership;
 pub mod memory;

@@ -114,6 +114,8 @@ impl Log {
             append_patience: config.append_patience,
             snapshot_patience: config.snapshot_patience,
             snapshots: snapshots.clone(),
+            log: store.clone(),
+            snapshots_sent: AtomicU64::new(0),
             removed_by: AtomicU64::new(0),
             heard: Heard::default(),
             seen: Mutex::default(),

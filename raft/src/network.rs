@@ -28,7 +28,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use crate::format::LogIdPb;
+use crate::leap::{self, Leap};
 use crate::status::Heard;
+use crate::storage::log::LogStore;
 use crate::storage::simulated;
 use crate::storage::snapshot::{CHUNK_BYTES, SnapshotFile, Snapshots};
 use crate::types::{Contact, LogId, Types, Vote};
@@ -90,6 +92,9 @@ pub(crate) struct Ties {
     /// How long a snapshot may make no progress, its installation included.
     pub(crate) snapshot_patience: Duration,
     pub(crate) snapshots: Snapshots,
+    pub(crate) log: LogStore,
+    /// How many snapshots were begun to be sent.
+    pub(crate) snapshots_sent: AtomicU64,
     /// The index of a committed membership, heard from a peer, that leaves us out.
     pub(crate) removed_by: AtomicU64,
     pub(crate) heard: Heard,
@@ -163,12 +168,12 @@ impl RaftNetworkFactory<Types> for Network {
     type Network = Client;
 
     async fn new_client(&mut self, target: u64, contact: &Contact) -> Client {
-        Client { ties: self.0.clone(), to: Member::new(target, contact), streams: true }
+        Client::new(self.0.clone(), Member::new(target, contact), true)
     }
 
     async fn new_heartbeat_client(&mut self, target: u64, contact: &Contact) -> Client {
         // A heartbeat is one message: not worth a stream.
-        Client { ties: self.0.clone(), to: Member::new(target, contact), streams: false }
+        Client::new(self.0.clone(), Member::new(target, contact), false)
     }
 }
 
@@ -177,6 +182,14 @@ pub(crate) struct Client {
     ties: Arc<Ties>,
     to: Member,
     streams: bool,
+    leap: Leap,
+}
+
+impl Client {
+    fn new(ties: Arc<Ties>, to: Member, streams: bool) -> Self {
+        let leap = Leap::new(ties.snapshots_sent.load(Ordering::Relaxed));
+        Self { ties, to, streams, leap }
+    }
 }
 
 impl NetBackoff<Types> for Client {
@@ -222,12 +235,23 @@ impl NetStreamAppend<Types> for Client {
             // openraft waits out its backoff where the first request is drawn, so that comes before connecting;
             // else a manager that is gone would be dialled without a pause.
             let mut input = input.peekable();
-            Pin::new(&mut input).peek().await;
+            let first = Pin::new(&mut input).peek().await;
+            let sent = self.ties.snapshots_sent.load(Ordering::Relaxed);
+            if let Some(probe) = first.and_then(|first| self.leap.probe(first, &self.ties.log, sent)) {
+                let answer = self.append_entries(probe, option).await?;
+                if let Some(found) = self.leap.landed(answer) {
+                    return Ok(
+                        Box::pin(futures_util::stream::once(async { Ok(Err(found)) })) as BoxStream<'s, _>
+                    );
+                }
+            }
             let owed = Arc::new(AtomicU64::new(0));
             let frames = {
                 let (ties, to, owed) = (self.ties.clone(), self.to.id, owed.clone());
+                let known = self.leap.known;
                 input.map(move |request| {
                     owed.fetch_add(1, Ordering::Relaxed);
+                    let request = leap::without_known(request, known);
                     wire::seal(ties.life, ties.me, to, Body::Append(request.into()))
                 })
             };
@@ -237,7 +261,7 @@ impl NetStreamAppend<Types> for Client {
                 .map_err(|_| rpc_error(Unreachable(format!("{} takes no append stream", self.to))))?
                 .map_err(rpc_error)?;
             let state = Some((answers, owed));
-            let (ties, from) = (&*self.ties, &self.to);
+            let (ties, from, matched) = (&*self.ties, &self.to, &self.leap.matched);
             let results = futures_util::stream::unfold(state, move |state| async move {
                 let (mut answers, owed) = state?;
                 let answer = patient_next(&mut answers, &owed, patience, from).await?;
@@ -246,6 +270,9 @@ impl NetStreamAppend<Types> for Client {
                     _ => Err(unexpected(from)),
                 });
                 owed.fetch_sub(1, Ordering::Relaxed);
+                if let Ok(Ok(upto)) = &result {
+                    matched.fetch_max(upto.map_or(0, |id| id.index), Ordering::Relaxed);
+                }
                 let state = result.is_ok().then_some((answers, owed));
                 Some((result.map_err(rpc_error), state))
             });
@@ -369,6 +396,7 @@ impl NetSnapshot<Types> for Client {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        self.ties.snapshots_sent.fetch_add(1, Ordering::Relaxed);
         let taken = Arc::new(AtomicU64::new(0));
         let (frames, reader) = self.snapshot_frames(vote, snapshot.snapshot, taken.clone());
         let sending = self.ties.transport.snapshot(&self.to, frames);

@@ -447,11 +447,12 @@ fn brief(change: &Change) -> String {
         Change::Reseat { node, .. } => format!("node {node} gets another seat"),
         Change::CreateService(service) => {
             let image = &service.spec.task.containers[0].image;
-            format!("service {} ×{} {image}", service.spec.name, service.spec.mode.replicas())
+            format!("service {} ×{} {image}", service.spec.name, size(&service.spec.mode))
         }
         Change::UpdateService { spec, .. } => {
-            format!("update {} ×{} {}", spec.name, spec.mode.replicas(), spec.task.containers[0].image)
+            format!("update {} ×{} {}", spec.name, size(&spec.mode), spec.task.containers[0].image)
         }
+        Change::ExpireJob { service, .. } => format!("job {service} is over time"),
         Change::SetUpdateStatus { service, status, .. } => format!("update of {service} {:?}", status.state),
         Change::RemoveService { service, .. } => format!("service {service} removed"),
         Change::CreateNetwork(network) => format!("network {} {}", network.name, network.subnet),
@@ -465,4 +466,9 @@ fn brief(change: &Change) -> String {
         Change::EndTask { task, observed, .. } => format!("{task} ends {observed}"),
         Change::RemoveTask { task } => format!("{task} forgotten"),
     }
+}
+
+/// How many tasks a mode asks for, or its name.
+fn size(mode: &rswarm_control::model::Mode) -> String {
+    mode.replicas().map_or(mode.name().into(), |replicas| replicas.to_string())
 }

@@ -84,11 +84,15 @@ pub enum Planted {
     KeepsSurplus,
     /// A node reports that a task runs which its health check has not found well.
     RunsTooSoon,
+    /// The leader lets an update go on with one failure more than it allows.
+    OneFailureMore,
+    /// The leader has slots of jobs run that have had their run.
+    RunsAgain,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::StaleAssignment,
         Self::DeafToSilence,
         Self::DoubleCreate,
@@ -100,6 +104,8 @@ impl Planted {
         Self::LostWakeUp,
         Self::KeepsSurplus,
         Self::RunsTooSoon,
+        Self::OneFailureMore,
+        Self::RunsAgain,
     ];
 }
 
@@ -501,8 +507,9 @@ impl World {
         let services = self.log.truth.services();
         let bad = services.filter(|service| {
             let tasks = self.log.truth.tasks_of(service.id);
-            !image(&service.spec.task).stays()
-                || tasks.filter(|t| t.is_live()).any(|t| !image(&t.spec).stays())
+            let job = service.spec.mode.is_job();
+            let good = |image: machine::Image| image.stays() || job && image == machine::Image::Done;
+            !good(image(&service.spec.task)) || tasks.filter(|t| t.is_live()).any(|t| !good(image(&t.spec)))
         });
         bad.map(|service| service.id).collect()
     }

@@ -8,9 +8,10 @@ use rswarm_control::admission::{self, Answer, Refused, Request, Session};
 use rswarm_control::assignment::{self, Assignment};
 use rswarm_control::endpoints::{self, Table};
 use rswarm_control::model::{Description, Desired, Health, NodeStatus, Observed, Role};
-use rswarm_control::{Change, Heard, NodeId, Proposal, Report, State, TaskId, Timestamp};
+use rswarm_control::{Change, Heard, NewTask, NodeId, Proposal, Report, State, TaskId, Timestamp};
 use rswarm_control::{Crank, tick};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// How long reports gather.
 const GATHER: u64 = 20;
@@ -156,9 +157,13 @@ impl World {
         }
         office.offset = offset;
         let state = replica.state.clone();
-        let plan = office.crank.turn(&state, &office.heard, at);
+        let believed = match self.options.planted {
+            Some(Planted::OneFailureMore) => one_failure_more(&state),
+            _ => state.clone(),
+        };
+        let plan = office.crank.turn(&believed, &office.heard, at);
         let heard = office.heard.clone();
-        let afresh = tick(&state, &heard, at);
+        let afresh = tick(&believed, &heard, at);
         if plan != afresh {
             self.fail(invariants::MEMORY_MATTERS_NOT, format!("{plan:?} is not {afresh:?}"));
         }
@@ -177,7 +182,10 @@ impl World {
         if let Err(stale) = next.apply(state.index() + 1, &proposal) {
             self.fail(invariants::PLAN_IS_FIXPOINT, format!("{stale}: {:?}", proposal.changes));
         }
-        let again = tick(&next, &heard, at);
+        let again = match self.options.planted {
+            Some(Planted::OneFailureMore) => rswarm_control::Plan::default(),
+            _ => tick(&next, &heard, at),
+        };
         if !again.changes.is_empty() {
             let detail = format!("{:?} is left after {:?}", again.changes, proposal.changes);
             self.fail(invariants::PLAN_IS_FIXPOINT, detail);
@@ -220,6 +228,31 @@ impl World {
                     new.number += 1;
                     new.id = TaskId::mint(state.id_seed(), new.number);
                     proposal.changes.push(Change::CreateTask(new));
+                }
+            }
+            Some(Planted::RunsAgain) => {
+                let done = state.tasks().find(|task| {
+                    let service = state.service(task.service);
+                    task.observed == Observed::Completed
+                        && task.desired != Desired::Remove
+                        && service.is_some_and(|s| s.spec.mode.is_job() && s.spec_version == task.spec_version)
+                });
+                let created = |change: &&Change| matches!(change, Change::CreateTask(_));
+                if let Some(done) = done
+                    && !proposal.changes.iter().any(|change| created(&change))
+                {
+                    let number = state.next_number();
+                    proposal.changes.push(Change::CreateTask(NewTask {
+                        id: TaskId::mint(state.id_seed(), number),
+                        number,
+                        service: done.service,
+                        slot: done.slot,
+                        spec_version: done.spec_version,
+                        desired: Desired::Running,
+                        start_at: Timestamp::default(),
+                        restarts: 0,
+                        failures: 0,
+                    }));
                 }
             }
             Some(Planted::AnyNode) => {
@@ -452,4 +485,23 @@ impl World {
 
 fn is_news(state: &State, report: &Report) -> bool {
     state.task(report.task).is_some_and(|task| report.is_news(task))
+}
+
+/// The state as a leader sees it that allows each update one failure more than was asked for.
+fn one_failure_more(state: &State) -> State {
+    let moves = |service: &rswarm_control::model::Service| {
+        service.update_status.as_ref().is_some_and(|status| status.state.is_moving())
+    };
+    if !state.services().any(|service| moves(service)) {
+        return state.clone();
+    }
+    let mut snapshot = state.snapshot();
+    for service in &mut snapshot.services {
+        let service = Arc::make_mut(service);
+        let slots: std::collections::BTreeSet<_> = state.tasks_of(service.id).map(|task| task.slot).collect();
+        let one = u16::try_from(1000usize.div_ceil(slots.len().max(1))).unwrap_or(1000);
+        service.spec.update.max_failure_permille += one;
+        service.spec.rollback.max_failure_permille += one;
+    }
+    State::restore(snapshot)
 }

@@ -224,6 +224,10 @@ impl World {
             (53..=64, Some(old), Some(service)) => {
                 let mut spec = self.spec();
                 spec.name.clone_from(&old.spec.name);
+                // A service keeps its mode; mostly the user knows.
+                if self.rng.percent(90) && spec.mode.is_job() == old.spec.mode.is_job() {
+                    spec.mode = old.spec.mode.clone();
+                }
                 let networks = self.networks();
                 let version = self.rng.percent(50).then_some(old.meta.version);
                 self.request(Request::UpdateService { service, version, spec, networks }, None);
@@ -341,7 +345,25 @@ impl World {
         let rollback = UpdateConfig { failure_action: action, ..update.clone() };
         let replicas = u32::try_from(self.rng.below(7)).unwrap_or(1);
         let labels = Labels::new();
-        let (mode, task) = (Mode::Replicated { replicas }, Arc::new(task));
+        let deadline = Duration::from_secs(self.rng.pick(&[0, 0, 20]).unwrap_or(0));
+        let max_concurrent = u32::try_from(self.rng.below(3)).unwrap_or(0);
+        let mode = match self.rng.below(100) {
+            0..=14 => Mode::Global,
+            15..=29 => Mode::ReplicatedJob { completions: replicas, max_concurrent, deadline },
+            30..=36 => Mode::GlobalJob { deadline },
+            _ => Mode::Replicated { replicas },
+        };
+        let (mut update, mut rollback) = (update, rollback);
+        if mode.is_job() {
+            (update, rollback) = (UpdateConfig::default(), UpdateConfig::default());
+            if task.restart.condition == RestartCondition::Any {
+                task.restart.condition = RestartCondition::OnFailure;
+            }
+            if self.rng.percent(60) {
+                task.containers[0].image = format!("done:{version}");
+            }
+        }
+        let task = Arc::new(task);
         ServiceSpec { name: String::new(), labels, mode, task, update, rollback, endpoint }
     }
 

@@ -3,7 +3,7 @@
 use super::{Answer, Refused, find_network, find_service, no_cluster, out_of_sequence, validate};
 use crate::allocator;
 use crate::ids::{NetworkId, ServiceId};
-use crate::model::{Endpoint, Meta, Mode, Service, ServiceSpec, UpdateState, UpdateStatus};
+use crate::model::{Endpoint, Meta, Service, ServiceSpec, UpdateState, UpdateStatus};
 use crate::state::{Change, Rollback, State};
 use crate::time::Timestamp;
 use std::sync::Arc;
@@ -29,6 +29,8 @@ pub(super) fn create(state: &State, spec: &ServiceSpec, networks: &[String], now
         revision: 1,
         previous: Vec::new(),
         spec_version: 1,
+        version_since: now,
+        expired_at: None,
         endpoint,
         update_status: None,
     };
@@ -52,14 +54,28 @@ pub(super) fn update(
             "service {name} cannot be renamed; create another and remove this one"
         ));
     }
+    let (mode, asked) = (&service.spec.mode, &spec.mode);
+    if std::mem::discriminant(mode) != std::mem::discriminant(asked) {
+        return validate::invalid(format!(
+            "service {} is {} and cannot become {}; create another and remove this one",
+            spec.name,
+            mode.name(),
+            asked.name()
+        ));
+    }
     change(state, &service, complete(state, spec, networks)?)
 }
 
 pub(super) fn scale(state: &State, text: &str, replicas: u32) -> Admitted {
     let service = find_service(state, text)?;
     let mut spec = service.spec.clone();
-    match &mut spec.mode {
-        Mode::Replicated { replicas: current } => *current = replicas,
+    if !spec.mode.resize(replicas) {
+        return validate::invalid(format!(
+            "service {} is {}: it has one task on each node that may have one, and cannot be scaled; choose its nodes \
+             with constraints",
+            spec.name,
+            spec.mode.name()
+        ));
     }
     validate::service(&spec)?;
     change(state, &service, spec)

@@ -1,7 +1,7 @@
 //! What a spec must look like.
 
 use super::Refused;
-use crate::model::{AffinityRule, FailureAction, Preference, WEIGHT_MAX};
+use crate::model::{AffinityRule, FailureAction, Preference, RestartCondition, UpdateConfig, WEIGHT_MAX};
 use crate::model::{
     ContainerSpec, EndpointSpec, Mount, Placement, PortMode, Resources, ServiceSpec, TaskSpec,
 };
@@ -23,8 +23,27 @@ const TEXT_MAX: usize = 64 << 10;
 pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refused> {
     name("service", &spec.name)?;
     labels(spec.labels.keys())?;
-    if spec.mode.replicas() > REPLICAS_MAX {
-        return invalid(format!("replicas: {} is more than {REPLICAS_MAX}", spec.mode.replicas()));
+    if let Some(replicas) = spec.mode.replicas().filter(|replicas| *replicas > REPLICAS_MAX) {
+        return invalid(format!("replicas: {replicas} is more than {REPLICAS_MAX}"));
+    }
+    if spec.mode.is_global() && spec.task.placement.max_per_node != 0 {
+        return invalid(format!(
+            "max replicas per node: a {} service has one task on each node; leave it out",
+            spec.mode.name()
+        ));
+    }
+    if spec.mode.is_job() {
+        if spec.task.restart.condition == RestartCondition::Any {
+            return invalid(
+                "restart condition: a job's task is not replaced after a good end; write on-failure or none",
+            );
+        }
+        if spec.update != UpdateConfig::default() || spec.rollback != UpdateConfig::default() {
+            return invalid(
+                "update: a job is run anew when it changes, not updated; leave out its update and rollback \
+                            options",
+            );
+        }
     }
     for (what, config) in [("update", &spec.update), ("rollback", &spec.rollback)] {
         if config.max_failure_permille > 1000 {

@@ -28,6 +28,10 @@ pub struct Service {
     /// Counts the task specs this service has had, from 1: with the service's id it names one, so that
     /// tasks of equal `spec_version` share it in memory and on disk.
     pub spec_version: u64,
+    /// Since when its task spec is asked for; a job's run begins then.
+    pub version_since: Timestamp,
+    /// When the run of a job was stopped because it took longer than it may.
+    pub expired_at: Option<Timestamp>,
     /// Its addresses and ports.
     pub endpoint: Endpoint,
     /// How its last or current update goes, if it ever had one.
@@ -44,6 +48,12 @@ impl Service {
             Some(status) if status.state.is_rollback() => &self.spec.rollback,
             Some(_) | None => &self.spec.update,
         }
+    }
+
+    /// When the present run of a job is stopped, if it has a deadline.
+    pub fn job_due(&self) -> Option<Timestamp> {
+        let deadline = self.spec.mode.deadline();
+        (!deadline.is_zero()).then(|| self.version_since.after(deadline))
     }
 
     /// Whether every slot has been given the task spec that is asked for now, or would have been.
@@ -104,14 +114,81 @@ pub enum Mode {
         /// How many.
         replicas: u32,
     },
+    /// One task on each node that may have one.
+    Global,
+    /// A number of tasks that run to their end, anywhere.
+    ReplicatedJob {
+        /// How many shall come to a good end.
+        completions: u32,
+        /// How many are at work at the same time; 0 means all.
+        max_concurrent: u32,
+        /// How long after its beginning what is left of a run is stopped; zero waits for ever.
+        deadline: Duration,
+    },
+    /// A task on each node that may have one, which runs to its end.
+    GlobalJob {
+        /// How long after its beginning what is left of a run is stopped, and no more nodes take part in it; zero
+        /// waits for ever.
+        deadline: Duration,
+    },
 }
 
 impl Mode {
-    /// How many tasks this asks for.
-    pub fn replicas(&self) -> u32 {
+    /// How many tasks this asks for, or completions, where that is a number and not a matter of the nodes.
+    pub fn replicas(&self) -> Option<u32> {
         match self {
-            Self::Replicated { replicas } => *replicas,
+            Self::Replicated { replicas } => Some(*replicas),
+            Self::ReplicatedJob { completions, .. } => Some(*completions),
+            Self::Global | Self::GlobalJob { .. } => None,
         }
+    }
+
+    /// Asks for another number of tasks, or completions. Whether this mode has such a number.
+    pub fn resize(&mut self, number: u32) -> bool {
+        match self {
+            Self::Replicated { replicas: current } | Self::ReplicatedJob { completions: current, .. } => {
+                *current = number;
+                true
+            }
+            Self::Global | Self::GlobalJob { .. } => false,
+        }
+    }
+
+    /// How many tasks may be at work at the same time.
+    pub fn concurrency(&self) -> u32 {
+        match self {
+            Self::ReplicatedJob { completions, max_concurrent: 0, .. } => *completions,
+            Self::ReplicatedJob { completions, max_concurrent, .. } => *max_concurrent.min(completions),
+            Self::Replicated { .. } | Self::Global | Self::GlobalJob { .. } => u32::MAX,
+        }
+    }
+
+    /// How long a run of a job may take; zero is for ever.
+    pub fn deadline(&self) -> Duration {
+        match self {
+            Self::ReplicatedJob { deadline, .. } | Self::GlobalJob { deadline } => *deadline,
+            Self::Replicated { .. } | Self::Global => Duration::ZERO,
+        }
+    }
+
+    /// What people call it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Replicated { .. } => "replicated",
+            Self::Global => "global",
+            Self::ReplicatedJob { .. } => "replicated-job",
+            Self::GlobalJob { .. } => "global-job",
+        }
+    }
+
+    /// Whether its slots belong to nodes.
+    pub fn is_global(&self) -> bool {
+        matches!(self, Self::Global | Self::GlobalJob { .. })
+    }
+
+    /// Whether its tasks run to their end and are not replaced then.
+    pub fn is_job(&self) -> bool {
+        matches!(self, Self::ReplicatedJob { .. } | Self::GlobalJob { .. })
     }
 }
 

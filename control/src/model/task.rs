@@ -75,7 +75,7 @@ impl Task {
             && matches!(self.status.health, Health::Unchecked | Health::Healthy)
     }
 
-    /// `web.1`
+    /// `web.1`; in a global service the node stands for the number.
     pub fn name(&self) -> String {
         format!("{}.{}", self.service_name, self.slot)
     }
@@ -86,12 +86,25 @@ impl Task {
 pub enum Slot {
     /// One of the replicas, from 1.
     Replica(u32),
+    /// The one of this node, in a global service.
+    Node(NodeId),
+}
+
+impl Slot {
+    /// The only node that its tasks may run on, if there is but one.
+    pub fn node(self) -> Option<NodeId> {
+        match self {
+            Self::Replica(_) => None,
+            Self::Node(node) => Some(node),
+        }
+    }
 }
 
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Replica(number) => write!(f, "{number}"),
+            Self::Node(node) => write!(f, "{node}"),
         }
     }
 }

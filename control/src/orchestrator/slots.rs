@@ -2,7 +2,7 @@
 //! says so.
 
 use super::restart::{self, Restart};
-use super::update;
+use super::{global, job, update};
 use crate::ids::ServiceId;
 use crate::model::{Desired, Observed, Service, Slot, Task, UpdateOrder};
 use crate::plan::{Draft, Start};
@@ -96,7 +96,8 @@ pub(super) fn refill(draft: &mut Draft, service: &Service) {
                 occupied.extend(task.node.map(|_| slot));
             }
         }
-        if filled {
+        let done = service.spec.mode.is_job() && job::is_done(&tasks);
+        if filled || done || !global::is_open(draft.state(), service, slot) {
             continue;
         }
         match restart::decide(service, &tasks, draft.now) {
@@ -115,7 +116,8 @@ pub(super) fn refill(draft: &mut Draft, service: &Service) {
 /// Whether a slot stays empty for good, as its restart policy says. `tasks` are oldest first.
 pub(crate) fn is_given_up(service: &Service, tasks: &[Arc<Task>]) -> bool {
     let ended = tasks.iter().all(|task| !task.is_live());
-    ended && restart::decide(service, tasks, Timestamp::default()) == Restart::Never
+    let done = service.spec.mode.is_job() && job::is_done(tasks);
+    ended && !done && restart::decide(service, tasks, Timestamp::default()) == Restart::Never
 }
 
 /// Lets tasks that were held back start, once their time has come and their slot is vacant, or held by a task

@@ -2,6 +2,7 @@
 //! nodes that are drained at any time. How many at once, which of old and new comes first, and what is made of
 //! failures, is for the service to say.
 
+use super::global;
 use super::restart::{self, Restart};
 use super::slots::{Slots, slots, successor};
 use crate::allocator;
@@ -11,6 +12,7 @@ use crate::model::{UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
 use crate::plan::{Draft, Occupied, Start};
 use crate::scheduler::{self, constraint};
 use crate::state::{Change, Rollback, State};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +65,13 @@ fn status_moves(service: &Service) -> bool {
     service.update_status.as_ref().is_some_and(|status| status.state.is_moving())
 }
 
+/// Whether tasks of an older spec make room. Those of a global service that could not be replaced while their node
+/// was paused or away still do when the update is over.
+fn outdated_go(service: &Service) -> bool {
+    let paused = service.update_status.as_ref().is_some_and(|status| status.state.is_paused());
+    status_moves(service) || service.spec.mode.is_global() && !paused
+}
+
 /// A slot with tasks that must go.
 struct Leaving {
     slot: Slot,
@@ -75,7 +84,7 @@ struct Leaving {
 
 impl Leaving {
     fn of(state: &State, service: &Service, slot: Slot, tasks: &[Arc<Task>]) -> Option<Self> {
-        let moving = status_moves(service);
+        let moving = outdated_go(service) && global::is_open(state, service, slot);
         let present = tasks.iter().filter(|task| task.is_live() && task.is_wanted() && !state.is_lost(task));
         let (mut leaving, mut drained, mut has_successor) = (Vec::new(), false, false);
         for task in present {
@@ -108,7 +117,7 @@ pub(super) fn is_outgoing(state: &State, service: &Service, task: &Task) -> bool
 
 /// Whether a task runs what its service asks for now. A spec that differs only in where it may run, and
 /// does not exclude the task's node, or in what follows its end, is no reason to replace it.
-pub(crate) fn is_current(state: &State, service: &Service, task: &Task) -> bool {
+pub(super) fn is_current(state: &State, service: &Service, task: &Task) -> bool {
     if task.spec_version == service.spec_version || task.spec == service.spec.task {
         return true;
     }
@@ -116,6 +125,11 @@ pub(crate) fn is_current(state: &State, service: &Service, task: &Task) -> bool 
     let fits = |node| constraint::may_stay(&placement, node);
     let placed_well = placement == task.spec.placement || state.home(task).is_some_and(|node| fits(node));
     placed_well && TaskSpec { placement, restart, ..TaskSpec::clone(&task.spec) } == *service.spec.task
+}
+
+/// Whether a task runs what its service asks for now, or will not be replaced before its node takes tasks again.
+pub(crate) fn is_settled_on(state: &State, service: &Service, task: &Task) -> bool {
+    is_current(state, service, task) || !global::is_open(state, service, task.slot)
 }
 
 /// Gives a slot its next task, and lets the old one go: now, or when the new one runs. What was tried and failed
@@ -239,8 +253,12 @@ fn problem(draft: &mut Draft, service: &Service, status: &UpdateStatus, all: &Sl
     let pace = service.pace();
     let last = status.since.max(last.unwrap_or_default()).after(pace.rest().max(pace.monitor));
     let due = last.after(deadline);
-    let outdated =
-        |task: &Arc<Task>| task.is_live() && task.is_wanted() && !is_current(draft.state(), service, task);
+    let outdated = |task: &Arc<Task>| {
+        task.is_live()
+            && task.is_wanted()
+            && !is_current(draft.state(), service, task)
+            && global::is_open(draft.state(), service, task.slot)
+    };
     let left = is_awaited(draft.state(), all) || all.values().flatten().any(outdated);
     if !left {
         return None;
@@ -382,8 +400,10 @@ fn put(draft: &mut Draft, service: &Service, status: UpdateStatus) {
 }
 
 /// A new task that shall run before the old one stops, and finds no place only because the old one has it (a
-/// port of the node, its last memory), would wait for ever: there the old one goes first.
-pub(crate) fn unblock(draft: &mut Draft) {
+/// port of the node, its last memory), would wait for ever: there the old one goes first. The services for which that
+/// is so.
+pub(crate) fn unblock(draft: &mut Draft) -> BTreeSet<ServiceId> {
+    let mut unblocked = BTreeSet::new();
     let mut stuck = Vec::new();
     let waits = |task: &&Arc<Task>| {
         task.observed == Observed::Pending && task.node.is_none() && task.is_wanted() && !task.note.is_empty()
@@ -407,6 +427,8 @@ pub(crate) fn unblock(draft: &mut Draft) {
         scheduler::schedule(&mut trial);
         if trial.state().task(new).is_some_and(|new| new.node.is_some()) {
             draft.dismiss(&old);
+            unblocked.insert(old.service);
         }
     }
+    unblocked
 }

@@ -58,11 +58,17 @@ impl Board {
         }
     }
 
-    /// Puts a task on the best node, if one can take it.
+    /// Puts a task on the best node, or on the one it belongs to, if that can take it.
     pub(crate) fn place(&mut self, state: &State, task: &Task) -> Option<(NodeId, Claims)> {
         self.prepare(state, task);
         let group = self.groups.last_mut()?;
-        let place = group.best()?;
+        let place = match task.slot.node() {
+            None => group.best()?,
+            Some(node) => {
+                let place = *self.places.get(&node)?;
+                group.refusal(&self.seats[place as usize], place).is_none().then_some(place)?
+            }
+        };
         let seat = &mut self.seats[place as usize];
         let claims = seat.claims(&group.spec);
         seat.occupy(&group.spec, &group.ports, &claims);
@@ -76,7 +82,8 @@ impl Board {
         self.prepare(state, task);
         let group = self.groups.last()?;
         let mut refusals = Refusals::default();
-        for (place, seat) in (0u32..).zip(&self.seats) {
+        let asked = |seat: &&Seat| task.slot.node().is_none_or(|node| node == seat.node.id);
+        for (place, seat) in (0u32..).zip(&self.seats).filter(|(_, seat)| asked(seat)) {
             refusals.add(group.refusal(seat, place)?, seat, &group.spec);
         }
         Some(refusals)

@@ -30,6 +30,12 @@ pub fn value<'a>(key: &ConstraintKey, node: &'a Node) -> Cow<'a, str> {
     }
 }
 
+/// Whether the images of a task that is placed so have been built for a node.
+pub fn is_built_for(placement: &Placement, node: &Node) -> bool {
+    let (os, arch) = (&node.description.os, &node.description.arch);
+    placement.platforms.is_empty() || placement.platforms.iter().any(|platform| platform.runs_on(os, arch))
+}
+
 /// Whether a task that is placed so may stay on a node, as far as the node's labels and taints go.
 pub fn may_stay(placement: &Placement, node: &Node) -> bool {
     let expelled = untolerated(placement, node).any(|taint| taint.effect == Effect::NoExecute);

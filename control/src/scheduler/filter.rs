@@ -39,9 +39,7 @@ pub(super) fn closed(seat: &Seat, spec: &TaskSpec) -> Option<Refusal> {
     if let Some(unmet) = placement.constraints.iter().find(|c| !constraint::holds(c, node)) {
         return Some(Refusal::Constraint(unmet.to_string()));
     }
-    let (os, arch) = (&node.description.os, &node.description.arch);
-    let platforms = &placement.platforms;
-    if !platforms.is_empty() && !platforms.iter().any(|platform| platform.runs_on(os, arch)) {
+    if !constraint::is_built_for(placement, node) {
         return Some(Refusal::Platform);
     }
     let mut taints = constraint::untolerated(placement, node);

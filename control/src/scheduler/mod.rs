@@ -10,7 +10,7 @@ mod filter;
 mod group;
 mod seat;
 
-use crate::ids::ServiceId;
+use crate::ids::{NodeId, ServiceId};
 use crate::model::{Observed, Task};
 use crate::plan::Draft;
 use crate::state::Change;
@@ -38,9 +38,9 @@ pub(crate) fn schedule(draft: &mut Draft) {
         }
     }
     // Why they wait is said last: what was placed after them is part of it.
-    let mut notes: BTreeMap<(ServiceId, u64), Option<String>> = BTreeMap::new();
+    let mut notes: BTreeMap<(ServiceId, u64, Option<NodeId>), Option<String>> = BTreeMap::new();
     for task in waiting {
-        let key = (task.service, task.spec_version);
+        let key = (task.service, task.spec_version, task.slot.node());
         let note =
             notes.entry(key).or_insert_with(|| board.refusals(draft.state(), &task).map(|no| no.to_string()));
         if let Some(note) = note.as_ref().filter(|note| **note != task.note) {

@@ -40,7 +40,7 @@ fn case(name: &str, nodes: &str, running: &str, ask: &str, outcome: Expect) {
     let id = match bed.state.service_named(service).cloned() {
         Some(existing) => {
             let service = existing.spec.name.clone();
-            let replicas = existing.spec.mode.replicas() + 1;
+            let replicas = existing.spec.mode.replicas().expect("a number") + 1;
             let request = crate::admission::Request::ScaleService { service, replicas };
             bed.ask(&request).expect("a good number");
             existing.id
@@ -65,7 +65,7 @@ fn place(bed: &mut Bed, service: &str, host: &str) {
         }
     };
     others(bed, Availability::Pause);
-    match bed.state.service_named(service).map(|found| found.spec.mode.replicas()) {
+    match bed.state.service_named(service).and_then(|found| found.spec.mode.replicas()) {
         Some(replicas) => {
             let service = service.to_owned();
             let request = crate::admission::Request::ScaleService { service, replicas: replicas + 1 };

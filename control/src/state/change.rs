@@ -139,6 +139,13 @@ pub enum Change {
         /// How far it is. An update that goes on after a pause does so from now on.
         status: UpdateStatus,
     },
+    /// The run of a job has taken longer than it may, and is stopped.
+    ExpireJob {
+        /// Which.
+        service: ServiceId,
+        /// Must still be the service's `spec_version`.
+        spec_version: u64,
+    },
     /// A user no longer wants a service. It is gone at once, with its name, addresses and ports; its
     /// tasks are marked for removal.
     RemoveService {

@@ -71,7 +71,7 @@ proptest! {
             let progress = convergence::progress(&world.state, service.id).expect("it exists");
             prop_assert!(progress.is_settled(), "{}: {progress:?}", service.spec.name);
         }
-        let wanted: usize = world.state.services().map(|s| s.spec.mode.replicas() as usize).sum();
+        let wanted: usize = world.state.services().map(|s| convergence::wanted(&world.state, s) as usize).sum();
         let members = world.running().into_iter().filter(|(_, node)| world.state.node(*node).is_some());
         prop_assert_eq!(members.count(), wanted, "belief equals fact");
         replay(&world);

@@ -144,9 +144,9 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
         }
         "exit" => {
             let code = words[2].parse().expect("an exit code");
-            let task = rswarm_control::admission::find_task(&world.state, name)
-                .map_err(|refused| refused.to_string())?;
-            world.exit(task.id, code);
+            let called = world.state.tasks().filter(|task| self::name(world, task) == name);
+            let task = called.max_by_key(|task| task.meta.number).ok_or("no such task")?.id;
+            world.exit(task, code);
             world.settle();
             Ok(())
         }
@@ -213,10 +213,29 @@ fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
         }
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
         match key {
+            "replicas" if spec.mode.is_job() => drop(spec.mode.resize(value.parse().expect("a number"))),
             "replicas" => spec.mode = Mode::Replicated { replicas: value.parse().expect("a number") },
+            "job" | "global-job" => {
+                task.restart.condition = RestartCondition::OnFailure;
+                let (max_concurrent, deadline) = (0, Duration::ZERO);
+                spec.mode = match key {
+                    "job" => Mode::ReplicatedJob { completions: 1, max_concurrent, deadline },
+                    _ => Mode::GlobalJob { deadline },
+                };
+            }
+            "concurrent" | "deadline" => match &mut spec.mode {
+                Mode::ReplicatedJob { max_concurrent, .. } if key == "concurrent" => {
+                    *max_concurrent = value.parse().expect("a number");
+                }
+                Mode::ReplicatedJob { deadline, .. } | Mode::GlobalJob { deadline } => {
+                    *deadline = duration(value)
+                }
+                other => panic!("{other:?} is no job"),
+            },
             "image" => task.containers[0].image = value.into(),
             "memory" => task.resources.reservations.memory_bytes = value.parse::<u64>().expect("GiB") * GIB,
             "max" => task.placement.max_per_node = value.parse().expect("a number"),
+            "global" => spec.mode = Mode::Global,
             "unconstrained" => task.placement.constraints.clear(),
             "ready-tcp" => {
                 let probe = Probe::Tcp(value.parse().expect("a port"));
@@ -294,7 +313,8 @@ fn pace(config: &mut UpdateConfig, key: Option<&str>, value: &str) -> bool {
 fn history(world: &World, name: &str, out: &mut String) {
     let service = world.state.service_named(name).expect("a service");
     let line = |number: u64, spec: &ServiceSpec, settled: bool| {
-        let (image, replicas) = (&spec.task.containers[0].image, spec.mode.replicas());
+        let image = &spec.task.containers[0].image;
+        let replicas = spec.mode.replicas().map_or(spec.mode.name().into(), |replicas| replicas.to_string());
         let settled = if settled { "" } else { ", never complete" };
         format!("  {number}: {image} times {replicas}{settled}\n")
     };
@@ -318,9 +338,13 @@ fn duration(text: &str) -> Duration {
 
 fn tasks(world: &World, out: &mut String) {
     let mut tasks: Vec<_> = world.state.tasks().collect();
-    tasks.sort_by_key(|task| (&task.service_name, task.slot, task.meta.number));
+    let place = |task: &Task| match task.slot {
+        Slot::Replica(number) => (number, String::new()),
+        Slot::Node(_) => (0, name(world, task)),
+    };
+    tasks.sort_by_key(|task| (&task.service_name, place(task), task.meta.number));
     for task in &tasks {
-        write!(out, "  {} {}", task.name(), task.observed).expect("a string takes everything");
+        write!(out, "  {} {}", name(world, task), task.observed).expect("a string takes everything");
         if let Some(node) = task.node {
             let name = world.state.node(node).map_or("a removed node", |node| node.hostname.as_str());
             write!(out, " on {name}").expect("a string takes everything");
@@ -362,6 +386,12 @@ fn routes(world: &World, name: &str, out: &mut String) {
         .expect("a string takes everything");
 }
 
+/// A task's name, with a node's instead of its id.
+fn name(world: &World, task: &Task) -> String {
+    let node = task.slot.node().and_then(|node| world.state.node(node));
+    node.map_or_else(|| task.name(), |node| format!("{}.{}", task.service_name, node.hostname))
+}
+
 fn nodes(world: &World, out: &mut String) {
     let mut nodes: Vec<_> = world.state.nodes().collect();
     nodes.sort_by_key(|node| &node.hostname);
@@ -378,6 +408,15 @@ fn progress(world: &World, name: &str, out: &mut String) {
     let service = world.state.service_named(name).expect("a service");
     let progress = convergence::progress(&world.state, service.id).expect("a service");
     let convergence::Progress { replicas, running, current, leaving, verdict, .. } = progress;
+    if progress.job {
+        let (completed, wanted) = (progress.completed, convergence::wanted(&world.state, service));
+        writeln!(out, "  {verdict:?}: {running}/{wanted} ({completed}/{replicas} completed)")
+            .expect("a string takes everything");
+        if let Some(trouble) = progress.trouble {
+            writeln!(out, "  {}: {}", trouble.name, trouble.words).expect("a string takes everything");
+        }
+        return;
+    }
     writeln!(out, "  {verdict:?}: {running}/{replicas} running, {current} current, {leaving} leaving")
         .expect("a string takes everything");
     if let Some(trouble) = progress.trouble {

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// How far time moves at once; nodes beat every fifth step.
 pub const STEP: Duration = Duration::from_millis(50);
+/// How long a task of the image `work` is at work.
+const WORK: Duration = Duration::from_secs(10);
 /// How long a slow image takes to come to run.
 const SLOW: Duration = Duration::from_secs(5);
 /// The leader's own machine: it takes no tasks and is always heard.
@@ -254,15 +256,19 @@ impl World {
         self.settle();
     }
 
-    /// What was slow to start runs by now, unless it was stopped.
+    /// What was slow to start runs by now, and what was at work is done, unless it was stopped.
     fn come_to_run(&mut self) {
         let now = self.now;
         let (due, later) = std::mem::take(&mut self.slow).into_iter().partition(|(at, ..)| *at <= now);
         self.slow = later;
         let due: Vec<(Timestamp, NodeId, TaskId)> = due;
         for (_, id, task) in due {
-            if matches!(self.machines[&id].containers.get(&task), Some(Seen::Starting { .. })) {
-                self.see(id, task, Seen::Healthy);
+            match self.machines[&id].containers.get(&task) {
+                Some(Seen::Starting { .. }) => self.see(id, task, Seen::Healthy),
+                Some(Seen::Running { .. }) => {
+                    self.see(id, task, Seen::Ended { exit_code: Some(0), error: String::new() });
+                }
+                _ => {}
             }
         }
     }
@@ -353,9 +359,12 @@ impl World {
                     assert_eq!(was, Some(&Seen::Prepared), "what is started was prepared");
                     let image = self.state.task(task).map(|task| task.spec.containers[0].image.clone());
                     let image = image.unwrap_or_default();
-                    if image == "slow" {
-                        self.slow.push((self.now.after(SLOW), id, task));
-                    }
+                    let takes = match image.as_str() {
+                        "slow" => Some(SLOW),
+                        "work" => Some(WORK),
+                        _ => None,
+                    };
+                    self.slow.extend(takes.map(|time| (self.now.after(time), id, task)));
                     (task, start(&image))
                 }
                 Action::Stop { task, .. } => {

@@ -13,6 +13,7 @@ use rswarm_control::admission::{
     Answer, NetworkSpec, NodeUpdate, Refused, Request as Ask, find_network, find_node, find_service,
     find_task,
 };
+use rswarm_control::convergence;
 use rswarm_control::model::{
     Availability, Filling, NodeStatus, Observed, Role, Secret, Service, ServiceSpec, Subnet, Task,
 };
@@ -184,8 +185,9 @@ fn status_of(state: &State, service: &Service) -> pb::ServiceStatus {
     };
     pb::ServiceStatus {
         running: count(Observed::Running),
-        desired: service.spec.mode.replicas(),
-        completed: count(Observed::Completed),
+        desired: convergence::wanted(state, service),
+        completed: convergence::completed(state, service),
+        total: convergence::total(state, service),
     }
 }
 

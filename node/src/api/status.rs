@@ -4,6 +4,7 @@ use super::quorum::{self, Voter};
 use crate::daemon::{Daemon, Membership};
 use crate::manager::{self, Manager};
 use crate::member::{GIVE_UP, Member, believed};
+use rswarm_control::convergence;
 use rswarm_control::model::{NodeStatus, Observed, Role};
 use rswarm_control::state::State;
 use rswarm_proto::v1 as pb;
@@ -122,7 +123,7 @@ fn manager_status(manager: &Manager, answer: &mut pb::StatusResponse, started_at
     answer.services = state.services().count() as u32;
     answer.tasks_running =
         state.tasks().filter(|task| task.observed == Observed::Running && task.is_wanted()).count() as u32;
-    answer.tasks_wanted = state.services().map(|service| service.spec.mode.replicas()).sum();
+    answer.tasks_wanted = state.services().map(|service| convergence::wanted(&state, service)).sum();
 
     let up = started_at.elapsed().unwrap_or_default();
     let leaderless = raft.quorum_heard_at.map_or(up, |at| at.elapsed());

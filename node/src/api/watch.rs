@@ -105,12 +105,16 @@ fn look(
     let (stage, next) = match progress.verdict {
         _ if removal => (Stage::Converging, far),
         _ if undone.is_some_and(|status| status.state.is_complete()) => (Stage::RolledBack, far),
-        Verdict::Settled if progress.replicas == 0 || since >= STABLE => (Stage::Settled, far),
+        Verdict::Settled if progress.job || progress.replicas == 0 || since >= STABLE => {
+            (Stage::Settled, far)
+        }
         Verdict::Settled => (Stage::Running, STABLE.saturating_sub(since)),
         Verdict::Paused if timed_out => (Stage::TimedOut, far),
         Verdict::Paused => (Stage::Paused, far),
         Verdict::GivenUp => (Stage::Failed, far),
         Verdict::Pending | Verdict::Converging if overdue.is_some() => (Stage::TimedOut, far),
+        // A job may take its time, and what fails in it is tried again.
+        Verdict::Converging if progress.job => (Stage::Converging, far),
         Verdict::Pending | Verdict::Converging if waited >= PATIENCE && progress.trouble.is_some() => {
             (Stage::Failed, far)
         }
@@ -131,7 +135,9 @@ fn look(
     };
     let progress = pb::ServiceProgress {
         state: stage.into(),
-        running: progress.current,
+        running: if progress.job { progress.running } else { progress.current },
+        job: progress.job,
+        completed: progress.completed,
         desired: progress.replicas,
         tasks: tasks.into_iter().map(|task| line(state, task)).collect(),
         words: reason.or(trouble.as_ref().map(|trouble| trouble.words.clone())).unwrap_or_default(),

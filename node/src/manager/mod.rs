@@ -7,6 +7,7 @@ pub mod leader;
 pub mod routes;
 pub mod seat;
 pub mod transport;
+mod warm;
 
 use crate::rpc::dial::Dialer;
 use anyhow::{Context, Result};
@@ -79,7 +80,7 @@ impl Manager {
     pub async fn start(place: Place, dialer: Arc<Dialer>, founder: Option<Member>) -> Result<Arc<Self>> {
         seat::ready(&place.state_dir, place.seat)?;
         let (fsm, view) = Fsm::new();
-        let log = Log::open(place.config(), fsm, Arc::new(transport::Grpc::new(dialer)))
+        let log = Log::open(place.config(), fsm, Arc::new(transport::Grpc::new(dialer.clone())))
             .await
             .context("cannot open the manager's log")?;
         let log = Arc::new(log);
@@ -90,12 +91,13 @@ impl Manager {
         if let Some(founder) = founder {
             log.bootstrap(founder).await.context("cannot found the Raft group")?;
         }
-        Ok(Self::run(log, view))
+        Ok(Self::run(log, view, dialer))
     }
 
-    fn run(log: Arc<Log>, view: View) -> Arc<Self> {
-        let cluster = Cluster::new(log, view);
+    fn run(log: Arc<Log>, view: View, dialer: Arc<Dialer>) -> Arc<Self> {
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
+        tracker.spawn(warm::keep_warm(log.clone(), dialer, stop.clone()));
+        let cluster = Cluster::new(log, view);
         let (sender, office) = watch::channel(None);
         tracker.spawn(hold_office(cluster.clone(), sender, stop.clone(), tracker.clone()));
         Arc::new(Self { cluster, office, stop, tracker })
@@ -109,6 +111,11 @@ impl Manager {
     /// The present term of office, if this manager leads.
     pub fn office(&self) -> Option<Arc<Office>> {
         self.office.borrow().clone()
+    }
+
+    /// The terms of office of this manager, as they come and go.
+    pub fn offices(&self) -> watch::Receiver<Option<Arc<Office>>> {
+        self.office.clone()
     }
 
     /// Hands leadership over if it is held, and stops.

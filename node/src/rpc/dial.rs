@@ -56,6 +56,18 @@ impl Dialer {
         channels.insert(key, channel.clone());
         Ok(channel)
     }
+
+    /// Makes a connection before it is needed, or finds that it stands: asks for a page that no node has.
+    ///
+    /// # Errors
+    /// If the node cannot be reached.
+    pub async fn warm(&self, node: &str, addr: &str, line: Line) -> Result<()> {
+        use tower::Service;
+        let mut channel = self.channel(node, addr, line)?;
+        std::future::poll_fn(|cx| channel.poll_ready(cx)).await?;
+        channel.call(http::Request::new(tonic::body::Body::empty())).await?;
+        Ok(())
+    }
 }
 
 /// A connection for joining: any node of the cluster whose root has this digest.

@@ -251,7 +251,7 @@ impl Control for Answers {
             let words = format!("there is no service `{name}`\nhelp: `rswarm service ls` shows the services");
             return Err(Status::not_found(words));
         }
-        let status = pb::ServiceStatus { running: 2, desired: 2, completed: 0 };
+        let status = pb::ServiceStatus { running: 2, desired: 2, ..Default::default() };
         ok(pb::ListServicesResponse { services: vec![service()], statuses: vec![status] })
     }
 

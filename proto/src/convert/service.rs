@@ -41,12 +41,16 @@ impl From<&Service> for pb::Service {
             revision,
             previous,
             spec_version,
+            version_since,
+            expired_at,
             endpoint,
             update_status,
         } = service;
         Self {
             author: author.clone(),
             spec_since_ms: spec_since.0,
+            version_since_ms: version_since.0,
+            expired_at_ms: expired_at.map(|at| at.0),
             id: id.to_string(),
             meta: Some(meta.into()),
             spec: Some(spec.into()),
@@ -72,6 +76,8 @@ impl TryFrom<pb::Service> for Service {
             revision: wire.revision,
             previous: each("previous", wire.previous)?,
             spec_version: wire.spec_version,
+            version_since: Timestamp(wire.version_since_ms),
+            expired_at: wire.expired_at_ms.map(Timestamp),
             endpoint: nested("endpoint", Some(wire.endpoint.unwrap_or_default()))?,
             update_status: wire
                 .update_status
@@ -153,9 +159,19 @@ impl TryFrom<pb::ServiceSpec> for ServiceSpec {
 
 impl From<&Mode> for pb::Mode {
     fn from(mode: &Mode) -> Self {
-        use pb::mode::{Kind, Replicated};
+        use pb::mode::{Global, GlobalJob, Kind, Replicated, ReplicatedJob};
         let kind = match mode {
             Mode::Replicated { replicas } => Kind::Replicated(Replicated { replicas: *replicas }),
+            Mode::Global => Kind::Global(Global {}),
+            Mode::ReplicatedJob { completions, max_concurrent, deadline } => {
+                let (completions, max_concurrent) = (*completions, *max_concurrent);
+                Kind::ReplicatedJob(ReplicatedJob {
+                    completions,
+                    max_concurrent,
+                    deadline_ns: nanos(*deadline),
+                })
+            }
+            Mode::GlobalJob { deadline } => Kind::GlobalJob(GlobalJob { deadline_ns: nanos(*deadline) }),
         };
         Self { kind: Some(kind) }
     }
@@ -165,9 +181,17 @@ impl TryFrom<pb::Mode> for Mode {
     type Error = Invalid;
 
     fn try_from(wire: pb::Mode) -> Result<Self, Invalid> {
-        use pb::mode::{Kind, Replicated};
+        use pb::mode::{Global, GlobalJob, Kind, Replicated, ReplicatedJob};
         match required("kind", wire.kind)? {
             Kind::Replicated(Replicated { replicas }) => Ok(Self::Replicated { replicas }),
+            Kind::Global(Global {}) => Ok(Self::Global),
+            Kind::ReplicatedJob(ReplicatedJob { completions, max_concurrent, deadline_ns }) => {
+                let deadline = Duration::from_nanos(deadline_ns);
+                Ok(Self::ReplicatedJob { completions, max_concurrent, deadline })
+            }
+            Kind::GlobalJob(GlobalJob { deadline_ns }) => {
+                Ok(Self::GlobalJob { deadline: Duration::from_nanos(deadline_ns) })
+            }
         }
     }
 }

@@ -100,6 +100,7 @@ pub(crate) fn slot_out(slot: Slot) -> pb::Slot {
     use pb::slot::Kind;
     let kind = match slot {
         Slot::Replica(number) => Kind::Replica(number),
+        Slot::Node(node) => Kind::Node(node.to_string()),
     };
     pb::Slot { kind: Some(kind) }
 }
@@ -109,6 +110,7 @@ pub(crate) fn slot(field: &str, wire: Option<pb::Slot>) -> Result<Slot, Invalid>
     let kind = required(field, wire)?.kind;
     match required("kind", kind).map_err(|error| error.within(field))? {
         Kind::Replica(number) => Ok(Slot::Replica(number)),
+        Kind::Node(node) => Ok(Slot::Node(parsed("node", &node).map_err(|error| error.within(field))?)),
     }
 }
 

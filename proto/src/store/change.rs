@@ -86,6 +86,9 @@ impl From<&Change> for wire::What {
                     status: Some(status.into()),
                 })
             }
+            Change::ExpireJob { service, spec_version } => {
+                Self::ExpireJob(wire::ExpireJob { service: service.to_string(), spec_version: *spec_version })
+            }
             Change::RemoveService { service, version } => {
                 Self::RemoveService(wire::RemoveService { service: service.to_string(), version: *version })
             }
@@ -215,6 +218,9 @@ impl TryFrom<wire::What> for Change {
                     .transpose()
                     .map_err(|error: Invalid| error.within("rollback"))?,
             },
+            What::ExpireJob(wire::ExpireJob { service, spec_version }) => {
+                Self::ExpireJob { service: parsed("service", &service)?, spec_version }
+            }
             What::SetUpdateStatus(wire::SetUpdateStatus { service, spec_version, was, status }) => {
                 Self::SetUpdateStatus {
                     service: parsed("service", &service)?,

@@ -359,7 +359,15 @@ fn endpoint() -> BoxedStrategy<Endpoint> {
 }
 
 pub fn service_spec() -> BoxedStrategy<ServiceSpec> {
-    let mode = any::<u32>().prop_map(|replicas| Mode::Replicated { replicas });
+    let job = (any::<u32>(), any::<u32>(), duration()).prop_map(|(completions, max_concurrent, deadline)| {
+        Mode::ReplicatedJob { completions, max_concurrent, deadline }
+    });
+    let mode = prop_oneof![
+        any::<u32>().prop_map(|replicas| Mode::Replicated { replicas }),
+        Just(Mode::Global),
+        job,
+        duration().prop_map(|deadline| Mode::GlobalJob { deadline }),
+    ];
     (text(), labels(), mode, task_spec(), update(), update(), endpoint_spec())
         .prop_map(|(name, labels, mode, task, update, rollback, endpoint)| ServiceSpec {
             name,
@@ -385,8 +393,9 @@ pub fn service() -> BoxedStrategy<Service> {
         },
     );
     let what = (service_id(), meta(), service_spec(), any::<u64>(), vec(previous, 0..2));
-    (what, text(), at(), any::<u64>(), endpoint(), option::of(update_status()))
-        .prop_map(|(what, author, spec_since, spec_version, endpoint, update_status)| {
+    (what, text(), (at(), at(), option::of(at())), any::<u64>(), endpoint(), option::of(update_status()))
+        .prop_map(|(what, author, times, spec_version, endpoint, update_status)| {
+            let (spec_since, version_since, expired_at) = times;
             let (id, meta, spec, revision, previous) = what;
             Service {
                 id,
@@ -397,6 +406,8 @@ pub fn service() -> BoxedStrategy<Service> {
                 revision,
                 previous,
                 spec_version,
+                version_since,
+                expired_at,
                 endpoint,
                 update_status,
             }
@@ -405,7 +416,7 @@ pub fn service() -> BoxedStrategy<Service> {
 }
 
 fn slot() -> BoxedStrategy<Slot> {
-    any::<u32>().prop_map(Slot::Replica).boxed()
+    prop_oneof![any::<u32>().prop_map(Slot::Replica), node_id().prop_map(Slot::Node)].boxed()
 }
 
 fn desired() -> BoxedStrategy<Desired> {

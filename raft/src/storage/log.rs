@@ -89,6 +89,14 @@ impl LogStore {
         self.read().bytes
     }
 
+    /// The last entry of a term before `term`.
+    pub(crate) fn last_before(&self, term: u64) -> Option<LogId> {
+        let memory = self.read();
+        let end = memory.entries.partition_point(|entry| entry.log_id.leader_id.term < term);
+        let last = end.checked_sub(1).and_then(|at| memory.entries.get(at));
+        last.map(|entry| entry.log_id)
+    }
+
     /// Syncs, ends the writer and lets the files go; every later write fails. Blocks.
     pub(crate) fn close(&self) {
         self.0.wal.close();

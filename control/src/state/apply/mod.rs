@@ -81,6 +81,7 @@ impl Turn {
             Change::SetUpdateStatus { service, spec_version, was, status } => {
                 self.set_update_status(*service, *spec_version, *was, status)
             }
+            Change::ExpireJob { service, spec_version } => self.expire_job(*service, *spec_version),
             Change::RemoveService { service, version } => self.remove_service(*service, *version),
             Change::CreateNetwork(network) => self.create_network(network),
             Change::RemoveNetwork { network } => self.remove_network(*network),

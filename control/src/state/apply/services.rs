@@ -17,9 +17,18 @@ impl Turn {
         self.check_service(service.id, &service.spec, &service.endpoint)?;
         let (revision, spec_version) = (1, 1);
         let (previous, update_status) = (Vec::new(), None);
-        let spec_since = self.at;
-        let service =
-            Service { meta, spec_since, revision, spec_version, previous, update_status, ..service.clone() };
+        let (spec_since, version_since, expired_at) = (self.at, self.at, None);
+        let service = Service {
+            meta,
+            spec_since,
+            version_since,
+            expired_at,
+            revision,
+            spec_version,
+            previous,
+            update_status,
+            ..service.clone()
+        };
         self.state.index_service(&service);
         self.event(Object::Service(service.id), EventKind::Created);
         self.applied.endpoints = true;
@@ -53,6 +62,11 @@ impl Turn {
         service.revision += 1;
         if spec.task != old.spec.task {
             service.spec_version += 1;
+            service.version_since = self.at;
+            service.expired_at = None;
+        }
+        // A job is not updated, it is run anew.
+        if spec.task != old.spec.task && !spec.mode.is_job() {
             let state = if rollback.is_some() { UpdateState::RollbackStarted } else { UpdateState::Updating };
             service.update_status = Some(UpdateStatus {
                 state,
@@ -89,6 +103,16 @@ impl Turn {
         let goes_on = was.is_paused() && status.state.is_moving();
         let since = if goes_on { self.at } else { status.since };
         service.update_status = Some(UpdateStatus { since, ..status.clone() });
+        self.put_service(service);
+        Ok(())
+    }
+
+    pub(super) fn expire_job(&mut self, id: ServiceId, spec_version: u64) -> Result<(), Stale> {
+        let mut service = Service::clone(&*self.known_service(id)?);
+        if service.spec_version != spec_version || service.expired_at.is_some() {
+            return stale(format!("service {} has changed", service.spec.name));
+        }
+        service.expired_at = Some(self.at);
         self.put_service(service);
         Ok(())
     }

@@ -3,6 +3,7 @@
 use super::Turn;
 use crate::ids::{NetworkId, NodeId, TaskId};
 use crate::model::{Availability, Claims, Desired, NodeStatus, Observed, Stock, Task, TaskStatus};
+use crate::scheduler::constraint;
 use crate::state::{EventKind, NewTask, Object, Owner, Report, Stale, stale};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -78,6 +79,9 @@ impl Turn {
         });
         if !open {
             return stale(format!("node {node} takes no tasks"));
+        }
+        if !self.state.node(node).is_some_and(|node| constraint::may_stay(&task.spec.placement, node)) {
+            return stale(format!("node {node} has other labels or taints"));
         }
         if !claims.is_empty() {
             self.check_claims(node, claims)?;

@@ -1,6 +1,6 @@
 //! `rswarm service create --name web --replicas 3 -p 8080:80 rswarm/demo`
 
-use super::flags::{Common, Env, Label, MountArg, Publish, main, set_env};
+use super::flags::{Common, Env, Label, ModeArg, MountArg, Publish, main, set_env};
 use super::health::Wellness;
 use super::placement::Rules;
 use super::wait;
@@ -8,7 +8,7 @@ use crate::cli::context::Context;
 use crate::cli::failure::refused;
 use anyhow::{Context as _, Result};
 use rswarm_control::model::UpdateConfig;
-use rswarm_control::model::{Constraint, ContainerSpec, EndpointSpec, Labels, Mode, ServiceSpec, TaskSpec};
+use rswarm_control::model::{Constraint, ContainerSpec, EndpointSpec, Labels, ServiceSpec, TaskSpec};
 use rswarm_proto::v1 as pb;
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
@@ -25,6 +25,9 @@ pub struct Create {
     /// What the service is called [default: made up]
     #[arg(long)]
     name: Option<String>,
+    /// How many tasks there are, and where
+    #[arg(long, value_enum, default_value = "replicated")]
+    mode: ModeArg,
     /// Set a variable; without a value, this shell's
     #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
     env: Vec<Env>,
@@ -80,6 +83,7 @@ impl Create {
     }
 
     fn spec(self) -> Result<ServiceSpec> {
+        let mode = self.mode.mode();
         let pairs =
             |labels: Vec<Label>| labels.into_iter().map(|label| (label.key, label.value)).collect::<Labels>();
         let mut task = TaskSpec::default();
@@ -107,13 +111,13 @@ impl Create {
         let mut spec = ServiceSpec {
             name: self.name.unwrap_or_else(made_up_name),
             labels: pairs(self.labels),
-            mode: Mode::Replicated { replicas: 1 },
+            mode,
             task: Arc::new(task),
             update: UpdateConfig::default(),
             rollback: UpdateConfig::default(),
             endpoint: EndpointSpec { ports, ..EndpointSpec::default() },
         };
-        self.common.apply(&mut spec);
+        self.common.apply(&mut spec)?;
         Ok(spec)
     }
 }
@@ -138,7 +142,7 @@ fn made_up_name() -> String {
 mod tests {
     use super::*;
     use clap::Parser;
-    use rswarm_control::model::{EnvVar, RestartCondition};
+    use rswarm_control::model::{EnvVar, Mode, RestartCondition};
     use std::time::Duration;
 
     #[derive(Parser)]
@@ -205,7 +209,7 @@ mod tests {
             "-v",
         ]);
         assert_eq!(spec.name, "web");
-        assert_eq!(spec.mode.replicas(), 3);
+        assert_eq!(spec.mode.replicas(), Some(3));
         assert_eq!(spec.labels["tier"], "front");
         assert_eq!(spec.endpoint.ports[0].published, Some(8080));
         let task = &spec.task;
@@ -237,9 +241,39 @@ mod tests {
     #[test]
     fn without_options_everything_is_as_the_model_has_it() {
         let spec = spec(&["--name", "web", "rswarm/demo"]);
-        assert_eq!(spec.mode.replicas(), 1);
+        assert_eq!(spec.mode.replicas(), Some(1));
         let task = TaskSpec { containers: vec![ContainerSpec::new("rswarm/demo")], ..TaskSpec::default() };
         assert_eq!(*spec.task, task);
+    }
+
+    #[test]
+    fn a_global_service_has_no_number_of_tasks() {
+        assert_eq!(spec(&["--mode", "global", "rswarm/demo"]).mode, Mode::Global);
+        let words = ["create", "--mode", "global", "--replicas", "2", "rswarm/demo"];
+        let error = Args::try_parse_from(words).expect("it parses").create.spec().expect_err("a number");
+        assert_eq!(error.to_string(), "--replicas is for replicated services and jobs; this one is global");
+    }
+
+    #[test]
+    fn jobs_are_tried_again_only_when_they_fail() {
+        let words = ["--mode=replicated-job", "--replicas=5", "--max-concurrent=2", "--job-deadline=1h", "i"];
+        let job = spec(&words);
+        let deadline = Duration::from_secs(3600);
+        assert_eq!(job.mode, Mode::ReplicatedJob { completions: 5, max_concurrent: 2, deadline });
+        assert_eq!(job.task.restart.condition, RestartCondition::OnFailure);
+        let job = spec(&["--mode=global-job", "--restart-condition=none", "i"]);
+        assert_eq!(job.mode, Mode::GlobalJob { deadline: Duration::ZERO });
+        assert_eq!(job.task.restart.condition, RestartCondition::None);
+        for words in
+            [&["--max-concurrent=2"][..], &["--job-deadline=2s"], &["--mode=global-job", "--replicas=2"]]
+        {
+            let words = ["create"].iter().chain(words).chain(["i"].iter());
+            Args::try_parse_from(words)
+                .expect("it parses")
+                .create
+                .spec()
+                .expect_err("it has no meaning there");
+        }
     }
 
     #[test]
@@ -268,6 +302,7 @@ mod tests {
             &["--limit-memory", "64q", "i"],
             &["--restart-condition", "sometimes", "i"],
             &["--replicas", "-1", "i"],
+            &["--mode", "everywhere", "i"],
             &[],
         ] {
             assert!(Args::try_parse_from(std::iter::once("create").chain(words.iter().copied())).is_err());

@@ -1,5 +1,6 @@
 //! What the options of `service create` and `service update` stand for.
 
+use crate::cli::failure::Failure;
 use crate::cli::output::units::{parse_bytes, parse_cpus, parse_duration};
 use clap::ValueEnum;
 use rswarm_control::model::{
@@ -225,12 +226,45 @@ pub enum RestartArg {
     Any,
 }
 
+/// How many tasks there are, and where, as an option's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModeArg {
+    /// A number of tasks, anywhere
+    Replicated,
+    /// One task on each node that may have one
+    Global,
+    /// A number of tasks that run to their end, anywhere
+    ReplicatedJob,
+    /// A task on each node that may have one, which runs to its end
+    GlobalJob,
+}
+
+impl ModeArg {
+    /// The mode, with one task where there is a number.
+    pub fn mode(self) -> Mode {
+        match self {
+            Self::Replicated => Mode::Replicated { replicas: 1 },
+            Self::Global => Mode::Global,
+            Self::ReplicatedJob => {
+                Mode::ReplicatedJob { completions: 1, max_concurrent: 0, deadline: Duration::ZERO }
+            }
+            Self::GlobalJob => Mode::GlobalJob { deadline: Duration::ZERO },
+        }
+    }
+}
+
 /// Options that `create` and `update` have in common; those that are not given change nothing.
 #[derive(Debug, Default, clap::Args)]
 pub struct Common {
-    /// How many tasks run
+    /// How many tasks run; in a replicated job, how many shall complete [default: 1]
     #[arg(long, value_name = "N")]
     replicas: Option<u32>,
+    /// How many tasks of a replicated job are at work at the same time; 0 is all [default: 0]
+    #[arg(long, value_name = "M")]
+    max_concurrent: Option<u32>,
+    /// How long after its beginning what is left of a job is stopped; 0 is never [default: 0s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    job_deadline: Option<Duration>,
     /// Most processors a task may use
     #[arg(long, value_name = "DECIMAL", value_parser = parse_cpus)]
     limit_cpu: Option<u64>,
@@ -243,7 +277,7 @@ pub struct Common {
     /// Memory set aside for a task
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     reserve_memory: Option<u64>,
-    /// After which endings a task is replaced [default: any]
+    /// After which endings a task is replaced [default: any; in a job: on-failure]
     #[arg(long, value_enum)]
     restart_condition: Option<RestartArg>,
     /// Wait before a task is replaced; doubles while it keeps failing [default: 5s]
@@ -294,9 +328,14 @@ pub fn words(text: &str) -> Result<Words, String> {
 
 impl Common {
     /// Makes the changes to a spec.
-    pub fn apply(self, spec: &mut ServiceSpec) {
+    ///
+    /// # Errors
+    /// If an option has no meaning in the service's mode.
+    pub fn apply(self, spec: &mut ServiceSpec) -> Result<(), Failure> {
         let Self {
             replicas,
+            max_concurrent,
+            job_deadline,
             limit_cpu,
             limit_memory,
             reserve_cpu,
@@ -315,9 +354,35 @@ impl Common {
             pace,
         } = self;
         pace.apply(spec);
-        if let Some(replicas) = replicas {
-            spec.mode = Mode::Replicated { replicas };
+        if let Some(replicas) = replicas
+            && !spec.mode.resize(replicas)
+        {
+            let mode = spec.mode.name();
+            return Err(Failure::usage(format!(
+                "--replicas is for replicated services and jobs; this one is {mode}"
+            )));
         }
+        match (&mut spec.mode, max_concurrent) {
+            (_, None) => {}
+            (Mode::ReplicatedJob { max_concurrent, .. }, Some(max)) => *max_concurrent = max,
+            (mode, Some(_)) => {
+                let mode = mode.name();
+                return Err(Failure::usage(format!(
+                    "--max-concurrent is for replicated jobs; this one is {mode}"
+                )));
+            }
+        }
+        match (&mut spec.mode, job_deadline) {
+            (_, None) => {}
+            (Mode::ReplicatedJob { deadline, .. } | Mode::GlobalJob { deadline }, Some(time)) => {
+                *deadline = time
+            }
+            (mode, Some(_)) => {
+                let mode = mode.name();
+                return Err(Failure::usage(format!("--job-deadline is for jobs; this one is {mode}")));
+            }
+        }
+        let is_job = spec.mode.is_job();
         let task = Arc::make_mut(&mut spec.task);
         set(&mut task.resources.limits.nano_cpus, limit_cpu);
         set(&mut task.resources.limits.memory_bytes, limit_memory);
@@ -328,7 +393,10 @@ impl Common {
             RestartArg::OnFailure => RestartCondition::OnFailure,
             RestartArg::Any => RestartCondition::Any,
         });
-        set(&mut task.restart.condition, condition);
+        // What has come to a good end is done.
+        let usual = (is_job && task.restart.condition == RestartCondition::Any)
+            .then_some(RestartCondition::OnFailure);
+        set(&mut task.restart.condition, condition.or(usual));
         set(&mut task.restart.delay, restart_delay);
         set(&mut task.restart.max_attempts, restart_max_attempts.map(|max| Some(max).filter(|max| *max > 0)));
         set(&mut task.restart.window, restart_window);
@@ -340,6 +408,7 @@ impl Common {
         set_text(&mut container.hostname, hostname);
         set(&mut container.command, entrypoint.map(|Words(words)| words));
         set(&mut container.read_only, read_only);
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use crate::cli::view::service::{action_name, image, order_name, protocol_name, u
 use anyhow::Result;
 use rswarm_control::ids::NetworkId;
 use rswarm_control::model::{AffinityRule, Filling, Placement, TaskSpec};
-use rswarm_control::model::{Mount, PortMode, Resources, RestartCondition, Service, UpdateConfig};
+use rswarm_control::model::{Mode, Mount, PortMode, Resources, RestartCondition, Service, UpdateConfig};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -60,7 +60,21 @@ fn pretty(service: &Service, names: &BTreeMap<String, String>) -> Result<String,
     writeln!(out, "\nID:\t\t{}", service.id)?;
     writeln!(out, "Name:\t\t{}", spec.name)?;
     pairs(out, "Labels", &spec.labels)?;
-    writeln!(out, "Service Mode:\tReplicated\n Replicas:\t{}", spec.mode.replicas())?;
+    match spec.mode {
+        Mode::Replicated { replicas } => writeln!(out, "Service Mode:\tReplicated\n Replicas:\t{replicas}")?,
+        Mode::Global => writeln!(out, "Service Mode:\tGlobal")?,
+        Mode::ReplicatedJob { completions, .. } => {
+            writeln!(out, "Service Mode:\tReplicatedJob\n Completions:\t{completions}")?;
+            writeln!(out, " Max concurrent:\t{}", spec.mode.concurrency())?;
+        }
+        Mode::GlobalJob { .. } => writeln!(out, "Service Mode:\tGlobalJob")?,
+    }
+    if spec.mode.is_job() {
+        writeln!(out, " Iteration:\t{}", service.spec_version)?;
+        if !spec.mode.deadline().is_zero() {
+            writeln!(out, " Deadline:\t{}", units::duration(spec.mode.deadline()))?;
+        }
+    }
     if let Some(status) = &service.update_status {
         writeln!(out, "UpdateStatus:\n State:\t\t{}", update_state(status.state))?;
         if !status.message.is_empty() {

@@ -53,7 +53,7 @@ fn render(services: &[Service], statuses: &[pb::ServiceStatus], options: &Option
     shown.retain(|(service, _)| {
         filter::any(filters, "id", |id| service.id.to_string().starts_with(id))
             && filter::any(filters, "name", |name| service.spec.name.starts_with(name))
-            && filter::any(filters, "mode", |mode| mode == "replicated")
+            && filter::any(filters, "mode", |mode| mode == service.spec.mode.name())
             && filter::any(filters, "runtime", |runtime| runtime == "container")
             && filter::labels(filters, "label", &service.spec.labels)
     });
@@ -64,16 +64,26 @@ fn render(services: &[Service], statuses: &[pb::ServiceStatus], options: &Option
 
 fn row(service: &Service, status: Option<&pb::ServiceStatus>) -> Struct {
     let image = service.spec.task.containers.first().map(|container| container.image.as_str());
-    let wanted = u64::from(service.spec.mode.replicas());
-    let (running, desired) =
-        status.map_or((0, wanted), |status| (u64::from(status.running), u64::from(status.desired)));
+    let replicas = replicas(service, status);
     Struct::new("service")
         .with("ID", service.id.to_string())
         .with("Image", without_digest(image.unwrap_or_default()))
-        .with("Mode", "replicated")
+        .with("Mode", service.spec.mode.name())
         .with("Name", &service.spec.name)
         .with("Ports", ports(service))
-        .with("Replicas", format!("{running}/{desired}"))
+        .with("Replicas", replicas)
+}
+
+/// `3/3`, `3/3 (max 1 per node)`, or of a job `2/2 (1/5 completed)`: how many run of how many.
+fn replicas(service: &Service, status: Option<&pb::ServiceStatus>) -> String {
+    let unknown =
+        pb::ServiceStatus { desired: service.spec.mode.replicas().unwrap_or(0), ..Default::default() };
+    let pb::ServiceStatus { running, desired, completed, total } = *status.unwrap_or(&unknown);
+    match service.spec.task.placement.max_per_node {
+        _ if service.spec.mode.is_job() => format!("{running}/{desired} ({completed}/{total} completed)"),
+        0 => format!("{running}/{desired}"),
+        max => format!("{running}/{desired} (max {max} per node)"),
+    }
 }
 
 /// The name and tag, where there is one.
@@ -95,10 +105,12 @@ mod tests {
     use super::*;
     use crate::cli::view::samples;
     use expect_test::expect;
+    use rswarm_control::model::Mode;
+    use std::time::Duration;
 
     fn printed(options: &Options) -> String {
         let services = [samples::service("web"), samples::service("api")];
-        let status = |running| pb::ServiceStatus { running, desired: 3, completed: 0 };
+        let status = |running| pb::ServiceStatus { running, desired: 3, ..Default::default() };
         render(&services, &[status(3), status(1)], options).expect("it renders")
     }
 
@@ -124,6 +136,28 @@ mod tests {
             "{\"ID\":\"000000000000c\",\"Image\":\"rswarm/demo:1\",\"Mode\":\"replicated\",\"Name\":\"web\",\
              \"Ports\":\"*:8080->80/tcp\",\"Replicas\":\"3/3\"}\n"
         );
+    }
+
+    #[test]
+    fn jobs_show_what_is_completed() {
+        let mut job = samples::service("pack");
+        job.spec.mode = Mode::ReplicatedJob { completions: 10, max_concurrent: 2, deadline: Duration::ZERO };
+        let mut agent = samples::service("agent");
+        agent.spec.mode = Mode::Global;
+        let statuses = [
+            pb::ServiceStatus { running: 2, desired: 2, completed: 3, total: 10 },
+            pb::ServiceStatus { running: 3, desired: 3, ..Default::default() },
+        ];
+        let format = |filter: Option<&str>| Options {
+            format: Some("{{.Name}} {{.Mode}} {{.Replicas}}".into()),
+            filters: filter.into_iter().map(|text| text.parse().expect("a filter")).collect(),
+            ..Options::default()
+        };
+        let printed = |options: &Options| {
+            render(&[job.clone(), agent.clone()], &statuses, options).expect("it renders")
+        };
+        assert_eq!(printed(&format(None)), "agent global 3/3\npack replicated-job 2/2 (3/10 completed)\n");
+        assert_eq!(printed(&format(Some("mode=global"))), "agent global 3/3\n");
     }
 
     #[test]

@@ -87,7 +87,10 @@ fn render(service: &Service, now_ms: u64, options: &Options) -> Result<String> {
             .with("Since", units::ago(since.0, now_ms))
             .with("Author", author)
             .with("Image", main.map(image).unwrap_or_default())
-            .with("Replicas", spec.mode.replicas())
+            .with(
+                "Replicas",
+                spec.mode.replicas().map_or(spec.mode.name().into(), |replicas| replicas.to_string()),
+            )
             .with("State", state)
             .with("At", Value::time_ms(since.0))
     };

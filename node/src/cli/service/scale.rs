@@ -3,8 +3,8 @@
 use super::update::{find, send};
 use super::wait;
 use crate::cli::context::Context;
+use crate::cli::failure::Failure;
 use anyhow::{Context as _, Result};
-use rswarm_control::model::Mode;
 use std::str::FromStr;
 
 /// Change how many tasks services run
@@ -46,7 +46,12 @@ impl Scale {
             let what = || format!("cannot scale `{name}`");
             let service = find(&mut client, &name).await.with_context(what)?;
             let mut spec = service.spec.clone();
-            spec.mode = Mode::Replicated { replicas };
+            if !spec.mode.resize(replicas) {
+                let why =
+                    format!("it is {}: it has one task on each node that may have one", spec.mode.name());
+                let refused = Failure::failed(format!("cannot scale `{name}`: {why}"));
+                return Err(refused.help("choose its nodes with --constraint-add").into());
+            }
             let updated = send(&mut client, &service, &spec, Vec::new()).await.with_context(what)?;
             cx.warn(&updated.warnings)?;
             writeln!(cx.out, "{name} scaled to {replicas}")?;

@@ -180,7 +180,7 @@ impl Update {
             }
         }
         self.wellness.apply(container)?;
-        self.common.apply(spec);
+        self.common.apply(spec)?;
         Ok(())
     }
 }
@@ -287,7 +287,7 @@ mod tests {
         assert_eq!(spec.endpoint.ports[0].published, Some(9090));
         assert_eq!(container.mounts.len(), 1);
         assert_eq!(spec.task.force, 1);
-        assert_eq!(spec.mode.replicas(), 5);
+        assert_eq!(spec.mode.replicas(), Some(5));
     }
 
     #[test]

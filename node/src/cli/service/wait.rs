@@ -180,6 +180,13 @@ fn follow(name: &str, removal: bool) -> String {
 fn lines(name: &str, progress: &pb::ServiceProgress, removal: bool) -> Vec<String> {
     let mut head = match removal {
         true => format!("{name}: {} still to stop", counted(progress.tasks.len())),
+        false if progress.job => {
+            let (completed, running) = (progress.completed, progress.running);
+            format!(
+                "{name}: {completed} of {} completed, {running} running",
+                counted(progress.desired as usize)
+            )
+        }
         false => format!("{name}: {} of {} running", progress.running, counted(progress.desired as usize)),
     };
     let state = match progress.state() {
@@ -225,12 +232,17 @@ fn verdict(name: &str, progress: &pb::ServiceProgress, removal: bool) -> Option<
     };
     match progress.state() {
         State::Unspecified | State::Converging | State::Running => None,
+        State::Settled if progress.job => Some(Ok(match progress.desired {
+            1 => "completed, its task has come to its end".into(),
+            desired => format!("completed, {desired} tasks have come to their end"),
+        })),
         State::Settled => Some(Ok(match progress.desired {
             1 => "converged, its task runs".into(),
             desired => format!("converged, {} of {desired} tasks run", progress.running),
         })),
         State::Removed if removal => Some(Ok("removed, its tasks have stopped".into())),
         State::Removed => end(Exit::Failed, "was removed meanwhile"),
+        State::Failed if progress.job => end(Exit::NotConverged, "does not complete"),
         State::Failed => end(Exit::NotConverged, "does not converge"),
         State::Paused => end(Exit::Paused, "is paused in its update"),
         State::TimedOut => end(Exit::TimedOut, "has not come further in time"),
@@ -241,7 +253,11 @@ fn verdict(name: &str, progress: &pb::ServiceProgress, removal: bool) -> Option<
 fn timed_out(name: &str, last: &pb::ServiceProgress, after: Duration, removal: bool) -> Failure {
     let waiting = last.tasks.iter().find(|task| !task.words.is_empty());
     let why = waiting.map(|task| format!("; task {} is {}: {}", task.name, task.observed, task.words));
-    let what = if removal { "still has tasks" } else { "has not converged" };
+    let what = match removal {
+        true => "still has tasks",
+        false if last.job => "has not completed",
+        false => "has not converged",
+    };
     let text = format!("`{name}` {what} after {}{}", duration(after), why.unwrap_or_default());
     Failure::new(Exit::TimedOut, text).help(follow(name, removal))
 }
@@ -305,6 +321,25 @@ mod tests {
         assert_eq!(end(State::TimedOut, false), Some(Err(Exit::TimedOut)));
         assert_eq!(end(State::Removed, true), Some(Ok("removed, its tasks have stopped".into())));
         assert_eq!(end(State::Removed, false), Some(Err(Exit::Failed)));
+    }
+
+    #[test]
+    fn a_job_is_waited_for_until_it_is_completed() {
+        let job = |state, running, completed| pb::ServiceProgress {
+            job: true,
+            completed,
+            tasks: Vec::new(),
+            ..progress(state, running, 5)
+        };
+        let lines = lines("pack", &job(State::Converging, 2, 1), false);
+        assert_eq!(lines, ["pack: 1 of 5 tasks completed, 2 running"]);
+        let end = |progress: &pb::ServiceProgress| {
+            verdict("pack", progress, false).map(|end| end.map_err(|failure| failure.to_string()))
+        };
+        assert_eq!(end(&job(State::Converging, 2, 1)), None);
+        let done = "completed, 5 tasks have come to their end";
+        assert_eq!(end(&job(State::Settled, 0, 5)), Some(Ok(done.into())));
+        assert_eq!(end(&job(State::Failed, 0, 3)), Some(Err("`pack` does not complete".into())));
     }
 
     #[test]

@@ -78,6 +78,8 @@ pub fn service(name: &str) -> Service {
         revision: 1,
         previous: Vec::new(),
         spec_version: 1,
+        version_since: THEN,
+        expired_at: None,
         endpoint: Endpoint {
             vips: [(network, Ipv4Addr::new(10, 0, 1, 2))].into(),
             ports: vec![PublishedPort { published: 8080, target: 80, protocol, mode }],

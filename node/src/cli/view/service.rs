@@ -27,6 +27,7 @@ pub fn service(service: &Service) -> Value {
         .with("Endpoint", endpoint)
         .with("Revision", service.revision)
         .maybe("Author", Some(service.author.clone()).filter(|author| !author.is_empty()))
+        .maybe("JobStatus", service.spec.mode.is_job().then(|| job_status(service)))
         .maybe("UpdateStatus", service.update_status.as_ref().map(update_status))
         .into()
 }
@@ -35,6 +36,17 @@ fn spec(spec: &ServiceSpec) -> Struct {
     let mode = match spec.mode {
         Mode::Replicated { replicas } => Struct::new("ServiceMode")
             .with("Replicated", Struct::new("ReplicatedService").with("Replicas", replicas)),
+        Mode::Global => Struct::new("ServiceMode").with("Global", Struct::new("GlobalService")),
+        Mode::ReplicatedJob { completions, deadline, .. } => Struct::new("ServiceMode").with(
+            "ReplicatedJob",
+            Struct::new("ReplicatedJob")
+                .with("MaxConcurrent", spec.mode.concurrency())
+                .with("TotalCompletions", completions)
+                .maybe("Deadline", deadline),
+        ),
+        Mode::GlobalJob { deadline } => {
+            Struct::new("ServiceMode").with("GlobalJob", Struct::new("GlobalJob").maybe("Deadline", deadline))
+        }
     };
     Struct::new("ServiceSpec")
         .with("Name", &spec.name)
@@ -194,6 +206,13 @@ pub fn order_name(order: UpdateOrder) -> &'static str {
         UpdateOrder::StopFirst => "stop-first",
         UpdateOrder::StartFirst => "start-first",
     }
+}
+
+fn job_status(service: &Service) -> Struct {
+    Struct::new("JobStatus")
+        .with("JobIteration", Struct::new("Version").with("Index", service.spec_version))
+        .with("LastExecution", Value::time_ms(service.version_since.0))
+        .maybe("ExpiredAt", service.expired_at.map(|at| Value::time_ms(at.0)))
 }
 
 fn update_status(status: &UpdateStatus) -> Struct {
