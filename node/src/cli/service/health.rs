@@ -309,9 +309,10 @@ mod tests {
     #[test]
     fn it_is_shown_as_it_was_written() {
         let container = applied(&["--health-http=/healthz:80", "--health-retries=2", "--ready-tcp=80"]);
-        let mut out = String::new();
+        let mut out = "ContainerSpec:\n".to_owned();
         pretty(&mut out, &container).expect("a string takes everything");
         expect_test::expect![[r"
+            ContainerSpec:
              Healthcheck:
               Test = http /healthz:80
               Retries = 2
