@@ -30,6 +30,8 @@ pub mod assignment;
 mod calm;
 pub mod convergence;
 pub mod endpoints;
+pub mod events;
+pub mod explain;
 pub mod health;
 pub mod ids;
 pub mod liveness;

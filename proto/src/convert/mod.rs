@@ -4,6 +4,7 @@
 
 mod assignment;
 mod health;
+mod insight;
 mod network;
 mod node;
 mod placement;
