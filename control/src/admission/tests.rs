@@ -1,6 +1,6 @@
 use super::*;
 use crate::model::*;
-use crate::testing::{Bed, MIB, port, spec, with_task};
+use crate::testing::{Bed, MIB, init, port, spec, with_task};
 use expect_test::{Expect, expect};
 use std::time::Duration;
 
@@ -50,6 +50,31 @@ fn specs_that_could_not_be_right_are_refused() {
     refused_task(|t| t.containers[0].mounts.extend([tmpfs("/a"), tmpfs("/a/")]), expect!["Invalid: mount: target `/a/` is given twice"]);
     refused_task(|t| t.containers[0].mounts.push(volume("../etc")), expect!["Invalid: mount: `../etc` is no name for a volume; write 2 to 128 letters, digits, `_`, `.` and `-`, a letter or digit first"]);
     refused_task(|t| t.networks.push(crate::NetworkId(1)), expect!["NotFound: no such network: 0000000000001"]);
+}
+
+#[rustfmt::skip]
+#[test]
+fn health_checks_that_could_not_be_right_are_refused() {
+    let second = Duration::from_secs(1);
+    let http = |path: &str| Probe::Http(HttpProbe { path: path.into(), port: 80 });
+    let health = |change: &dyn Fn(&mut HealthSpec), expected| refused_task(|t| change(&mut t.containers[0].health), expected);
+    let ready = |readiness: Readiness, expected| refused_task(|t| t.containers[0].readiness = Some(readiness), expected);
+    health(&|h| (h.test, h.interval) = (HealthTest::None, Some(second)), expect!["Invalid: health: a container without a health check has no times of one"]);
+    health(&|h| h.interval = Some(Duration::from_micros(1)), expect!["Invalid: health interval: 1µs is not possible; it lies between 1 ms and 24 h"]);
+    health(&|h| h.timeout = Some(second * 100_000), expect!["Invalid: health timeout: 100000s is not possible; it lies between 1 ms and 24 h"]);
+    health(&|h| h.start_interval = Some(Duration::ZERO), expect!["Invalid: health start interval: 0ns is not possible; it lies between 1 ms and 24 h"]);
+    health(&|h| h.start_period = Some(second * 100_000), expect!["Invalid: health start period: more than 24 h are not possible"]);
+    health(&|h| h.retries = Some(0), expect!["Invalid: health and readiness: no retries means no verdict; there is at least 1"]);
+    health(&|h| h.test = HealthTest::Probe(Probe::Command(vec![])), expect!["Invalid: health: a probe needs a program to run"]);
+    health(&|h| h.test = HealthTest::Probe(Probe::Shell("a\0b".into())), expect!["Invalid: health: a probe's texts hold no NUL and at most 64 KiB each"]);
+    health(&|h| h.test = HealthTest::Probe(Probe::Tcp(0)), expect!["Invalid: health: port 0 does not exist"]);
+    health(&|h| h.test = HealthTest::Probe(http("healthz")), expect!["Invalid: health: `healthz` is no path to ask for; it begins with `/` and has no spaces"]);
+    health(&|h| h.test = HealthTest::Probe(http("/a b")), expect!["Invalid: health: `/a b` is no path to ask for; it begins with `/` and has no spaces"]);
+    health(&|h| (h.test, h.retries) = (HealthTest::Probe(http("/x?a=b")), Some(1)), expect!["done"]);
+    ready(Readiness { retries: 0, ..Readiness::new(Probe::Tcp(80)) }, expect!["Invalid: health and readiness: no retries means no verdict; there is at least 1"]);
+    ready(Readiness { interval: Duration::ZERO, ..Readiness::new(Probe::Tcp(80)) }, expect!["Invalid: readiness interval: 0ns is not possible; it lies between 1 ms and 24 h"]);
+    ready(Readiness::new(Probe::Tcp(0)), expect!["Invalid: readiness: port 0 does not exist"]);
+    ready(Readiness::new(http("/")), expect!["done"]);
 }
 
 fn volume(source: &str) -> Mount {
@@ -278,4 +303,58 @@ fn settings_are_checked() {
     assert!(bed.words(&set(none)).contains("at least one address pool"));
     let good = Settings { task_history_limit: 0, ..Settings::default() };
     assert_eq!(bed.words(&set(good)), "done");
+}
+
+#[test]
+fn a_repeated_request_is_answered_and_not_carried_out_again() {
+    let mut bed = Bed::new();
+    let founder = crate::admission::first_ids(init().id_seed).1;
+    bed.alter(founder, |node| node.description.level = crate::level::LATEST);
+    bed.tick();
+    let id = Some(RequestId(5));
+    let create = |name: &str| Request::CreateService { spec: spec(name, 1), networks: vec![] };
+    let (changes, answer) = admit_once(&bed.state, id, &create("web"), bed.now).expect("it can be made");
+    // Two leaders have decided it, and both proposals reach the log.
+    bed.commit(changes.clone()).expect("the first");
+    bed.commit(changes).expect_err("the second is stale");
+    assert_eq!(bed.state.services().count(), 1);
+    assert_eq!(admit_once(&bed.state, id, &create("web"), bed.now), Ok((vec![], answer)));
+    // Also once what it made is gone, and whatever stands in the repetition.
+    bed.ask(&Request::RemoveService { service: "web".into() }).expect("it is there");
+    assert_eq!(admit_once(&bed.state, id, &create("other"), bed.now), Ok((vec![], answer)));
+    let again = admit_once(&bed.state, Some(RequestId(6)), &create("web"), bed.now).expect("another request");
+    assert_eq!(again.0.len(), 2);
+}
+
+#[test]
+fn nothing_is_remembered_where_a_manager_would_not_understand_it() {
+    let bed = Bed::new();
+    let create = Request::CreateService { spec: spec("web", 1), networks: vec![] };
+    let (changes, _) = admit_once(&bed.state, Some(RequestId(5)), &create, bed.now).expect("it can be made");
+    assert!(matches!(changes[..], [Change::CreateService(_)]), "{changes:?}");
+}
+
+#[test]
+fn who_repeats_a_join_without_a_token_is_told_nothing() {
+    let mut bed = Bed::new();
+    let founder = crate::admission::first_ids(init().id_seed).1;
+    bed.alter(founder, |node| node.description.level = crate::level::LATEST);
+    bed.tick();
+    let join = |secret: &str| {
+        Request::Join(Join {
+            secret: Secret(secret.repeat(16)),
+            hostname: "n2".into(),
+            addr: "192.0.2.9:2377".into(),
+            availability: Availability::Active,
+            description: Description::default(),
+        })
+    };
+    let id = Some(RequestId(5));
+    let (changes, answer) = admit_once(&bed.state, id, &join("w"), bed.now).expect("a valid token");
+    bed.commit(changes).expect("nothing else is going on");
+    assert_eq!(admit_once(&bed.state, id, &join("w"), bed.now), Ok((vec![], answer)));
+    let stranger = admit_once(&bed.state, id, &join("x"), bed.now);
+    assert!(matches!(stranger, Err(Refused::Denied(_))), "{stranger:?}");
+    let manager = admit_once(&bed.state, Some(RequestId(6)), &join("m"), bed.now);
+    assert!(manager.expect_err("it is too old").to_string().contains("level 1"));
 }

@@ -1,14 +1,18 @@
 //! Every object the model can hold, as proptest strategies.
 
+mod health;
+
+use health::{found, health_spec, readiness};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
+use rswarm_control::admission::Answer;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints::{self, Backend, NetworkTable, ServiceEntry, Table};
 use rswarm_control::events::{Action, Event, Subject};
 use rswarm_control::model::*;
 use rswarm_control::{
-    Change, ClusterId, NetworkId, NewTask, NodeId, Proposal, RaftId, Report, Rollback, ServiceId,
+    Change, ClusterId, NetworkId, NewTask, NodeId, Proposal, RaftId, Report, RequestId, Rollback, ServiceId,
 };
 use rswarm_control::{Snapshot, TaskId, Timestamp};
 use std::net::Ipv4Addr;
@@ -86,16 +90,9 @@ fn node_status() -> BoxedStrategy<NodeStatus> {
 fn description() -> BoxedStrategy<Description> {
     let generic = prop::sample::subsequence(vec!["gpu=4", "nic=eth1", "nic=eth2"], 0..3);
     let generic = generic.prop_map(|texts| stocks(&texts).expect("they make sense"));
-    (resources(), text(), text(), text(), text(), vec(text(), 0..3), labels(), generic)
-        .prop_map(|(capacity, os, arch, kernel, engine_version, warnings, labels, generic)| Description {
-            capacity,
-            os,
-            arch,
-            kernel,
-            engine_version,
-            warnings,
-            labels,
-            generic,
+    (resources(), text(), text(), text(), text(), vec(text(), 0..3), labels(), (generic, any::<u32>()))
+        .prop_map(|(capacity, os, arch, kernel, engine_version, warnings, labels, (generic, level))| {
+            Description { capacity, os, arch, kernel, engine_version, warnings, labels, generic, level }
         })
         .boxed()
 }
@@ -179,8 +176,9 @@ fn container() -> BoxedStrategy<ContainerSpec> {
     let what = (text(), text(), option::of(text()), vec(text(), 0..3), vec(text(), 0..3), vec(env, 0..3));
     let who = (labels(), option::of(text()), option::of(text()), option::of(text()), vec(mount(), 0..3));
     let how = (option::of(text()), duration(), any::<bool>(), any::<bool>(), any::<bool>());
-    (what, who, how)
-        .prop_map(|((name, image, image_digest, command, args, env), who, how)| {
+    let well = (health_spec(), option::of(readiness()));
+    (what, who, how, well)
+        .prop_map(|((name, image, image_digest, command, args, env), who, how, (health, readiness))| {
             let (labels, hostname, user, workdir, mounts) = who;
             let (stop_signal, stop_grace, read_only, init, tty) = how;
             ContainerSpec {
@@ -200,6 +198,8 @@ fn container() -> BoxedStrategy<ContainerSpec> {
                 read_only,
                 init,
                 tty,
+                health,
+                readiness,
             }
         })
         .boxed()
@@ -313,15 +313,20 @@ fn update_state() -> BoxedStrategy<UpdateState> {
 }
 
 fn update_status() -> BoxedStrategy<UpdateStatus> {
-    (update_state(), at(), at(), option::of(at()), text(), option::of(task_id()), any::<bool>())
-        .prop_map(|(state, started_at, since, completed_at, message, failed_task, automatic)| UpdateStatus {
-            state,
-            started_at,
-            since,
-            completed_at,
-            message,
-            failed_task,
-            automatic,
+    let why = (text(), option::of(task_id()), any::<bool>(), any::<bool>());
+    (update_state(), at(), at(), option::of(at()), why)
+        .prop_map(|(state, started_at, since, completed_at, why)| {
+            let (message, failed_task, automatic, timed_out) = why;
+            UpdateStatus {
+                state,
+                started_at,
+                since,
+                completed_at,
+                message,
+                failed_task,
+                automatic,
+                timed_out,
+            }
         })
         .boxed()
 }
@@ -424,14 +429,17 @@ fn observed() -> BoxedStrategy<Observed> {
 }
 
 fn task_status() -> BoxedStrategy<TaskStatus> {
-    (at(), option::of(at()), text(), text(), any::<Option<i32>>(), any::<Option<u32>>())
-        .prop_map(|(at, running_at, message, error, exit_code, pid)| TaskStatus {
+    let found = (found(), any::<bool>());
+    (at(), option::of(at()), text(), text(), any::<Option<i32>>(), any::<Option<u32>>(), found)
+        .prop_map(|(at, running_at, message, error, exit_code, pid, (health, unready))| TaskStatus {
             at,
             running_at,
             message,
             error,
             exit_code,
             pid,
+            health,
+            unready,
         })
         .boxed()
 }
@@ -570,8 +578,9 @@ pub fn table() -> BoxedStrategy<Table> {
 
 pub fn report() -> BoxedStrategy<Report> {
     let how = (text(), text(), any::<Option<i32>>(), any::<Option<u32>>());
-    (task_id(), node_id(), observed(), how)
-        .prop_map(|(task, node, observed, (message, error, exit_code, pid))| Report {
+    let found = (found(), any::<Option<bool>>());
+    (task_id(), node_id(), observed(), how, found)
+        .prop_map(|(task, node, observed, (message, error, exit_code, pid), (health, ready))| Report {
             task,
             node,
             observed,
@@ -579,6 +588,8 @@ pub fn report() -> BoxedStrategy<Report> {
             error,
             exit_code,
             pid,
+            health,
+            ready,
         })
         .boxed()
 }
@@ -600,8 +611,8 @@ fn settings() -> BoxedStrategy<Settings> {
 
 fn cluster() -> BoxedStrategy<Cluster> {
     let what = (any::<u64>().prop_map(ClusterId), meta(), text(), any::<u64>(), text(), text());
-    (what, tokens(), settings(), network_id(), any::<u64>())
-        .prop_map(|(what, tokens, settings, default_network, incarnation)| {
+    (what, tokens(), settings(), network_id(), any::<u64>(), 1..u32::MAX)
+        .prop_map(|(what, tokens, settings, default_network, incarnation, level)| {
             let (id, meta, name, id_seed, ca_cert_pem, ca_key_pem) = what;
             Cluster {
                 id,
@@ -614,6 +625,7 @@ fn cluster() -> BoxedStrategy<Cluster> {
                 settings,
                 default_network,
                 incarnation,
+                level,
             }
         })
         .boxed()
@@ -625,6 +637,21 @@ fn new_task() -> BoxedStrategy<NewTask> {
             NewTask { id, number, service, slot, spec_version, desired, start_at, restarts, failures }
         })
         .boxed()
+}
+
+fn request() -> BoxedStrategy<RequestId> {
+    any::<u128>().prop_map(RequestId).boxed()
+}
+
+fn answer() -> BoxedStrategy<Answer> {
+    prop_oneof![
+        Just(Answer::Done),
+        service_id().prop_map(Answer::Service),
+        network_id().prop_map(Answer::Network),
+        node_id().prop_map(Answer::Node),
+        any::<u64>().prop_map(|epoch| Answer::Session { epoch }),
+    ]
+    .boxed()
 }
 
 fn change() -> BoxedStrategy<Change> {
@@ -669,6 +696,8 @@ fn change() -> BoxedStrategy<Change> {
         (node_id(), option::of((1..u64::MAX).prop_map(RaftId)))
             .prop_map(|(node, lost)| Change::Reseat { node, lost }),
         network_id().prop_map(|network| Change::RemoveNetwork { network }),
+        (any::<u64>(), any::<u32>()).prop_map(|(version, level)| Change::SetLevel { version, level }),
+        (request(), answer()).prop_map(|(request, answer)| Change::Once { request, answer }),
     ];
     let services = prop_oneof![
         (service_id(), any::<u64>(), service_spec(), endpoint(), text(), option::of(rollback())).prop_map(
@@ -725,10 +754,12 @@ pub fn snapshot() -> BoxedStrategy<Snapshot> {
         vec(network().prop_map(Arc::new), 0..3),
         vec(task().prop_map(Arc::new), 0..4),
         vec(event().prop_map(Arc::new), 0..4),
+        prop::collection::btree_map(request(), answer(), 0..4),
     );
     (head, objects)
         .prop_map(|((index, clock, next_number, next_raft), objects)| {
-            let (cluster, nodes, removed_nodes, mut services, mut networks, tasks, events) = objects;
+            let (cluster, nodes, removed_nodes, mut services, mut networks, tasks, events, requests) =
+                objects;
             // No state holds two objects of one name.
             for (number, service) in services.iter_mut().enumerate() {
                 Arc::make_mut(service).spec.name = format!("s{number}");
@@ -747,6 +778,7 @@ pub fn snapshot() -> BoxedStrategy<Snapshot> {
                 services,
                 networks,
                 tasks,
+                requests: requests.into_iter().map(|(id, answer)| (id, Timestamp(1), answer)).collect(),
                 forgotten: index / 2,
                 events,
             }
