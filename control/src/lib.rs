@@ -39,6 +39,7 @@ pub mod model;
 mod orchestrator;
 mod plan;
 mod reaper;
+pub mod rehearsal;
 mod scheduler;
 pub mod state;
 #[cfg(test)]
