@@ -32,6 +32,7 @@ pub mod convergence;
 pub mod endpoints;
 pub mod events;
 pub mod explain;
+pub mod health;
 pub mod ids;
 pub mod liveness;
 pub mod membership;

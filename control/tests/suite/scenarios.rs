@@ -5,6 +5,7 @@ use crate::world::{GIB, World, capacity, spec};
 use rswarm_control::admission::{NodeUpdate, Request};
 use rswarm_control::convergence;
 use rswarm_control::model::*;
+use rswarm_control::worker::Seen;
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -151,6 +152,25 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
             world.settle();
             Ok(())
         }
+        "healthy" | "unhealthy" | "ailing" | "ready" | "unready" => {
+            let said = words[2..].join(" ");
+            let seen = match words[0] {
+                "healthy" => Seen::Healthy,
+                "unhealthy" => Seen::Unhealthy(said),
+                "ailing" => Seen::Ailing(said),
+                "ready" => Seen::Ready,
+                _ => Seen::Unready(said),
+            };
+            let task = rswarm_control::admission::find_task(&world.state, name)
+                .map_err(|refused| refused.to_string())?;
+            world.find(task.id, &seen);
+            world.settle();
+            Ok(())
+        }
+        "routes" => {
+            routes(world, name, out);
+            Ok(())
+        }
         "wait" => {
             world.run(duration(name));
             Ok(())
@@ -219,6 +239,10 @@ fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
             "max" => task.placement.max_per_node = value.parse().expect("a number"),
             "global" => spec.mode = Mode::Global,
             "unconstrained" => task.placement.constraints.clear(),
+            "ready-tcp" => {
+                let probe = Probe::Tcp(value.parse().expect("a port"));
+                task.containers[0].readiness = Some(Readiness::new(probe));
+            }
             "force" => task.force += 1,
             "delay" => task.restart.delay = duration(value),
             "window" => task.restart.window = duration(value),
@@ -339,6 +363,29 @@ fn tasks(world: &World, out: &mut String) {
     if tasks.is_empty() {
         out.push_str("  none\n");
     }
+}
+
+/// Which tasks of a service are given new connections.
+fn routes(world: &World, name: &str, out: &mut String) {
+    let service = world.state.service_named(name).expect("a service");
+    let from = world.node_named(crate::world::FOUNDER);
+    let routable = rswarm_control::endpoints::routable(&world.state, service, from);
+    let home =
+        |task: &Task| task.node.and_then(|node| world.state.node(node)).map(|node| node.hostname.clone());
+    let mut names: Vec<_> = routable
+        .iter()
+        .map(|task| {
+            format!(
+                "{} on {} ({})",
+                task.name(),
+                home(task).unwrap_or_default(),
+                task.spec.containers[0].image
+            )
+        })
+        .collect();
+    names.sort();
+    writeln!(out, "  {}", if names.is_empty() { "nowhere".into() } else { names.join(", ") })
+        .expect("a string takes everything");
 }
 
 /// A task's name, with a node's instead of its id.

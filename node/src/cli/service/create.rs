@@ -2,6 +2,7 @@
 
 use super::dry_run::DryRun;
 use super::flags::{Common, Env, Label, ModeArg, MountArg, Publish, main, set_env};
+use super::health::Wellness;
 use super::placement::Rules;
 use super::wait;
 use crate::cli::context::Context;
@@ -60,6 +61,8 @@ pub struct Create {
     #[command(flatten)]
     dry: DryRun,
     #[command(flatten)]
+    wellness: Wellness,
+    #[command(flatten)]
     wait: wait::Options,
 }
 
@@ -107,6 +110,7 @@ impl Create {
         for variable in self.env.into_iter().filter_map(Env::resolve) {
             set_env(&mut container.env, variable);
         }
+        self.wellness.apply(container)?;
         container.mounts = self.mounts.into_iter().map(|MountArg(mount)| mount).collect();
         task.placement.constraints = self.constraints;
         self.rules.apply(&mut task);

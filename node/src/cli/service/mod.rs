@@ -4,6 +4,7 @@ pub mod apply_plan;
 pub mod create;
 pub mod dry_run;
 pub mod flags;
+pub mod health;
 pub mod inspect;
 pub mod logs;
 pub mod ls;

@@ -2,6 +2,7 @@
 
 use super::dry_run::DryRun;
 use super::flags::{Common, Env, Label, MountArg, Publish, TargetPort, Words, main, set_env, words};
+use super::health::Wellness;
 use super::placement::Changes;
 use super::wait;
 use crate::cli::client::{Client, one};
@@ -78,6 +79,8 @@ pub struct Update {
     common: Common,
     #[command(flatten)]
     dry: DryRun,
+    #[command(flatten)]
+    wellness: Wellness,
     #[command(flatten)]
     wait: wait::Options,
 }
@@ -184,6 +187,7 @@ impl Update {
                 None => container.mounts.push(added),
             }
         }
+        self.wellness.apply(container)?;
         self.common.apply(spec)?;
         Ok(())
     }
