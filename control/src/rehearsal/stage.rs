@@ -3,7 +3,7 @@
 use super::{Peak, reserved};
 use crate::ids::{NodeId, ServiceId};
 use crate::liveness::Heard;
-use crate::model::{Desired, NodeStatus, Observed, Resources};
+use crate::model::{Desired, Health, NodeStatus, Observed, Resources};
 use crate::state::{Change, Proposal, Report, Stale, State};
 use crate::tick::Crank;
 use crate::time::Timestamp;
@@ -127,8 +127,18 @@ impl Stage {
             };
             if task.is_live() && task.observed < observed {
                 let (message, error) = (String::new(), String::new());
-                let (task, node, exit_code, pid) = (task.id, node.id, None, None);
-                reports.push(Change::Report(Report { task, node, observed, message, error, exit_code, pid }));
+                let (health, ready) = (Health::Unchecked, (observed == Observed::Running).then_some(true));
+                reports.push(Change::Report(Report {
+                    task: task.id,
+                    node: node.id,
+                    observed,
+                    message,
+                    error,
+                    exit_code: None,
+                    pid: None,
+                    health,
+                    ready,
+                }));
             }
         }
         reports

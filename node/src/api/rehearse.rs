@@ -55,7 +55,7 @@ impl Control {
                 "the plan no longer holds: {moved}\nhelp: look at what it comes to now with --dry-run, and make it anew"
             )));
         }
-        let (answer, state) = self.admit(ask).await?;
+        let (answer, state) = self.admit(None, ask).await?;
         let mut told = pb::ApplyPlanResponse::default();
         match answer {
             Answer::Service(id) => {
