@@ -86,11 +86,13 @@ pub enum Planted {
     OneFailureMore,
     /// The leader has slots of jobs run that have had their run.
     RunsAgain,
+    /// Neither daemons nor shims stop what is fenced.
+    IgnoresLease,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::StaleAssignment,
         Self::DeafToSilence,
         Self::DoubleCreate,
@@ -103,6 +105,7 @@ impl Planted {
         Self::KeepsSurplus,
         Self::OneFailureMore,
         Self::RunsAgain,
+        Self::IgnoresLease,
     ];
 }
 
@@ -209,6 +212,8 @@ enum Event {
     Notice { m: M, boot: u64, task: TaskId, seen: Seen },
     /// A container ends.
     Exit { m: M, power: u64, task: TaskId, code: i32 },
+    /// The lease of a container may be over.
+    Lease { m: M, power: u64, task: TaskId },
     /// A daemon starts.
     Boot { m: M, power: bool },
     /// The user asks for something new.
@@ -422,6 +427,7 @@ impl World {
             Event::Step { m, boot, task, generation, done } => self.step(m, boot, task, generation, done),
             Event::Notice { m, boot, task, seen } => self.notice(m, boot, task, seen),
             Event::Exit { m, power, task, code } => self.exit(m, power, task, code),
+            Event::Lease { m, power, task } => self.look_at_lease(m, power, task),
             Event::Boot { m, power } => self.boot(m, power),
             Event::User => self.doing(Self::user),
             Event::Ask { request } => self.ask(request),
@@ -467,7 +473,8 @@ impl World {
             let Some(node) = machine.node else { continue };
             for (task, container) in &machine.containers {
                 let Some(&(service, slot)) = self.of.get(task) else { continue };
-                facts.push(Fact { task: *task, node, service, slot, running: container.runs() });
+                let (running, fenced) = (container.runs(), container.is_fenced());
+                facts.push(Fact { task: *task, node, service, slot, running, fenced });
             }
         }
         facts

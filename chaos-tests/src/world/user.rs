@@ -7,7 +7,7 @@ use crate::invariants;
 use rswarm_control::admission::{self, Answer, Init, Join, NetworkSpec, NodeUpdate, Refused, Request};
 use rswarm_control::model::{
     Availability, Constraint, ContainerSpec, EndpointMode, EndpointSpec, FailureAction, JoinTokens, Labels,
-    Mode, PortMode, PortSpec, Protocol, Resources, RestartCondition, RestartPolicy, Role, Secret,
+    Mode, OnNodeLoss, PortMode, PortSpec, Protocol, Resources, RestartCondition, RestartPolicy, Role, Secret,
     ServiceSpec, Settings, TaskResources, TaskSpec, UpdateConfig, UpdateOrder,
 };
 use rswarm_control::{Proposal, Timestamp};
@@ -353,6 +353,11 @@ impl World {
             _ => Mode::Replicated { replicas },
         };
         let (mut update, mut rollback) = (update, rollback);
+        let losses = [None, None, Some(OnNodeLoss::Fence), Some(OnNodeLoss::Fence), Some(OnNodeLoss::Wait)];
+        task.on_node_loss = self.rng.pick(&losses).unwrap_or(None);
+        if task.is_fenced() {
+            (update.order, rollback.order) = (UpdateOrder::StopFirst, UpdateOrder::StopFirst);
+        }
         if mode.is_job() {
             (update, rollback) = (UpdateConfig::default(), UpdateConfig::default());
             if task.restart.condition == RestartCondition::Any {

@@ -14,7 +14,7 @@ mod task;
 pub use cluster::{Cluster, JoinTokens, Secret, Settings};
 pub use constraint::{Constraint, ConstraintKey, ConstraintOp, NotAConstraint};
 pub use container::{ContainerSpec, EnvVar, Mount, Resources, RestartCondition};
-pub use container::{RestartPolicy, TaskResources, TaskSpec};
+pub use container::{OnNodeLoss, RestartPolicy, TaskResources, TaskSpec};
 pub use generic::{Claims, Need, NotGeneric, Stock, Stocks, stock_texts, stocks};
 pub use network::Network;
 pub use node::{Availability, Description, Node, NodeStatus, Role};
