@@ -150,6 +150,26 @@ pub fn brake(state: &State, heard: &Heard, now: Timestamp) -> Option<Brake> {
     on.then_some(Brake { silent, nodes })
 }
 
+/// Whether replacement is held back, as far as it can be told from what is written down: by a manager that hears
+/// nobody itself.
+pub fn brake_by(state: &State, now: Timestamp) -> Option<Brake> {
+    let recent = |node: &Node| now.since(node.status_since) < BRAKE_HOLD;
+    let (mut silent, mut nodes) = (0, 0);
+    for node in state.nodes() {
+        let is_silent = match node.status {
+            NodeStatus::Ready => false,
+            NodeStatus::Suspect => true,
+            NodeStatus::Down if recent(node) => true,
+            NodeStatus::Unknown | NodeStatus::Down | NodeStatus::Left => continue,
+        };
+        nodes += 1;
+        silent += usize::from(is_silent);
+    }
+    let held = state.nodes().any(|node| node.status == NodeStatus::Suspect);
+    let on = held && nodes >= BRAKE_NODES_MIN && silent * 100 > nodes * BRAKE_PERCENT;
+    on.then_some(Brake { silent, nodes })
+}
+
 pub(crate) fn watch(draft: &mut Draft, heard: &Heard) {
     let brake = brake(draft.state(), heard, draft.now);
     let nodes: Vec<_> = draft.state().nodes().cloned().collect();
@@ -161,7 +181,14 @@ pub(crate) fn watch(draft: &mut Draft, heard: &Heard) {
         if status != node.status {
             let silence = draft.now.since(heard.silent_since(&node, draft.now)).as_secs_f32();
             let message = match status {
-                NodeStatus::Suspect => format!("not heard from for {silence:.1} s"),
+                NodeStatus::Suspect => match brake {
+                    None => format!("not heard from for {silence:.1} s"),
+                    Some(Brake { silent, nodes }) => format!(
+                        "not heard from for {silence:.1} s; {silent} of {nodes} nodes are silent at once, so nothing is \
+                         replaced for {} s",
+                        BRAKE_HOLD.as_secs()
+                    ),
+                },
                 NodeStatus::Down => format!("not heard from for {silence:.1} s; its tasks are replaced"),
                 NodeStatus::Unknown | NodeStatus::Ready | NodeStatus::Left => String::new(),
             };

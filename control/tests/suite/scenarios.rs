@@ -157,6 +157,19 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
             tasks(world, out);
             Ok(())
         }
+        "drains" => {
+            for left in rswarm_control::drain::remaining(&world.state, world.node_named(name)) {
+                writeln!(out, "  {}: {}", left.name, left.words).expect("a string takes everything");
+            }
+            Ok(())
+        }
+        "brake" => {
+            if let Some(brake) = rswarm_control::liveness::brake_by(&world.state, world.now) {
+                writeln!(out, "  {} of {} nodes are silent", brake.silent, brake.nodes)
+                    .expect("a string takes everything");
+            }
+            Ok(())
+        }
         "running" => {
             running(world, out);
             Ok(())
