@@ -1,8 +1,9 @@
 //! Generates Rust from the `.proto` files, without `protoc`.
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "rswarm/v1/api.proto",
     "rswarm/v1/cluster.proto",
+    "rswarm/v1/insight.proto",
     "rswarm/v1/tasks.proto",
     "rswarm/v1/types.proto",
     "rswarm/v1/store.proto",

@@ -31,6 +31,8 @@ mod calm;
 pub mod convergence;
 pub mod drain;
 pub mod endpoints;
+pub mod events;
+pub mod explain;
 pub mod ids;
 pub mod liveness;
 pub mod membership;

@@ -5,7 +5,7 @@
 
 use crate::ids::NodeId;
 use crate::model::{Node, NodeStatus, Observed};
-use crate::plan::Draft;
+use crate::plan::{Draft, Whom, Why};
 use crate::state::{Change, State};
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
@@ -175,8 +175,12 @@ pub(crate) fn watch(draft: &mut Draft, heard: &Heard) {
     let nodes: Vec<_> = draft.state().nodes().cloned().collect();
     for node in nodes {
         let (status, due) = verdict(&node, heard, draft.now, brake.is_some());
-        if let Some(due) = due {
-            draft.wake_at(due);
+        match due {
+            Some(due) if node.status == NodeStatus::Suspect => {
+                draft.hold(Whom::Node(node.id), due, Why::Silence);
+            }
+            Some(due) => draft.wake_at(due),
+            None => {}
         }
         if status != node.status {
             let silence = draft.now.since(heard.silent_since(&node, draft.now)).as_secs_f32();

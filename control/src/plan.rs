@@ -1,6 +1,6 @@
 //! What a decision may read, and what it may say.
 
-use crate::ids::{ServiceId, TaskId};
+use crate::ids::{NodeId, ServiceId, TaskId};
 use crate::model::{Desired, Node, Slot, Task};
 use crate::state::{Change, NewTask, State, Turn};
 use crate::time::Timestamp;
@@ -24,11 +24,13 @@ pub(crate) struct Draft {
     pub(crate) now: Timestamp,
     turn: Turn,
     plan: Plan,
+    holds: Vec<Hold>,
 }
 
 impl Draft {
     pub(crate) fn new(state: &State, now: Timestamp) -> Self {
-        Self { now, turn: Turn::new(state.clone(), state.index() + 1, now), plan: Plan::default() }
+        let turn = Turn::new(state.clone(), state.index() + 1, now);
+        Self { now, turn, plan: Plan::default(), holds: Vec::new() }
     }
 
     pub(crate) fn state(&self) -> &State {
@@ -52,6 +54,21 @@ impl Draft {
         let during = self.plan.wake_at;
         before.into_iter().for_each(|wake| self.wake_at(wake));
         during
+    }
+
+    /// Asks to be run again at `until`, and says what waits so long.
+    pub(crate) fn hold(&mut self, whom: Whom, until: Timestamp, why: Why) {
+        self.wake_at(until);
+        self.holds.push(Hold { whom, until: Some(until), why });
+    }
+
+    /// Says what waits for something that is not a matter of time.
+    pub(crate) fn hold_back(&mut self, whom: Whom, why: Why) {
+        self.holds.push(Hold { whom, until: None, why });
+    }
+
+    pub(crate) fn holds(&self) -> &[Hold] {
+        &self.holds
     }
 
     pub(crate) fn finish(self) -> Plan {
@@ -89,6 +106,42 @@ impl Draft {
     pub(crate) fn want(&mut self, task: TaskId, desired: Desired) {
         self.propose(Change::SetDesired { task, desired });
     }
+}
+
+/// Something that is not done yet, and why: what [`explain`](crate::explain) tells the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hold {
+    pub(crate) whom: Whom,
+    /// When it is looked at again at the latest.
+    pub(crate) until: Option<Timestamp>,
+    pub(crate) why: Why,
+}
+
+/// Who waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whom {
+    Node(NodeId),
+    Service(ServiceId),
+    Slot(ServiceId, Slot),
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// The delay before another attempt.
+    Restart,
+    /// A new task that runs holds the next slot up for a while.
+    Rest,
+    /// The first tasks of a new spec, or the last, are watched.
+    Watched,
+    /// The old task stays until the new one has run for long enough.
+    HealthyTime,
+    /// Other slots come first.
+    Turn,
+    /// Nothing, but if no task comes to run until then the update has failed.
+    Deadline,
+    /// Silence becomes loss.
+    Silence,
 }
 
 /// When a new task may start, and what its slot has been through.

@@ -2,7 +2,7 @@
 
 use crate::calm::Calm;
 use crate::liveness::{self, Heard};
-use crate::plan::{Draft, Plan};
+use crate::plan::{Draft, Hold, Plan};
 use crate::state::State;
 use crate::time::Timestamp;
 use crate::{allocator, orchestrator, reaper, scheduler};
@@ -30,12 +30,17 @@ impl Crank {
     /// See [`tick`].
     pub fn turn(&mut self, state: &State, heard: &Heard, now: Timestamp) -> Plan {
         let mut draft = Draft::new(state, now);
-        if state.cluster().is_none() {
-            return draft.finish();
+        self.draw(&mut draft, heard);
+        draft.finish()
+    }
+
+    fn draw(&mut self, draft: &mut Draft, heard: &Heard) {
+        if draft.state().cluster().is_none() {
+            return;
         }
-        liveness::watch(&mut draft, heard);
-        reaper::end(&mut draft);
-        self.calm.disturb(draft.state(), now);
+        liveness::watch(draft, heard);
+        reaper::end(draft);
+        self.calm.disturb(draft.state(), draft.now);
         let mut looked_at = Vec::new();
         for service in draft.state().service_ids() {
             if let Some(wake_at) = self.calm.of(draft.state(), service) {
@@ -47,24 +52,30 @@ impl Crank {
             looked_at.push((service, before, wake_at));
         }
         loop {
-            allocator::allocate(&mut draft);
-            scheduler::schedule(&mut draft);
-            let unblocked = orchestrator::unblock(&mut draft);
+            allocator::allocate(draft);
+            scheduler::schedule(draft);
+            let unblocked = orchestrator::unblock(draft);
             if unblocked.is_empty() {
                 break;
             }
-            unblocked.into_iter().for_each(|service| orchestrator::reconcile(&mut draft, service));
+            unblocked.into_iter().for_each(|service| orchestrator::reconcile(draft, service));
         }
         // Tasks that lost their purpose in this very turn need not wait for the next.
-        reaper::end(&mut draft);
+        reaper::end(draft);
         for service in draft.state().service_ids() {
             if self.calm.of(draft.state(), service).is_none() {
-                reaper::forget(&mut draft, service);
+                reaper::forget(draft, service);
             }
         }
         for (service, before, wake_at) in looked_at {
             self.calm.remember(&before, draft.state(), service, wake_at);
         }
-        draft.finish()
     }
+}
+
+/// What the next turn would not do yet, and why.
+pub(crate) fn holds(state: &State, heard: &Heard, now: Timestamp) -> Vec<Hold> {
+    let mut draft = Draft::new(state, now);
+    Crank::default().draw(&mut draft, heard);
+    draft.holds().to_vec()
 }

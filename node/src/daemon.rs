@@ -193,6 +193,8 @@ pub async fn run(config: Config) -> Result<()> {
         .layer(Gate::new(daemon.clone()))
         .layer(Forward::new(daemon.clone()))
         .add_service(pb::tasks_server::TasksServer::new(control.clone()))
+        .add_service(pb::insight_server::InsightServer::new(control.clone()))
+        .add_service(pb::event_log_server::EventLogServer::new(control.clone()))
         .add_service(pb::control_server::ControlServer::new(control).max_encoding_message_size(64 << 20))
         .add_service(pb::local_server::LocalServer::new(api::local::Local::new(daemon.clone())));
     let served = tokio::spawn(router.serve_with_incoming(arrivals));

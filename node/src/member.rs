@@ -207,6 +207,12 @@ impl Member {
         self.refused.borrow().clone()
     }
 
+    /// Ends once the cluster no longer wants this node as what it is.
+    pub async fn denied(&self) {
+        // An error means that the member is gone, and with it everybody who waits here.
+        let _ = self.refused.subscribe().wait_for(Option::is_some).await;
+    }
+
     /// Stops taking part; containers go on.
     pub async fn stop(&self) {
         if let Some(manager) = self.manager() {
@@ -244,6 +250,7 @@ impl Member {
                 pb::control_server::ControlServer::new(api::control::Control::of(self))
                     .max_encoding_message_size(MESSAGE_MAX),
             )
+            .add_service(pb::insight_server::InsightServer::new(api::control::Control::of(self)))
             .add_service(pb::tasks_server::TasksServer::new(api::control::Control::of(self)));
         let stop = self.stop.clone();
         self.tracker.spawn(async move {

@@ -7,6 +7,7 @@
 //! nor disk nor wire.
 #![forbid(unsafe_code)]
 
+mod begin;
 mod config;
 mod error;
 mod force;
@@ -31,6 +32,7 @@ use std::io::{self, Read, Write};
 
 use bytes::Bytes;
 
+pub use begin::begin_with;
 pub use config::Config;
 pub use error::{ChangeError, OpenError, ProposeError, ReadError, TransferError};
 pub use force::force_new_cluster;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use rswarm_raft::memory::Network;
 use rswarm_raft::{
     AsWhat, ClusterTag, Config, Entry, Frozen, Incarnation, Log, Member, OpenError, RaftId, StateMachine,
-    Status, force_new_cluster, wipe,
+    Status, begin_with, force_new_cluster, wipe,
 };
 
 /// Nothing here should take this long, even on a busy machine.
@@ -251,4 +251,40 @@ async fn a_leader_lost_in_the_midst_of_a_change_leaves_none_half_done() {
             site.close(manager).await;
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_begins_with_a_state_from_elsewhere_goes_on_from_there_and_takes_others_in() {
+    const INDEX: u64 = 1 << 30;
+    let site = Site::new();
+    let incarnation = Incarnation::FIRST.next(5);
+    let config = || Config { incarnation, ..site.config(1001) };
+    let begin = |lines: &'static [u8]| {
+        let config = config();
+        let state = Box::new(FrozenJournal(lines.to_vec()));
+        tokio::task::spawn_blocking(move || begin_with(&config, &member(1001), INDEX, state))
+    };
+    begin(b"a\nb\n").await.unwrap().unwrap();
+    let again = begin(b"c\n").await.unwrap();
+    assert!(matches!(again, Err(OpenError::Start { .. })), "{again:?}");
+
+    let one = site.open_with(config()).await.unwrap();
+    one.log.wait(PATIENCE, Status::is_leader).await.expect("it is alone");
+    assert_eq!(one.log.status().incarnation, incarnation);
+    let proposed = one.log.propose(Bytes::from_static(b"c")).await.unwrap();
+    assert!(proposed.index > INDEX);
+    assert!(["a", "b", "c"].iter().all(|line| one.journal.has(line)));
+
+    // What it began with comes back after a restart, and reaches whoever joins.
+    site.close(one).await;
+    let one = site.open_with(config()).await.unwrap();
+    one.log.wait(PATIENCE, Status::is_leader).await.expect("it is alone");
+    let two = site.open_with(Config { incarnation, ..site.config(1002) }).await.unwrap();
+    one.log.add(member(1002), AsWhat::Voter, PATIENCE).await.unwrap();
+    two.log.read_index().await.unwrap();
+    for manager in [&one, &two] {
+        assert!(["a", "b", "c"].iter().all(|line| manager.journal.has(line)));
+    }
+    site.close(two).await;
+    site.close(one).await;
 }

@@ -1,6 +1,7 @@
 //! Objects by what users call them: an id, the beginning of one, or a name.
 
 use super::Refused;
+use crate::explain::About;
 use crate::model::{Network, Node, Service, Task};
 use crate::state::State;
 use std::sync::Arc;
@@ -40,6 +41,36 @@ pub fn find_task(state: &State, text: &str) -> Result<Arc<Task>, Refused> {
         Some(task) => Ok(task.clone()),
         None => find("task", text, state.tasks().map(|t| (t.id.to_string(), t.name(), t)).collect()),
     }
+}
+
+/// The task, service or node a user means: a service before a node before a task, if it may be `kind` of any.
+///
+/// # Errors
+/// If there is none, or several of a kind.
+pub fn find_any(state: &State, text: &str, kind: &str) -> Result<About, Refused> {
+    let service = || find_service(state, text).map(|service| About::Service(service.id));
+    let node = || find_node(state, text).map(|node| About::Node(node.id));
+    let task = || find_task(state, text).map(|task| About::Task(task.id));
+    match kind {
+        "service" => return service(),
+        "node" => return node(),
+        "task" => return task(),
+        "" => {}
+        other => {
+            let why = format!("there is nothing of type `{other}` to ask about; it is task, service or node");
+            return Err(Refused::Invalid(why));
+        }
+    }
+    let mut hints = Vec::new();
+    for found in [service(), node(), task()] {
+        match found {
+            Err(Refused::NotFound(words)) => hints.push(words),
+            found => return found,
+        }
+    }
+    let hint = hints.iter().find_map(|words| words.split_once("; ")).map_or("", |(_, hint)| hint);
+    let hint = if hint.is_empty() { String::new() } else { format!("; {hint}") };
+    Err(Refused::NotFound(format!("no such task, service or node: {text}{hint}")))
 }
 
 /// A whole id wins over a name, and a name over the beginning of an id.

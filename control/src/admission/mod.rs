@@ -7,13 +7,15 @@ mod cluster;
 mod lookup;
 mod network;
 mod node;
+mod restore;
 mod service;
 mod validate;
 
 pub use cluster::{DEFAULT_NETWORK, Init, first_ids, init};
-pub use lookup::{find_network, find_node, find_service, find_task};
+pub use lookup::{find_any, find_network, find_node, find_service, find_task};
 pub use network::NetworkSpec;
 pub use node::{Join, NodeUpdate, Session};
+pub use restore::{Founder, LEAP, Restored, restore};
 
 use crate::ids::{NetworkId, NodeId, RaftId, ServiceId};
 use crate::model::{Role, Secret, ServiceSpec, Settings};

@@ -10,6 +10,7 @@ mod placement;
 mod service;
 mod subnet;
 mod task;
+mod transition;
 
 pub use cluster::{Cluster, JoinTokens, Secret, Settings};
 pub use constraint::{Constraint, ConstraintKey, ConstraintOp, NotAConstraint};
@@ -26,6 +27,7 @@ pub use service::{Protocol, PublishedPort, Revision, Service, ServiceSpec, Updat
 pub use service::{UpdateState, UpdateStatus};
 pub use subnet::{NotASubnet, Subnet};
 pub use task::{Desired, Observed, Slot, Task, TaskStatus};
+pub use transition::{Actor, Step, Transition};
 
 use crate::time::Timestamp;
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! Tasks: single attempts to run one slot of a service.
 
-use super::{Claims, Meta, TaskSpec};
+use super::{Claims, Meta, TaskSpec, Transition};
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
 use crate::time::Timestamp;
 use std::fmt;
@@ -46,6 +46,8 @@ pub struct Task {
     pub restarts: u32,
     /// How many tasks of its slot ended by themselves in a row before it; lengthens the restart delay.
     pub failures: u32,
+    /// What it has been through, oldest first.
+    pub history: Vec<Transition>,
 }
 
 impl Task {

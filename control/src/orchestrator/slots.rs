@@ -5,7 +5,7 @@ use super::restart::{self, Restart};
 use super::{global, job, update};
 use crate::ids::ServiceId;
 use crate::model::{Desired, Observed, Service, Slot, Task, UpdateOrder};
-use crate::plan::{Draft, Start};
+use crate::plan::{Draft, Start, Whom, Why};
 use crate::scheduler::constraint;
 use crate::state::State;
 use crate::time::Timestamp;
@@ -72,7 +72,7 @@ fn pair(draft: &mut Draft, service: &Service, present: &[Arc<Task>]) -> Option<[
     match running_at.map(|at| at.after(service.pace().healthy_time)) {
         Some(due) if due <= draft.now => None,
         Some(due) => {
-            draft.wake_at(due);
+            draft.hold(Whom::Slot(service.id, new.slot), due, Why::HealthyTime);
             Some([old, new])
         }
         None => Some([old, new]),
@@ -103,7 +103,7 @@ pub(super) fn refill(draft: &mut Draft, service: &Service) {
         }
         match restart::decide(service, &tasks, draft.now) {
             Restart::Never => {}
-            Restart::Wait(until) => draft.wake_at(until),
+            Restart::Wait(until) => draft.hold(Whom::Slot(service.id, slot), until, Why::Restart),
             Restart::At(start) => {
                 draft.create_task(service.id, slot, start, &occupied);
                 for ended in tasks.iter().filter(|task| !task.is_live() && task.is_wanted()) {
@@ -139,7 +139,7 @@ pub(super) fn release(draft: &mut Draft, id: ServiceId) {
     }
     for task in held {
         if task.start_at > draft.now {
-            draft.wake_at(task.start_at);
+            draft.hold(Whom::Slot(id, task.slot), task.start_at, Why::Restart);
         } else if occupied.insert(task.slot) {
             draft.want(task.id, Desired::Running);
         }

@@ -9,7 +9,7 @@ use crate::allocator;
 use crate::ids::{ServiceId, TaskId};
 use crate::model::{Availability, FailureAction, Observed, Service, Slot, Task, TaskSpec};
 use crate::model::{UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
-use crate::plan::{Draft, Occupied, Start};
+use crate::plan::{Draft, Occupied, Start, Whom, Why};
 use crate::scheduler::{self, constraint};
 use crate::state::{Change, Rollback, State};
 use std::collections::BTreeSet;
@@ -56,6 +56,8 @@ pub(super) fn roll(draft: &mut Draft, id: ServiceId) -> bool {
         if room > 0 || !counts {
             let holds_up = replace(draft, &service, &slot, &all[&slot.slot]);
             room -= usize::from(holds_up && counts);
+        } else {
+            draft.hold_back(Whom::Slot(id, slot.slot), Why::Turn);
         }
     }
     false
@@ -153,7 +155,7 @@ fn replace(draft: &mut Draft, service: &Service, leaving: &Leaving, tasks: &[Arc
         _ => match restart::decide(service, &tried, draft.now) {
             Restart::At(start) => start,
             Restart::Wait(until) => {
-                draft.wake_at(until);
+                draft.hold(Whom::Slot(service.id, leaving.slot), until, Why::Restart);
                 return false;
             }
             Restart::Never => return false,
@@ -194,7 +196,7 @@ fn is_busy(draft: &mut Draft, service: &Service, tasks: &[Arc<Task>]) -> bool {
     let Some(running_at) = running_at else { return true };
     let due = running_at.after(service.pace().rest());
     if due > draft.now {
-        draft.wake_at(due);
+        draft.hold(Whom::Slot(service.id, new.slot), due, Why::Rest);
     }
     due > draft.now
 }
@@ -227,7 +229,7 @@ fn is_unproven(draft: &mut Draft, service: &Service, all: &Slots) -> bool {
     let first = all.values().flatten().filter(runs).filter_map(|task| task.status.running_at).min();
     match first.map(|first| first.after(pace.monitor)).filter(|due| *due > draft.now) {
         Some(due) => {
-            draft.wake_at(due);
+            draft.hold(Whom::Service(service.id), due, Why::Watched);
             true
         }
         None => false,
@@ -268,7 +270,7 @@ fn problem(draft: &mut Draft, service: &Service, status: &UpdateStatus, all: &Sl
         return None;
     }
     if due > draft.now {
-        draft.wake_at(due);
+        draft.hold(Whom::Service(service.id), due, Why::Deadline);
         return None;
     }
     let waiting = current.iter().filter(|task| task.is_live() && task.status.running_at.is_none());
@@ -383,7 +385,7 @@ fn complete(draft: &mut Draft, service: &Service, status: UpdateStatus, all: &Sl
         .filter_map(|task| task.status.running_at)
         .max();
     if let Some(due) = newest.map(|at| at.after(service.pace().monitor)).filter(|due| *due > draft.now) {
-        return draft.wake_at(due);
+        return draft.hold(Whom::Service(service.id), due, Why::Watched);
     }
     let (state, message) = match status.state {
         // Why nobody's wish was undone is worth more than that it was.

@@ -1,14 +1,15 @@
 //! All nodes of the cluster, and the tasks that are put on them one after another.
 
 use super::constraint;
-use super::filter::Refusals;
-use super::group::Group;
+use super::filter::{Refusal, Refusals};
+use super::group::{Group, Stand};
 use super::seat::Seat;
 use crate::ids::{NodeId, ServiceId, TaskId};
-use crate::model::{AffinityRule, Claims, ConstraintKey, Filling, Task};
+use crate::model::{AffinityRule, Claims, ConstraintKey, Filling, Node, Task};
 use crate::state::State;
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Groups whose scores are remembered. Tasks come in the order of their age, those of one service mostly together.
 const GROUPS_MAX: usize = 8;
@@ -23,6 +24,14 @@ pub(crate) struct Board {
     places: BTreeMap<NodeId, u32>,
     keep_apart: BTreeMap<String, Vec<(ServiceId, Option<ConstraintKey>)>>,
     groups: Vec<Group>,
+}
+
+/// All nodes as they stand for one task.
+#[derive(Default)]
+pub(super) struct Stands {
+    pub(super) able: Vec<(Stand, Arc<Node>)>,
+    pub(super) unable: Vec<(Refusal, NodeId)>,
+    pub(super) filling: Filling,
 }
 
 /// The nodes by what they have in one place: the domains over which a service is spread.
@@ -87,6 +96,23 @@ impl Board {
             refusals.add(group.refusal(seat, place)?, seat, &group.spec);
         }
         Some(refusals)
+    }
+
+    /// How the nodes stand for a task, best first, and why the others cannot take it.
+    pub(super) fn stands(&mut self, state: &State, task: &Task) -> Stands {
+        self.prepare(state, task);
+        let mut stands = Stands::default();
+        let Some(group) = self.groups.last() else { return stands };
+        for (place, seat) in (0u32..).zip(&self.seats) {
+            match (group.stand(seat, place), group.refusal(seat, place)) {
+                (Some(stand), _) => stands.able.push((stand, seat.node.clone())),
+                (None, Some(refusal)) => stands.unable.push((refusal, seat.node.id)),
+                (None, None) => {}
+            }
+        }
+        stands.able.sort_by(|(one, _), (other, _)| one.cmp(other));
+        stands.filling = group.filling();
+        stands
     }
 
     /// Makes the group of a task the last one, and brings it up to date.

@@ -156,16 +156,25 @@ impl Refusals {
         *self.counts.entry(refusal).or_default() += 1;
     }
 
+    /// Each reason in words, and how many nodes it is of, as the filters come.
+    pub(crate) fn reasons(&self) -> Vec<(String, u32)> {
+        self.counts.iter().map(|(refusal, count)| (refused(refusal, *count), *count)).collect()
+    }
+
+    /// The nearest miss, in words; empty if there is none worth telling.
+    pub(crate) fn nearest(&self) -> &str {
+        self.nearest.as_ref().map_or("", |(_, words)| words)
+    }
+
     /// Each reason in words, the most frequent kind as the filters come; then the nearest miss.
     pub(crate) fn words(&self) -> Vec<String> {
-        let mut words: Vec<String> =
-            self.counts.iter().map(|(refusal, count)| refused(refusal, *count)).collect();
-        words.extend(self.nearest.iter().map(|(_, words)| words.clone()).filter(|words| !words.is_empty()));
+        let mut words: Vec<String> = self.reasons().into_iter().map(|(words, _)| words).collect();
+        words.extend(Some(self.nearest().to_owned()).filter(|words| !words.is_empty()));
         words
     }
 }
 
-fn refused(refusal: &Refusal, count: u32) -> String {
+pub(super) fn refused(refusal: &Refusal, count: u32) -> String {
     let (nodes, are) = if count == 1 { ("node", "is") } else { ("nodes", "are") };
     match refusal {
         Refusal::Unseen => format!("{count} {nodes} not ready"),

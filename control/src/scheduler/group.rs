@@ -32,6 +32,17 @@ struct Own {
     node: NodeId,
 }
 
+/// What speaks for a node, in the order in which it counts: as [`Group::compare`] has it. Lower is better.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Stand {
+    pub(super) faulty: bool,
+    pub(super) weight: Reverse<i64>,
+    /// Tasks of the service on its branch, for each level of spreading.
+    pub(super) crowd: Vec<u32>,
+    pub(super) tail: [u64; 3],
+    pub(super) node: NodeId,
+}
+
 /// A node in its leaf's heap. It is out of date when its stamp is not the node's.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
@@ -343,6 +354,19 @@ impl Group {
             .cmp(&(other.faulty, other.soft))
             .then_with(|| crowd(its).cmp(crowd(others)))
             .then_with(|| (one.tail, one.node).cmp(&(other.tail, other.node)))
+    }
+
+    /// What speaks for a node; nothing if it cannot take a task.
+    pub(super) fn stand(&self, seat: &Seat, place: u32) -> Option<Stand> {
+        let leaf = &self.leaves[self.leaf_of[place as usize] as usize];
+        let common = self.common(leaf).ok()?;
+        let Own { faulty, soft, tail, node } = self.own(seat, place)?;
+        let crowd = self.counts.iter().zip(&leaf.branches).map(|(counts, branch)| counts[*branch as usize]);
+        Some(Stand { faulty, weight: Reverse(soft.0 + common), crowd: crowd.collect(), tail, node })
+    }
+
+    pub(super) fn filling(&self) -> Filling {
+        self.filling
     }
 
     /// Why a node cannot take a task; nothing if it can.

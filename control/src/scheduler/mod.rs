@@ -5,6 +5,7 @@
 //! scored for one task only those that were touched since are scored anew for the next ([`group`]).
 
 mod board;
+mod choice;
 pub mod constraint;
 mod filter;
 mod group;
@@ -13,8 +14,12 @@ mod seat;
 use crate::ids::{NodeId, ServiceId};
 use crate::model::{Observed, Task};
 use crate::plan::Draft;
-use crate::state::Change;
+use crate::state::{Change, State};
+use crate::time::Timestamp;
 use board::Board;
+pub(crate) use choice::choice;
+pub use choice::{Choice, Criterion};
+pub(crate) use filter::{Bytes, Cpus};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -47,6 +52,11 @@ pub(crate) fn schedule(draft: &mut Draft) {
             draft.propose(Change::Note { task: task.id, note: note.clone() });
         }
     }
+}
+
+/// Why no node can take a task now; nothing if one can.
+pub(crate) fn refusals(state: &State, now: Timestamp, task: &Task) -> Option<filter::Refusals> {
+    Board::new(state, now, None).refusals(state, task)
 }
 
 #[cfg(test)]

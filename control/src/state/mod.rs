@@ -11,10 +11,11 @@ pub(crate) use apply::Turn;
 pub use change::{Change, NewTask, Proposal, Report, Rollback};
 pub use snapshot::Snapshot;
 
+use crate::events;
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
 use crate::model::{Cluster, Network, Node, Role, Service, Task};
 use crate::time::Timestamp;
-use imbl::{OrdMap, OrdSet};
+use imbl::{OrdMap, OrdSet, Vector};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub struct State {
     services: OrdMap<ServiceId, Arc<Service>>,
     networks: OrdMap<NetworkId, Arc<Network>>,
     tasks: OrdMap<TaskId, Arc<Task>>,
+    events: Vector<Arc<events::Event>>,
+    forgotten: u64,
     // What follows can be derived from the above.
     tasks_by_service: OrdMap<ServiceId, TaskMap>,
     restless: OrdSet<TaskId>,
@@ -237,6 +240,23 @@ impl State {
     /// Who holds an address of a network.
     pub fn owner_of(&self, network: NetworkId, address: Ipv4Addr) -> Option<Owner> {
         self.addresses.get(&(network, address)).copied()
+    }
+
+    /// What has happened, oldest first: the last [`EVENTS_MAX`](events::EVENTS_MAX) events.
+    pub fn events(&self) -> impl DoubleEndedIterator<Item = &Arc<events::Event>> {
+        self.events.iter()
+    }
+
+    /// The log entry of the last event that is not kept any more; 0 while all are.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    fn keep_events(&mut self, news: Vec<events::Event>) {
+        self.events.extend(news.into_iter().map(Arc::new));
+        while self.events.len() > events::EVENTS_MAX {
+            self.forgotten = self.events.pop_front().map_or(self.forgotten, |event| event.index);
+        }
     }
 
     /// The addresses of a network that somebody holds, in order.

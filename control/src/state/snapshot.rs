@@ -1,6 +1,7 @@
 //! The state as plain lists, for whoever writes it to disk and reads it back.
 
 use super::{Owner, State};
+use crate::events::Event;
 use crate::ids::NodeId;
 use crate::model::{Cluster, Network, Node, Service, Task};
 use crate::time::Timestamp;
@@ -30,6 +31,10 @@ pub struct Snapshot {
     pub networks: Vec<Arc<Network>>,
     /// All tasks.
     pub tasks: Vec<Arc<Task>>,
+    /// The last events, oldest first.
+    pub events: Vec<Arc<Event>>,
+    /// The log entry of the last event that is not among them; 0 if all are.
+    pub forgotten: u64,
 }
 
 impl State {
@@ -46,6 +51,8 @@ impl State {
             services: self.services.values().cloned().collect(),
             networks: self.networks.values().cloned().collect(),
             tasks: self.tasks.values().cloned().collect(),
+            events: self.events.iter().cloned().collect(),
+            forgotten: self.forgotten,
         }
     }
 
@@ -58,6 +65,8 @@ impl State {
             next_raft: snapshot.next_raft,
             cluster: snapshot.cluster,
             removed_nodes: snapshot.removed_nodes.into_iter().collect(),
+            events: snapshot.events.into_iter().collect(),
+            forgotten: snapshot.forgotten,
             ..Self::default()
         };
         for node in snapshot.nodes {

@@ -4,4 +4,5 @@
 mod properties;
 mod scenarios;
 mod updates;
+mod why;
 mod world;

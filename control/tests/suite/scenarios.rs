@@ -73,6 +73,8 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
             history(world, name, out);
             Ok(())
         }
+        "why" => crate::why::why(world, name, out),
+        "events" => crate::why::events(world, name, out),
         "rm" => ask(world, Request::RemoveService { service: name.into() }),
         "node-rm" => ask(world, Request::RemoveNode { node: name.into(), force: words.contains(&"force") }),
         "node-update" => {

@@ -10,7 +10,7 @@ mod work;
 
 use crate::executor::{self, Executor};
 use crate::identity::tls::Credentials;
-use crate::identity::{Identity, ManagerAddr, write_atomically};
+use crate::identity::{Identity, ManagerAddr, ca, write_atomically};
 use crate::member::Ground;
 use crate::rpc::dial::Dialer;
 use anyhow::{Context, Result};
@@ -33,7 +33,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -105,6 +105,7 @@ pub struct Setting {
 /// A running agent.
 pub struct Agent {
     managers: Arc<Mutex<Managers>>,
+    elsewhere: Arc<Notify>,
     contact: watch::Receiver<Option<Instant>>,
     orders: watch::Receiver<Order>,
     clear: mpsc::Sender<oneshot::Sender<()>>,
@@ -139,7 +140,7 @@ impl Agent {
             leader: None,
             missing: BTreeMap::new(),
         }));
-        let outbox = Outbox::default();
+        let (outbox, elsewhere) = (Outbox::default(), Arc::new(Notify::new()));
         let described = ground.clone();
         let session = Session {
             dialer,
@@ -153,6 +154,7 @@ impl Agent {
             }),
             contact: contact_sender,
             standing,
+            elsewhere: elsewhere.clone(),
         };
         let hands = Hands {
             executor: executor.clone(),
@@ -184,7 +186,7 @@ impl Agent {
         let session_stop = stop.child_token();
         tracker.spawn(session.keep(session_stop.clone()));
         tracker.spawn(agent.run(Inbox { heard, events, done, clears }, stop));
-        Ok(Self { managers, contact, orders, clear, executor, overlay, session: session_stop })
+        Ok(Self { managers, elsewhere, contact, orders, clear, executor, overlay, session: session_stop })
     }
 
     /// When the leader was last heard, `None` until then.
@@ -205,6 +207,27 @@ impl Agent {
     /// The managers, as last heard.
     pub fn managers(&self) -> Vec<ManagerAddr> {
         self.managers.lock().unwrap_or_else(PoisonError::into_inner).known.clone()
+    }
+
+    /// From now on looks for the managers at these addresses, `ip[:port]`, until one says where they all are.
+    ///
+    /// # Errors
+    /// If one is no address.
+    pub fn look_at(&self, addrs: &[String]) -> Result<()> {
+        let known = addrs.iter().map(|addr| {
+            let with_port = format!("{addr}:{}", crate::config::PORT);
+            let parsed: std::result::Result<SocketAddr, _> = addr.parse().or_else(|_| with_port.parse());
+            let parsed = parsed.with_context(|| {
+                format!("`{addr}` is not the address of a manager, for example 192.0.2.1:2377")
+            })?;
+            Ok(ManagerAddr { node: ca::ANY_NODE.into(), addr: parsed.to_string(), raft_id: 0 })
+        });
+        let known = known.collect::<Result<Vec<_>>>()?;
+        let mut managers = self.managers.lock().unwrap_or_else(PoisonError::into_inner);
+        (managers.known, managers.leader) = (known, None);
+        drop(managers);
+        self.elsewhere.notify_one();
+        Ok(())
     }
 
     /// How long a manager that was asked has not answered; `None` for one that has, or was not asked yet.

@@ -112,7 +112,7 @@ impl Managers {
         }
         let others: Vec<_> = self.known.iter().filter(|manager| !has_failed(manager)).collect();
         match others.len() {
-            0 => self.known.first(),
+            0 => self.known.get(turn % self.known.len().max(1)),
             count => others.get(turn % count).copied(),
         }
     }
@@ -134,6 +134,8 @@ pub struct Session {
     pub contact: watch::Sender<Option<Instant>>,
     /// What this node is in the Raft group's eyes, and has taken part in.
     pub standing: watch::Receiver<Standing>,
+    /// Told when the leader is to be looked for elsewhere.
+    pub elsewhere: Arc<Notify>,
 }
 
 /// What a node says of itself so that it is not taken for what it no longer is.
@@ -168,6 +170,10 @@ impl Session {
             let began = Instant::now();
             let ended = tokio::select! {
                 () = stop.cancelled() => return,
+                () = self.elsewhere.notified() => {
+                    (patience, backoff) = (OPEN.start, BACKOFF.start);
+                    continue;
+                }
                 ended = self.hold(&manager, patience) => ended,
             };
             self.note_answer(&manager.node, ended.is_ok());
@@ -176,6 +182,7 @@ impl Session {
                 Ok(Ended::Final) => return,
                 Ok(Ended::UntilNews) => tokio::select! {
                     () = stop.cancelled() => return,
+                    () = self.elsewhere.notified() => {}
                     changed = self.standing.changed() => if changed.is_err() { return },
                 },
                 Ok(Ended::AskAnother) => tracing::debug!(manager = %manager.addr, "does not lead"),

@@ -37,13 +37,47 @@ impl Local {
     }
 
     /// Takes part in the cluster's present life, as what the cluster knows this node as.
-    pub(super) async fn rejoin_cluster(&self) -> Result<pb::RejoinResponse> {
+    pub(super) async fn rejoin_cluster(&self, request: pb::RejoinRequest) -> Result<pb::RejoinResponse> {
         let _changing = self.daemon.changing.lock().await;
         let member = self.daemon.member()?;
-        member.rejoin().await?;
+        if request.addrs.is_empty() {
+            member.rejoin().await?;
+        } else {
+            look_there(&member, &request.addrs).await?;
+        }
         let role = welcomed(&member).await?;
         Ok(pb::RejoinResponse { role: role.into() })
     }
+}
+
+/// Looks for the cluster at other addresses. What a manager remembers is given up only when the manager that answers
+/// there goes on in a later incarnation.
+async fn look_there(member: &Member, addrs: &[String]) -> Result<()> {
+    if member.refused().is_some() {
+        member.agent().look_at(addrs)?;
+        return member.rejoin().await;
+    }
+    let mut orders = member.agent().orders();
+    orders.borrow_and_update();
+    member.agent().look_at(addrs)?;
+    let answered = tokio::time::timeout(READY, orders.changed());
+    answered.await.map_err(|_| unanswered(addrs))?.context("the agent has stopped")?;
+    let outdated = matches!(&*orders.borrow(), Order::Outdated(_));
+    if outdated {
+        let denied = member.denied();
+        tokio::time::timeout(READY, denied).await.context("the manager does not stop")?;
+        member.rejoin().await?;
+    }
+    Ok(())
+}
+
+fn unanswered(addrs: &[String]) -> anyhow::Error {
+    anyhow::anyhow!(
+        "no manager of this cluster's present incarnation has answered at {} within {} s; this node goes on looking \
+         there (see `rswarm status`)",
+        addrs.join(", "),
+        READY.as_secs()
+    )
 }
 
 /// Waits for the leader's word about what this node is now, and for the vote of a manager.

@@ -64,9 +64,12 @@ impl Control {
         }
     }
 
-    fn cluster(&self) -> Result<Cluster, Status> {
-        let manager = (self.manager)().ok_or_else(|| Status::unavailable("this node is not a manager"))?;
-        Ok(manager.cluster().clone())
+    pub(super) fn manager(&self) -> Result<Arc<Manager>, Status> {
+        (self.manager)().ok_or_else(|| Status::unavailable("this node is not a manager"))
+    }
+
+    pub(super) fn cluster(&self) -> Result<Cluster, Status> {
+        Ok(self.manager()?.cluster().clone())
     }
 
     pub(super) async fn fresh(&self) -> Result<Arc<State>, Status> {

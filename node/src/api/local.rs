@@ -1,13 +1,13 @@
 //! This machine's own affairs: making, joining and leaving a cluster, its status, its images.
 
 use super::status::status;
-use super::{images, volumes};
+use super::{backup, images, volumes};
 use crate::config;
 use crate::daemon::{Daemon, Membership};
 use crate::identity::token::JoinToken;
 use crate::identity::{Identity, ManagerAddr, ca, random, token};
 use crate::manager::{self, Manager};
-use crate::member::{self, Member};
+use crate::member::{self, Ground, Member};
 use crate::rpc::dial::{self, Line};
 use crate::rpc::listen;
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -39,7 +39,8 @@ impl Local {
         Self { daemon }
     }
 
-    fn inactive(&self) -> Result<()> {
+    /// Refuses what makes this machine a member while it is one.
+    pub(super) fn inactive(&self) -> Result<()> {
         match self.daemon.membership() {
             Membership::Inactive => Ok(()),
             Membership::Active(_) => bail!(
@@ -57,12 +58,7 @@ impl Local {
         self.inactive()?;
         let ground = self.daemon.ground.clone();
         let state_dir = ground.config.state_dir.clone();
-        let listen_addr = listen_addr(&request.listen_addr, ground.config.listen_addr)?;
-        let advertise = if request.advertise_addr.is_empty() && !listen_addr.ip().is_unspecified() {
-            listen_addr
-        } else {
-            config::advertise_addr(&request.advertise_addr, listen_addr.port())?
-        };
+        let (listen_addr, advertise) = addresses(&ground, &request.listen_addr, &request.advertise_addr)?;
         let availability = availability(request.availability())?;
         let listener = listen::bind(listen_addr).await?;
 
@@ -270,7 +266,7 @@ pub(super) fn root_tokens(ca_pem: &str, tokens: &JoinTokens) -> Result<(String, 
 
 /// Removes what a membership that did not come about has written. Best effort: the error that ended it is told,
 /// and the next attempt removes the rest.
-fn forget(state_dir: &Path) {
+pub(super) fn forget(state_dir: &Path) {
     if let Err(error) = unwritten(state_dir) {
         tracing::warn!(error = format!("{error:#}"), "cannot clean up");
     }
@@ -294,6 +290,15 @@ fn unwritten(state_dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Where the first manager of a cluster listens, and where others reach it.
+pub(super) fn addresses(ground: &Ground, listen: &str, advertise: &str) -> Result<(SocketAddr, SocketAddr)> {
+    let listen = listen_addr(listen, ground.config.listen_addr)?;
+    if advertise.is_empty() && !listen.ip().is_unspecified() {
+        return Ok((listen, listen));
+    }
+    Ok((listen, config::advertise_addr(advertise, listen.port())?))
+}
+
 fn listen_addr(said: &str, default: SocketAddr) -> Result<SocketAddr> {
     if said.is_empty() {
         return Ok(default);
@@ -307,7 +312,7 @@ fn listen_addr(said: &str, default: SocketAddr) -> Result<SocketAddr> {
     config::advertise_addr(said, default.port()).context("cannot choose the address to listen on")
 }
 
-fn availability(said: pb::Availability) -> Result<Availability> {
+pub(super) fn availability(said: pb::Availability) -> Result<Availability> {
     match said {
         pb::Availability::Unspecified => Ok(Availability::Active),
         other => Ok(Availability::try_from(other)?),
@@ -362,7 +367,7 @@ async fn ask_to_join(
 }
 
 /// Waits until the leader has taken this node's session.
-async fn session(member: &Member) -> Result<()> {
+pub(super) async fn session(member: &Member) -> Result<()> {
     let mut contact = member.agent().contact();
     let seen = tokio::time::timeout(READY, contact.wait_for(Option::is_some)).await;
     match seen {
@@ -456,8 +461,24 @@ impl pb::local_server::Local for Local {
         made.map(Response::new).map_err(failed)
     }
 
-    async fn rejoin(&self, _: Request<pb::RejoinRequest>) -> Result<Response<pb::RejoinResponse>, Status> {
-        self.rejoin_cluster().await.map(Response::new).map_err(failed)
+    async fn rejoin(
+        &self,
+        request: Request<pb::RejoinRequest>,
+    ) -> Result<Response<pb::RejoinResponse>, Status> {
+        self.rejoin_cluster(request.into_inner()).await.map(Response::new).map_err(failed)
+    }
+
+    type BackupStream = backup::Chunks;
+
+    async fn backup(&self, request: Request<pb::BackupRequest>) -> Result<Response<backup::Chunks>, Status> {
+        backup::back_up(&self.daemon, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn restore(
+        &self,
+        request: Request<Streaming<pb::RestoreChunk>>,
+    ) -> Result<Response<pb::RestoreResponse>, Status> {
+        self.restore_cluster(request.into_inner()).await.map(Response::new).map_err(failed)
     }
 
     async fn join(&self, request: Request<pb::JoinRequest>) -> Result<Response<pb::JoinResponse>, Status> {

@@ -2,8 +2,11 @@
 //! them (`rpc::access`), and rules live in `control::admission`, where they can be tested without a server.
 
 mod anew;
+mod backup;
 pub mod control;
+mod events;
 mod images;
+mod insight;
 pub mod join;
 pub mod local;
 mod logs;

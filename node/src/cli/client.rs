@@ -5,6 +5,8 @@ use anyhow::Result;
 use hyper_util::rt::TokioIo;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::control_client::ControlClient;
+use rswarm_proto::v1::event_log_client::EventLogClient;
+use rswarm_proto::v1::insight_client::InsightClient;
 use rswarm_proto::v1::local_client::LocalClient;
 use rswarm_proto::v1::tasks_client::TasksClient;
 use std::io::ErrorKind;
@@ -23,6 +25,10 @@ const ANSWER_BYTES_MAX: usize = 256 << 20;
 pub struct Client {
     /// The cluster's objects.
     pub control: ControlClient<Channel>,
+    /// What has happened.
+    pub events: EventLogClient<Channel>,
+    /// Why things are as they are.
+    pub insight: InsightClient<Channel>,
     /// This machine's own affairs.
     pub local: LocalClient<Channel>,
     /// What goes on in running tasks.
@@ -45,6 +51,8 @@ pub async fn connect(socket: &Path) -> Result<Client> {
     Ok(Client {
         control: ControlClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         local: LocalClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+        events: EventLogClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+        insight: InsightClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         tasks: TasksClient::new(channel),
     })
 }

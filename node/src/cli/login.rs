@@ -35,7 +35,7 @@ impl Login {
     pub async fn run(self, cx: &mut Context) -> Result<()> {
         let username = match &self.username {
             Some(username) => username.clone(),
-            None => ask(cx, "Username: ", false)?,
+            None => ask(cx, "Username: ", false, INSTEAD)?,
         };
         let password = match &self.password {
             Some(password) => {
@@ -48,7 +48,7 @@ impl Login {
                 read.context("cannot read the password")?;
                 password.trim_end_matches(['\r', '\n']).to_owned()
             }
-            None => ask(cx, "Password: ", true)?,
+            None => ask(cx, "Password: ", true, INSTEAD)?,
         };
         let request = pb::LoginRequest { registry: self.registry, username, password };
         let answer = cx.client().await?.local.login(request).await.map_err(|status| refused(&status))?;
@@ -58,12 +58,14 @@ impl Login {
     }
 }
 
-/// Asks on the terminal.
-fn ask(cx: &mut Context, question: &str, secret: bool) -> Result<String> {
+const INSTEAD: &str = "say --username, and pass the password with --password-stdin";
+
+/// Asks on the terminal; where there is none, says what to do instead.
+pub(super) fn ask(cx: &mut Context, question: &str, secret: bool, instead: &str) -> Result<String> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
         let failure = Failure::usage("standard input is no terminal, so nobody can be asked");
-        return Err(failure.help("say --username, and pass the password with --password-stdin").into());
+        return Err(failure.help(instead).into());
     }
     write!(cx.err, "{question}")?;
     cx.err.flush()?;

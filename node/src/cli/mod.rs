@@ -1,11 +1,13 @@
 //! The command line: one file a command, which holds its words, its type and its `run`. Results go to a
 //! writer, so that a test reads a string.
 
+pub mod backup;
 pub mod bench;
 pub mod client;
 pub mod completion;
 pub mod context;
 pub mod drill;
+pub mod events;
 pub mod failure;
 pub mod image;
 pub mod init;
@@ -19,6 +21,7 @@ pub mod network;
 pub mod node;
 pub mod output;
 pub mod rejoin;
+pub mod restore;
 pub mod service;
 pub mod sim;
 pub mod start;
@@ -28,6 +31,7 @@ pub mod update;
 pub mod version;
 pub mod view;
 pub mod volume;
+pub mod why;
 
 use crate::config::{Config, Flags};
 use crate::demo::Demo;
@@ -78,7 +82,11 @@ pub enum Command {
     Leave(leave::Leave),
     Rejoin(rejoin::Rejoin),
     JoinToken(join_token::JoinToken),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
     Status(status::StatusArgs),
+    Why(why::Why),
+    Events(events::Events),
     Update(update::Update),
     Version(version::Version),
     #[command(subcommand)]
@@ -115,7 +123,11 @@ impl Command {
             Self::Leave(command) => command.run(cx).await,
             Self::Rejoin(command) => command.run(cx).await,
             Self::JoinToken(command) => command.run(cx).await,
+            Self::Backup(command) => command.run(cx).await,
+            Self::Restore(command) => command.run(cx).await,
             Self::Status(command) => command.run(cx).await,
+            Self::Why(command) => command.run(cx).await,
+            Self::Events(command) => command.run(cx).await,
             Self::Update(command) => command.run(cx).await,
             Self::Version(command) => command.run(cx).await,
             Self::Node(command) => command.run(cx).await,

@@ -69,10 +69,13 @@ pub fn server_name(node: &str, cluster: &str) -> String {
     format!("{node}.{cluster}.rswarm")
 }
 
+/// In place of a node's id where any node of the cluster will do.
+pub const ANY_NODE: &str = "node";
+
 /// A name that every certificate of the cluster bears, for connections where the name does not say which node is
 /// meant.
 pub fn any_node(cluster: &str) -> String {
-    format!("node.{cluster}.rswarm")
+    server_name(ANY_NODE, cluster)
 }
 
 /// Cluster and node of a certificate, from its URI `spiffe://<cluster>/node/<node>`.

@@ -76,7 +76,7 @@ impl FromStr for JoinToken {
 }
 
 /// A big-endian number in base 36, padded with zeros to `width`.
-fn base36(bytes: &[u8], width: usize) -> String {
+pub(crate) fn base36(bytes: &[u8], width: usize) -> String {
     let mut number = bytes.to_vec();
     let mut digits = vec![b'0'; width];
     for digit in digits.iter_mut().rev() {

@@ -237,6 +237,11 @@ impl StateMachine for Fsm {
     }
 }
 
+/// A state as the log's snapshots hold it.
+pub fn frozen(state: State) -> Box<dyn Frozen> {
+    Box::new(FrozenState(state))
+}
+
 struct FrozenState(State);
 
 impl Frozen for FrozenState {

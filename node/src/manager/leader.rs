@@ -49,7 +49,8 @@ impl Ears {
         self.wake.notify_one();
     }
 
-    fn heard(&self) -> Heard {
+    /// What was heard so far.
+    pub fn heard(&self) -> Heard {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -40,10 +40,12 @@ enum Allow {
 }
 
 /// Paths that end in `*` cover a whole service.
-const TABLE: [(&str, Allow); 7] = [
+const TABLE: [(&str, Allow); 9] = [
     ("/rswarm.v1.Agent/*", Allow::Manager),
     ("/rswarm.v1.Control/*", Allow::Operator),
     ("/rswarm.v1.Dispatcher/*", Allow::Member),
+    ("/rswarm.v1.EventLog/*", Allow::Local),
+    ("/rswarm.v1.Insight/*", Allow::Operator),
     ("/rswarm.v1.Join/*", Allow::Anyone),
     ("/rswarm.v1.Local/*", Allow::Local),
     ("/rswarm.v1.Raft/*", Allow::Seated),

@@ -18,7 +18,8 @@ const HOP: &str = "rswarm-hop";
 pub const CALLER: &str = "rswarm-caller";
 
 /// Services whose calls are the leader's.
-const LEADERS: [&str; 3] = ["/rswarm.v1.Control/", "/rswarm.v1.Join/", "/rswarm.v1.Tasks/"];
+const LEADERS: [&str; 4] =
+    ["/rswarm.v1.Control/", "/rswarm.v1.Insight/", "/rswarm.v1.Join/", "/rswarm.v1.Tasks/"];
 
 /// Where the leader is.
 #[derive(Clone)]

@@ -324,6 +324,15 @@ impl Local for Answers {
     type PullImageStream = Stream<pb::ImageProgress>;
     type PushImageStream = Stream<pb::ImageProgress>;
     type SaveImagesStream = Stream<pb::ImageChunk>;
+    type BackupStream = Stream<pb::BackupChunk>;
+
+    async fn backup(&self, _: Request<pb::BackupRequest>) -> Answer<Self::BackupStream> {
+        unknown()
+    }
+
+    async fn restore(&self, _: Request<Streaming<pb::RestoreChunk>>) -> Answer<pb::RestoreResponse> {
+        unknown()
+    }
 
     async fn init(&self, request: Request<pb::InitRequest>) -> Answer<pb::InitResponse> {
         ok(pb::InitResponse {

@@ -3,6 +3,7 @@
 //! its wire form.
 
 mod assignment;
+mod insight;
 mod network;
 mod node;
 mod placement;

@@ -2,9 +2,9 @@
 
 use super::{Invalid, Problem, attachments, attachments_out, choice, choices, meta, nested, parsed};
 use super::{claims, claims_out};
-use super::{parsed_or_none, required};
+use super::{each, parsed_or_none, required};
 use crate::v1 as pb;
-use rswarm_control::model::{Desired, Observed, Slot, Task, TaskSpec, TaskStatus};
+use rswarm_control::model::{Actor, Desired, Observed, Slot, Step, Task, TaskSpec, TaskStatus, Transition};
 use rswarm_control::{NodeId, Report, Timestamp};
 use std::sync::Arc;
 
@@ -42,6 +42,7 @@ pub(crate) fn task_without_spec(task: &Task) -> pb::Task {
         start_at,
         restarts,
         failures,
+        history,
     } = task;
     pb::Task {
         id: id.to_string(),
@@ -61,6 +62,7 @@ pub(crate) fn task_without_spec(task: &Task) -> pb::Task {
         restarts: *restarts,
         failures: *failures,
         claims: claims_out(claims),
+        history: history.iter().map(Into::into).collect(),
     }
 }
 
@@ -93,6 +95,7 @@ pub(crate) fn task(wire: pb::Task, spec: Arc<TaskSpec>) -> Result<Task, Invalid>
         start_at: Timestamp(wire.start_at_ms),
         restarts: wire.restarts,
         failures: wire.failures,
+        history: each("history", wire.history)?,
     })
 }
 
@@ -111,6 +114,37 @@ pub(crate) fn slot(field: &str, wire: Option<pb::Slot>) -> Result<Slot, Invalid>
     match required("kind", kind).map_err(|error| error.within(field))? {
         Kind::Replica(number) => Ok(Slot::Replica(number)),
         Kind::Node(node) => Ok(Slot::Node(parsed("node", &node).map_err(|error| error.within(field))?)),
+    }
+}
+
+impl From<&Transition> for pb::Transition {
+    fn from(transition: &Transition) -> Self {
+        let Transition { to, at, index, by, why } = transition;
+        let (observed, desired) = match to {
+            Step::Observed(observed) => (pb::Observed::from(*observed), pb::Desired::Unspecified),
+            Step::Desired(desired) => (pb::Observed::Unspecified, pb::Desired::from(*desired)),
+        };
+        Self {
+            observed: observed.into(),
+            desired: desired.into(),
+            at_ms: at.0,
+            index: *index,
+            by_node: *by == Actor::Node,
+            why: why.to_string(),
+        }
+    }
+}
+
+impl TryFrom<pb::Transition> for Transition {
+    type Error = Invalid;
+
+    fn try_from(wire: pb::Transition) -> Result<Self, Invalid> {
+        let to = match wire.desired() {
+            pb::Desired::Unspecified => Step::Observed(choice::<pb::Observed, _>("observed", wire.observed)?),
+            _ => Step::Desired(choice::<pb::Desired, _>("desired", wire.desired)?),
+        };
+        let by = if wire.by_node { Actor::Node } else { Actor::Managers };
+        Ok(Self { to, at: Timestamp(wire.at_ms), index: wire.index, by, why: wire.why.into() })
     }
 }
 

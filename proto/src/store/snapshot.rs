@@ -6,7 +6,7 @@
 
 use crate::convert::{Invalid, task, task_without_spec};
 use crate::v1::store as disk;
-use crate::v1::store::record::{End, Head, RemovedNode, SharedSpec, What};
+use crate::v1::store::record::{End, Forgotten, Happened, Head, RemovedNode, SharedSpec, What};
 use prost::Message;
 use rswarm_control::model::{Cluster, Service, TaskSpec};
 use rswarm_control::{ServiceId, Snapshot, State, Timestamp};
@@ -62,6 +62,8 @@ pub fn write_snapshot(state: &State, to: &mut dyn Write) -> io::Result<()> {
         services,
         networks,
         tasks,
+        events,
+        forgotten,
     } = state.snapshot();
     to.write_all(&MAGIC)?;
     let mut to = Records { to, written: 0, buffer: Vec::new() };
@@ -94,6 +96,10 @@ pub fn write_snapshot(state: &State, to: &mut dyn Write) -> io::Result<()> {
             specs.0.insert(key, task.spec.clone());
         }
         to.put(What::Task(task_without_spec(&task)))?;
+    }
+    to.put(What::Forgotten(Forgotten { index: forgotten }))?;
+    for event in events {
+        to.put(What::Happened(Happened { event: Some(event.as_ref().into()) }))?;
     }
     let records = to.written;
     to.put(What::End(End { records }))
@@ -161,6 +167,8 @@ fn take(snapshot: &mut Snapshot, specs: &mut Specs, what: What) -> Result<(), In
             let spec = specs.0.get(&key).ok_or_else(|| Invalid::new("spec", Problem::Missing))?;
             snapshot.tasks.push(Arc::new(task(wire, spec.clone())?));
         }
+        What::Forgotten(Forgotten { index }) => snapshot.forgotten = index,
+        What::Happened(Happened { event }) => snapshot.events.push(Arc::new(nested("event", event)?)),
         What::End(_) => {}
     }
     Ok(())

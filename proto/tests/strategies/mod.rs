@@ -5,6 +5,7 @@ use proptest::option;
 use proptest::prelude::*;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints::{self, Backend, NetworkTable, ServiceEntry, Table};
+use rswarm_control::events::{Action, Event, Subject};
 use rswarm_control::model::*;
 use rswarm_control::{
     Change, ClusterId, NetworkId, NewTask, NodeId, Proposal, RaftId, Report, Rollback, ServiceId,
@@ -449,12 +450,12 @@ pub fn task() -> BoxedStrategy<Task> {
         (addresses(), claims()),
         text(),
         at(),
-        counts,
+        (counts, vec(transition(), 0..3)),
     );
     (what, how)
         .prop_map(|((id, meta, service, service_name, slot, spec, spec_version), how)| {
-            let (node, desired, observed, status, (addresses, claims), note, start_at, (restarts, failures)) =
-                how;
+            let (node, desired, observed, status, (addresses, claims), note, start_at, rest) = how;
+            let ((restarts, failures), history) = rest;
             Task {
                 id,
                 meta,
@@ -473,8 +474,17 @@ pub fn task() -> BoxedStrategy<Task> {
                 start_at,
                 restarts,
                 failures,
+                history,
             }
         })
+        .boxed()
+}
+
+fn transition() -> BoxedStrategy<Transition> {
+    let to = prop_oneof![observed().prop_map(Step::Observed), desired().prop_map(Step::Desired)];
+    let by = prop_oneof![Just(Actor::Managers), Just(Actor::Node)];
+    (to, at(), any::<u64>(), by, text())
+        .prop_map(|(to, at, index, by, why)| Transition { to, at, index, by, why: why.into() })
         .boxed()
 }
 
@@ -717,10 +727,11 @@ pub fn snapshot() -> BoxedStrategy<Snapshot> {
         vec(service().prop_map(Arc::new), 0..2),
         vec(network().prop_map(Arc::new), 0..3),
         vec(task().prop_map(Arc::new), 0..4),
+        vec(event().prop_map(Arc::new), 0..4),
     );
     (head, objects)
         .prop_map(|((index, clock, next_number, next_raft), objects)| {
-            let (cluster, nodes, removed_nodes, mut services, mut networks, tasks) = objects;
+            let (cluster, nodes, removed_nodes, mut services, mut networks, tasks, events) = objects;
             // No state holds two objects of one name.
             for (number, service) in services.iter_mut().enumerate() {
                 Arc::make_mut(service).spec.name = format!("s{number}");
@@ -739,7 +750,28 @@ pub fn snapshot() -> BoxedStrategy<Snapshot> {
                 services,
                 networks,
                 tasks,
+                forgotten: index / 2,
+                events,
             }
+        })
+        .boxed()
+}
+
+fn event() -> BoxedStrategy<Event> {
+    let subject =
+        prop_oneof![
+            Just(Subject::Swarm),
+            node_id().prop_map(Subject::Node),
+            service_id().prop_map(Subject::Service),
+            (task_id(), service_id(), option::of(node_id()))
+                .prop_map(|(task, service, node)| Subject::Task { task, service, node }),
+        ];
+    let action =
+        prop_oneof![Just(Action::Create), Just(Action::Update), Just(Action::Die), Just(Action::Orphan)];
+    (any::<u64>(), at(), subject, action, text(), vec((text(), text()), 0..3))
+        .prop_map(|(index, at, subject, action, name, attributes)| {
+            let name = name.into();
+            Event { index, at, subject, action, name, attributes }
         })
         .boxed()
 }

@@ -1,10 +1,12 @@
 //! What a proposal does to the state: all of it, or nothing.
 
 mod nodes;
+mod reason;
 mod services;
 mod tasks;
 
 use super::{Applied, Change, Event, EventKind, Object, Proposal, Stale, State, stale};
+use crate::events;
 use crate::ids::ClusterId;
 use crate::model::{Cluster, Meta, Node};
 use crate::time::Timestamp;
@@ -21,7 +23,9 @@ impl State {
         let result = proposal.changes.iter().try_for_each(|change| turn.apply(change));
         match result {
             Ok(()) => {
+                let news = events::between(self, &turn.state, &turn.applied, proposal.at);
                 *self = turn.state;
+                self.keep_events(news);
                 self.index = index;
                 self.clock = self.clock.max(proposal.at);
                 Ok(turn.applied)

@@ -1,8 +1,9 @@
 //! Changes to tasks.
 
-use super::Turn;
+use super::{Turn, reason};
 use crate::ids::{NetworkId, NodeId, TaskId};
-use crate::model::{Availability, Claims, Desired, NodeStatus, Observed, Stock, Task, TaskStatus};
+use crate::model::{Actor, Availability, Claims, Desired, NodeStatus, Observed, Step, Stock, Task};
+use crate::model::{TaskStatus, Transition};
 use crate::scheduler::constraint;
 use crate::state::{EventKind, NewTask, Object, Owner, Report, Stale, stale};
 use std::net::Ipv4Addr;
@@ -38,6 +39,13 @@ impl Turn {
             start_at: new.start_at,
             restarts: new.restarts,
             failures: new.failures,
+            history: vec![Transition {
+                to: Step::Observed(Observed::New),
+                at: self.at,
+                index: self.index,
+                by: Actor::Managers,
+                why: reason::of_creation(service, new),
+            }],
         };
         self.state.index_task(&task);
         self.event(Object::Task(task.id), EventKind::Created);
@@ -132,7 +140,8 @@ impl Turn {
             return Ok(());
         }
         self.applied.endpoints |= task.observed >= Observed::Running;
-        self.change_task(id, |task| task.desired = desired)
+        let why = reason::of_wish(&self.state, &task, desired);
+        self.move_task(id, Actor::Managers, why, |task| task.desired = desired)
     }
 
     pub(super) fn report(&mut self, report: &Report) -> Result<(), Stale> {
@@ -147,7 +156,7 @@ impl Turn {
         if moved && report.observed >= Observed::Running {
             self.applied.endpoints = true;
         }
-        self.change_task(report.task, |task| {
+        self.move_task(report.task, Actor::Node, reason::of_report(report), |task| {
             if moved {
                 task.status.at = at;
             }
@@ -171,7 +180,7 @@ impl Turn {
         }
         let at = self.at;
         self.applied.endpoints = true;
-        self.change_task(id, |task| {
+        self.move_task(id, Actor::Managers, reason::cut(message), |task| {
             task.observed = observed;
             task.status.at = at;
             task.status.message = message.into();
@@ -207,9 +216,29 @@ impl Turn {
     }
 
     fn change_task(&mut self, id: TaskId, change: impl FnOnce(&mut Task)) -> Result<(), Stale> {
+        self.move_task(id, Actor::Managers, Box::default(), change)
+    }
+
+    /// Changes a task, and writes down where that brings it.
+    fn move_task(
+        &mut self,
+        id: TaskId,
+        by: Actor,
+        why: Box<str>,
+        change: impl FnOnce(&mut Task),
+    ) -> Result<(), Stale> {
         let (index, at) = (self.index, self.at);
         let mut task = Task::clone(&*self.known_task(id)?);
+        let before = (task.desired, task.observed);
         change(&mut task);
+        let step = match (task.desired, task.observed) {
+            (desired, _) if desired != before.0 => Some(Step::Desired(desired)),
+            (_, observed) if observed != before.1 => Some(Step::Observed(observed)),
+            _ => None,
+        };
+        if let Some(to) = step.filter(|_| task.history.len() < Transition::MAX) {
+            task.history.push(Transition { to, at, index, by, why });
+        }
         task.meta.version = index;
         task.meta.updated_at = at;
         self.applied.assignments.extend(task.node);

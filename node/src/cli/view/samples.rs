@@ -109,5 +109,6 @@ pub fn task(id: u64, slot: u32, node: Option<u64>, desired: Desired, observed: O
         start_at: THEN,
         restarts: 0,
         failures: 0,
+        history: Vec::new(),
     }
 }
