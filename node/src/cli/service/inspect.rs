@@ -273,6 +273,7 @@ mod tests {
              Condition:	any
              Delay:		5s
              Max attempts:	unlimited
+            On Node Loss:	replace
             ContainerSpec:
              Image:		rswarm/demo:1@sha256:28402db69fec7c17e179ea87882667f1e054391138f77ffaf0c3eb388efc3ffb
              Args:		serve
