@@ -5,8 +5,9 @@
 //! reports it under the name that stands here.
 
 use rswarm_control::model::{
-    Availability, Constraint, ConstraintKey, ConstraintOp, Desired, FailureAction, Mode, Node, NodeStatus,
-    Observed, OnNodeLoss, PortMode, Protocol, Resources, RestartCondition, Service, Slot, Task, UpdateOrder,
+    Availability, Constraint, ConstraintKey, ConstraintOp, Desired, FailureAction, Health, Mode, Node,
+    NodeStatus, Observed, OnNodeLoss, PortMode, Protocol, Resources, RestartCondition, Service, Slot, Task,
+    UpdateOrder,
 };
 use rswarm_control::{Change, NetworkId, NodeId, Proposal, ServiceId, State, TaskId, endpoints};
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,6 +81,8 @@ pub struct Fact {
     pub running: bool,
     /// Whether its node stops it when it cannot reach the managers.
     pub fenced: bool,
+    /// Whether its probes, if it has any, have found it well or ready, be it once.
+    pub was_well: bool,
 }
 
 macro_rules! invariants {
@@ -140,8 +143,11 @@ invariants! {
         "No two networks share a subnet, a number or a name.", Check::State(networks);
     /// Routes.
     ROUTES_LEAD_SOMEWHERE = "routes lead somewhere",
-        "A table offers new connections only tasks that run, are wanted, and whose node is not given up.",
+        "A table offers new connections only tasks that run, are wanted, well and ready, and whose node is not given up.",
         Check::State(routes);
+    /// Health.
+    ROUTED_WHEN_WELL = "routed when well",
+        "Nobody is sent to a container that its probes have never found well.", Check::Facts(routed_when_well);
     /// Done is done.
     NOT_RUN_AGAIN = "not run again",
         "A slot of a job that has come to a good end is not run again, and no more are at work than may be.",
@@ -440,9 +446,27 @@ fn routes(state: &State) -> Finding {
             return fail(format!("{} is told to connect to {}, which is gone", node.hostname, backend.task));
         };
         let away = backend.node != node.id && is_lost(state, task);
+        let well = matches!(task.status.health, Health::Unchecked | Health::Healthy) && !task.status.unready;
+        if !well {
+            return fail(format!(
+                "{} is told to connect to {}, which is not well",
+                node.hostname,
+                task.name()
+            ));
+        }
         if task.observed != Observed::Running || !task.is_wanted() || task.node != Some(backend.node) || away
         {
             return fail(format!("{} is told to connect to {}", node.hostname, task.name()));
+        }
+    }
+    Ok(())
+}
+
+fn routed_when_well(scene: &Scene<'_>) -> Finding {
+    for fact in scene.containers.iter().filter(|fact| fact.running && !fact.was_well) {
+        let Some(service) = scene.state.service(fact.service) else { continue };
+        if endpoints::routable(scene.state, service, fact.node).iter().any(|task| task.id == fact.task) {
+            return fail(format!("{} is routed to, though no probe has found it well", fact.task));
         }
     }
     Ok(())

@@ -129,7 +129,7 @@ fn a_failing_run_is_made_small_and_fails_the_same_way() {
         !outcome.held() && outcome.deeds.len() >= 6
     };
     let replay =
-        Replay { seed: (0..40).find(failing).expect("the mistake is caught"), options: options.clone() };
+        Replay { seed: (0..400).find(failing).expect("the mistake is caught"), options: options.clone() };
     let before = world::run(replay.seed, &options);
     let small = world::shrink(&replay, 60).expect("it fails");
     eprintln!("{} deeds became {} in {} runs", before.deeds.len(), small.outcome.deeds.len(), small.runs);

@@ -2,7 +2,7 @@
 
 use crate::ids::{NodeId, ServiceId, TaskId};
 use crate::model::{Desired, NodeStatus, Observed, Service, Task};
-use crate::orchestrator::{self, is_done, is_given_up, is_settled_on, slots};
+use crate::orchestrator::{self, is_done, is_given_up, is_settled_on, seconds, slots};
 
 use crate::state::State;
 use crate::time::Timestamp;
@@ -17,7 +17,7 @@ pub struct Progress {
     pub job: bool,
     /// Of a job, the slots that have had their run.
     pub completed: u32,
-    /// Slots with a task that runs on a node that is heard from.
+    /// Slots with a task that runs, healthy and ready, on a node that is heard from.
     pub running: u32,
     /// Those of them that run the current spec.
     pub current: u32,
@@ -108,7 +108,7 @@ pub fn progress(state: &State, service: ServiceId) -> Option<Progress> {
             progress.leaving += u32::from(!lost && task.node.is_some());
         }
         let seen = state.home(task).is_some_and(|node| node.status == NodeStatus::Ready);
-        if task.is_live() && task.is_wanted() && seen && task.observed == Observed::Running {
+        if task.is_wanted() && seen && task.serves() {
             progress.running += 1;
             progress.current += u32::from(is_settled_on(state, service, task));
             progress.since = progress.since.max(task.status.running_at);
@@ -155,6 +155,19 @@ pub fn progress(state: &State, service: ServiceId) -> Option<Progress> {
         progress.trouble = task.map(|task| trouble(task));
     }
     Some(progress)
+}
+
+/// Since when a service that was never updated should have come further, by the progress deadline of its updates, and
+/// in words; updates see to that themselves.
+pub fn overdue(state: &State, service: ServiceId, now: Timestamp) -> Option<String> {
+    let never_updated =
+        |service: &&Arc<Service>| service.update_status.is_none() && !service.spec.mode.is_job();
+    let service = state.service(service).filter(never_updated)?;
+    let deadline = service.spec.update.progress_deadline;
+    let last = state.tasks_of(service.id).filter_map(|task| task.status.running_at).max();
+    let since = service.spec_since.max(last.unwrap_or_default());
+    let late = !deadline.is_zero() && since.after(deadline) <= now;
+    late.then(|| format!("no task came to run within {}", seconds(deadline)))
 }
 
 /// The youngest failure in a slot that has not come to run since.

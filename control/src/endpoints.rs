@@ -43,7 +43,8 @@ pub struct ServiceEntry {
     pub vip: Ipv4Addr,
     /// Tasks that may be given new connections, by id.
     pub backends: Vec<Backend>,
-    /// Addresses of tasks that are being stopped as planned: no new connections, but those they have go on.
+    /// Addresses of tasks that are being stopped as planned, or are not ready: no new connections, but those they have
+    /// go on.
     pub draining: Vec<Ipv4Addr>,
 }
 
@@ -132,7 +133,7 @@ pub fn routable<'a>(state: &'a State, service: &Service, from: NodeId) -> Vec<&'
     let (mut seen, mut suspect) = (Vec::new(), Vec::new());
     for task in state.tasks_of(service.id) {
         let Some(node) = task.node.and_then(|node| state.node(node)) else { continue };
-        if task.observed != Observed::Running || !task.is_wanted() {
+        if !task.serves() || !task.is_wanted() {
             continue;
         }
         match node.status {
@@ -149,11 +150,12 @@ fn backend(task: &Task, &(network, address): &(NetworkId, Ipv4Addr)) -> Option<B
     Some(Backend { task: task.id, slot: task.slot, node: task.node?, network, address })
 }
 
-/// Tasks that are being stopped as planned: they keep the connections they have until they end.
+/// Tasks that are being stopped as planned or are not ready: they keep the connections they have.
 fn draining(state: &State, service: &Service, network: NetworkId) -> Vec<Ipv4Addr> {
     state
         .tasks_of(service.id)
-        .filter(|task| task.observed == Observed::Running && !task.is_wanted() && !state.is_lost(task))
+        .filter(|task| task.observed == Observed::Running && !state.is_lost(task))
+        .filter(|task| !task.is_wanted() || !task.serves())
         .filter_map(|task| task.addresses.iter().find(|(id, _)| *id == network).map(|(_, address)| *address))
         .collect()
 }
@@ -302,6 +304,38 @@ mod tests {
         assert_eq!(table.ports[0].backends.len(), 1);
         let network = table.networks.values().next().expect("the default network");
         assert_eq!(network.routes.len(), 2, "open connections go on");
+    }
+
+    #[test]
+    fn a_task_that_is_not_well_or_not_ready_keeps_its_connections_and_gets_no_new_ones() {
+        use crate::model::Health;
+        let (mut bed, service, nodes) = published(PortMode::Ingress);
+        let [one, other] = bed.tasks(service).try_into().expect("two");
+        let network = one.addresses[0].0;
+        let mut told = |health, ready| {
+            let before = bed.state.clone();
+            let report = crate::Report { health, ready, ..bed.report_of(one.id, Observed::Running) };
+            let applied = bed.commit(vec![crate::Change::Report(report)]).expect("reports are never stale");
+            let tables = |state: &State| nodes.iter().map(|node| of(state, *node)).collect::<Vec<_>>();
+            if tables(&before) != tables(&bed.state) {
+                assert!(applied.endpoints, "a table changed in silence");
+                let touched = crate::touched::between(&before, &bed.state);
+                assert!(nodes.iter().all(|node| touched.has(*node)));
+            }
+            let table = of(&bed.state, one.node.expect("it has a node"));
+            let entry = &table.networks[&network].services[0];
+            assert_eq!(entry.backends, table.ports[0].backends);
+            let backends: Vec<TaskId> = entry.backends.iter().map(|backend| backend.task).collect();
+            (backends, entry.draining.clone())
+        };
+        let mut both = vec![one.id, other.id];
+        both.sort();
+        let address = one.addresses[0].1;
+        assert_eq!(told(Health::Healthy, None), (both.clone(), vec![]));
+        assert_eq!(told(Health::Healthy, Some(false)), (vec![other.id], vec![address]));
+        assert_eq!(told(Health::Healthy, None), (vec![other.id], vec![address]), "nothing new is known");
+        assert_eq!(told(Health::Healthy, Some(true)), (both.clone(), vec![]));
+        assert_eq!(told(Health::Unhealthy, Some(true)), (vec![other.id], vec![address]));
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub mod drain;
 pub mod endpoints;
 pub mod events;
 pub mod explain;
+pub mod health;
 pub mod ids;
 pub mod liveness;
 pub mod membership;

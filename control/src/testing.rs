@@ -112,7 +112,8 @@ impl Bed {
     pub(crate) fn report_of(&self, task: TaskId, observed: Observed) -> Report {
         let node = self.state.task(task).and_then(|task| task.node).expect("a task with a node");
         let (message, error) = (String::new(), String::new());
-        Report { task, node, observed, message, error, exit_code: None, pid: None }
+        let (health, ready) = (Health::Unchecked, None);
+        Report { task, node, observed, message, error, exit_code: None, pid: None, health, ready }
     }
 
     pub(crate) fn all_run(&mut self) {

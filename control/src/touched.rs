@@ -87,7 +87,7 @@ fn services_moved(before: &State, after: &State) -> bool {
 
 /// What others see of a task.
 fn role(task: &Task) -> impl PartialEq {
-    (task.node, task.desired, task.observed, task.addresses.clone())
+    (task.node, task.desired, task.observed, task.serves(), task.addresses.clone())
 }
 
 fn is_published(state: &State, task: &Task) -> bool {

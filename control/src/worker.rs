@@ -7,7 +7,7 @@
 use crate::assignment::{AssignedTask, Assignment};
 use crate::ids::{NodeId, TaskId};
 use crate::liveness::{LEASE, LEASE_GRACE};
-use crate::model::{Desired, Observed};
+use crate::model::{Desired, Health, Observed};
 use crate::state::Report;
 use crate::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,11 +76,21 @@ pub enum Seen {
     Prepared,
     /// It cannot be prepared, and why.
     Unpreparable(String),
-    /// It was started and is not healthy yet.
+    /// It was started, has a health check, and was not found healthy yet.
     Starting {
         /// Its process.
         pid: u32,
     },
+    /// Of one that was never healthy a probe has failed, and what it said.
+    Ailing(String),
+    /// Its health check has found it well.
+    Healthy,
+    /// Its health check has failed too often, and what it said last.
+    Unhealthy(String),
+    /// Its readiness probe lets it be given connections.
+    Ready,
+    /// Its readiness probe has failed too often, and what it said last.
+    Unready(String),
     /// It runs.
     Running {
         /// Its process.
@@ -111,6 +121,9 @@ struct Held {
     pid: Option<u32>,
     /// It was stopped because the lease had lapsed.
     fenced: bool,
+    health: Health,
+    /// As far as its readiness probe has found out.
+    ready: Option<bool>,
 }
 
 /// What the executor was last asked to do about a task, and has not answered to yet.
@@ -305,6 +318,12 @@ fn step(
             this.asked = Asked::Prepare;
             effects.push(Action::Prepare(Box::new(task.clone())));
         }
+        (Some(task), _) if this.health == Health::Unhealthy && !ended => {
+            if this.asked != Asked::Stop {
+                this.asked = Asked::Stop;
+                effects.push(Action::Stop { task: id, grace: grace(Some(task)) });
+            }
+        }
         (Some(_), _) => {}
         (None, None) if ended => {
             if this.asked != Asked::Remove {
@@ -342,6 +361,8 @@ impl Held {
             exit_code: None,
             pid: None,
             fenced: false,
+            health: Health::Unchecked,
+            ready: None,
         }
     }
 
@@ -350,8 +371,9 @@ impl Held {
         if self.observed.is_terminal() {
             return false;
         }
-        let before = (self.observed, self.message.clone(), self.pid);
-        let stopping = self.asked == Asked::Stop;
+        let before = (self.observed, self.message.clone(), self.pid, self.health, self.ready);
+        let ill = self.health == Health::Unhealthy;
+        let stopping = self.asked == Asked::Stop && !ill;
         let settle = |this: &mut Self, observed, answers: Asked| {
             this.observed = this.observed.max(observed);
             if this.asked == answers {
@@ -368,9 +390,38 @@ impl Held {
                 self.message.clear();
             }
             Seen::Starting { pid } => {
-                settle(self, Observed::Starting, Asked::Nothing);
+                settle(self, Observed::Starting, Asked::Start);
                 self.pid = Some(pid);
+                if self.health == Health::Unchecked {
+                    self.health = Health::Starting;
+                }
             }
+            // Once is enough: what it says each time would be news without end.
+            Seen::Ailing(words) if self.health == Health::Starting && self.message.is_empty() => {
+                self.message = format!("not healthy yet: {words}");
+            }
+            Seen::Healthy if !ill && self.pid.is_some() => {
+                settle(self, Observed::Running, Asked::Start);
+                self.message.clear();
+                self.health = Health::Healthy;
+            }
+            Seen::Unhealthy(words) if self.pid.is_some() => {
+                let colon = if words.is_empty() { "" } else { ": " };
+                (self.health, self.error) = (Health::Unhealthy, format!("unhealthy container{colon}{words}"));
+                self.message.clear();
+            }
+            Seen::Ready => {
+                self.ready = Some(true);
+                self.message.clear();
+            }
+            Seen::Unready(words) if self.ready != Some(false) => {
+                self.ready = Some(false);
+                if self.message.is_empty() {
+                    self.message = format!("not ready: {words}");
+                }
+            }
+            // What is known already, or has no container any more.
+            Seen::Ailing(_) | Seen::Healthy | Seen::Unhealthy(_) | Seen::Unready(_) => {}
             Seen::Running { pid } => {
                 settle(self, Observed::Running, Asked::Start);
                 self.message.clear();
@@ -386,8 +437,13 @@ impl Held {
             Seen::Ended { exit_code, error } => {
                 let observed = match exit_code {
                     _ if stopping || unwanted => Observed::Shutdown,
+                    _ if ill => Observed::Failed,
                     Some(0) if error.is_empty() => Observed::Completed,
                     Some(_) | None => Observed::Failed,
+                };
+                let error = match observed {
+                    Observed::Failed if ill => std::mem::take(&mut self.error),
+                    _ => error,
                 };
                 self.end(observed, exit_code, error);
             }
@@ -397,7 +453,7 @@ impl Held {
             }
             Seen::Gone => self.end(Observed::Orphaned, None, "its container is gone".into()),
         }
-        before != (self.observed, self.message.clone(), self.pid)
+        before != (self.observed, self.message.clone(), self.pid, self.health, self.ready)
     }
 
     fn end(&mut self, observed: Observed, exit_code: Option<i32>, error: String) {
@@ -407,6 +463,9 @@ impl Held {
         self.exit_code = exit_code;
         self.error = error;
         self.pid = None;
+        if self.health != Health::Unhealthy {
+            self.health = Health::Unchecked;
+        }
     }
 
     fn report(&self, task: TaskId, node: NodeId) -> Report {
@@ -418,6 +477,8 @@ impl Held {
             error: self.error.clone(),
             exit_code: self.exit_code,
             pid: self.pid,
+            health: self.health,
+            ready: self.ready,
         }
     }
 }

@@ -946,6 +946,54 @@ fn a_full_disk_stops_nobody_for_good() {
 }
 
 #[test]
+fn a_manager_without_room_for_its_log_reads_on_says_so_and_goes_on_by_itself() {
+    let Some(room) = Room::open() else { return };
+    let mut node = room.machine("n1");
+    let disk = room.path("disk");
+    fs::create_dir(&disk).expect("a directory");
+    mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some("size=512m")).expect("a tmpfs");
+    node.state = disk.join("state");
+    node.start();
+    node.init("127.0.0.1").done();
+    node.rswarm(&["service", "create", "-q", "--name", "web", "rswarm/demo"]).done();
+    let containers = room.processes();
+
+    let mut ballast = File::create(disk.join("ballast")).expect("a file");
+    while ballast.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
+    drop(ballast);
+    // There is always a segment in hand; when it is begun and no other can be had, it is said before it is full.
+    let large =
+        ["A", "B", "C", "D", "E", "F", "G", "H"].map(|name| format!("{name}={}", "x".repeat(100_000)));
+    let mut words = vec!["service", "update", "--detach", "web"];
+    words.extend(large.iter().flat_map(|large| ["--label-add", large.as_str()]));
+    let refused = (0..60).find_map(|number| {
+        let number = format!("number={number}");
+        let ran = node.rswarm(&[&words[..], &["--label-add", &number]].concat());
+        (ran.code != 0).then_some(ran)
+    });
+    let log = node.state.join("raft").display().to_string();
+    refused
+        .expect("sixty large changes do not fit")
+        .refused(1, &["no space left", &log, "rswarm image prune"]);
+    let status = node.rswarm(&["status"]).done();
+    assert!(status.contains("no room for its log") && status.contains(&log), "{status}");
+    assert!(node.rswarm(&["service", "ls"]).done().contains("web"), "reads are answered");
+    let now = room.processes();
+    assert!(
+        containers.iter().all(|pid| now.contains(pid)),
+        "daemon and container go on: {containers:?}, {now:?}"
+    );
+
+    fs::remove_file(disk.join("ballast")).expect("it is there");
+    node.until("changes are taken again", |node| node.rswarm(&["network", "create", "again"]).code == 0);
+    assert!(!node.rswarm(&["status"]).done().contains("no room for its log"));
+    node.stop();
+    node.start();
+    node.until("it takes part again", |node| node.state() == "active");
+    node.until("it kept everything", |node| node.rswarm(&["network", "inspect", "again"]).code == 0);
+}
+
+#[test]
 fn a_registry_without_credentials_rejects_the_task_in_its_own_words() {
     let Some(room) = Room::open() else { return };
     let registry = room.netns.run(Registry::start).expect("the namespace is there");

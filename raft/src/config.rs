@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use openraft::SnapshotPolicy;
 
+use crate::disk::Gauge;
 use crate::storage::medium::Media;
 use crate::{ClusterTag, Incarnation, OpenError, RaftId};
 
@@ -97,8 +98,9 @@ impl Config {
     }
 
     /// How the log's files are written.
-    pub(crate) fn media(&self) -> Media {
+    pub(crate) fn media(&self, gauge: Gauge) -> Media {
         Media {
+            gauge,
             #[cfg(feature = "sim")]
             sim: self.sim.clone(),
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::{ClusterTag, Incarnation, Member, RaftId};
+use crate::{ClusterTag, Full, Incarnation, Member, RaftId};
 
 /// Why a log could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +120,9 @@ pub enum ProposeError {
     /// The command may or may not be committed, now or later. Look before proposing it again.
     #[error("it is not known whether the command was committed: {0}")]
     Unknown(String),
+    /// This manager leads, there is no room for its log, and no other can lead. The command is not in the log.
+    #[error("no space left in {} for the manager's log, which wants {} MiB more", .0.dir.display(), .0.wanted >> 20)]
+    Full(Full),
     /// Commands have at most [`crate::COMMAND_BYTES_MAX`] bytes.
     #[error("the command has {bytes} bytes; at most {} are taken", crate::COMMAND_BYTES_MAX)]
     TooLarge {

@@ -9,6 +9,7 @@
 
 mod begin;
 mod config;
+mod disk;
 mod error;
 mod force;
 mod format;
@@ -34,6 +35,7 @@ use bytes::Bytes;
 
 pub use begin::begin_with;
 pub use config::Config;
+pub use disk::{Disk, Full};
 pub use error::{ChangeError, OpenError, ProposeError, ReadError, TransferError};
 pub use force::force_new_cluster;
 pub use log::{Log, Proposed};

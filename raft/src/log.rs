@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use crate::disk::{self, Disk, Full};
 use crate::network::{Network, Ties};
 use crate::reads::Reads;
 use crate::status::{Heard, Metrics, WatchReceiverOf};
@@ -120,6 +121,8 @@ impl Log {
             heard: Heard::default(),
             seen: Mutex::default(),
             superseded: AtomicU64::new(0),
+            disks: Mutex::default(),
+            full: Mutex::default(),
         });
         let machine = Machine::new(Box::new(machine), snapshots.clone());
         let applied = machine.applied();
@@ -155,6 +158,7 @@ impl Log {
         tasks.push(tokio::spawn(reads::serve(core.clone(), asked)));
         tasks.push(tokio::spawn(membership::finish_changes(core.clone())));
         tasks.push(tokio::spawn(limit_memory(core.clone())));
+        tasks.push(tokio::spawn(leave_a_bad_disk(core.clone())));
         let runtime = tokio::runtime::Handle::current();
         Ok(Self(Arc::new(Handle { core, runtime, tasks: Mutex::new(tasks) })))
     }
@@ -217,6 +221,21 @@ impl Log {
         seen.get(&id).copied()
     }
 
+    /// How the disk fares that this log is on.
+    pub fn disk(&self) -> Disk {
+        self.0.core.disk()
+    }
+
+    /// If there is no room for this log: where, and how much is wanted. Proposals are refused then, until there is.
+    pub fn full(&self) -> Option<Full> {
+        self.0.core.full()
+    }
+
+    /// The other members without room for their log, as far as it has got about.
+    pub fn full_members(&self) -> BTreeSet<RaftId> {
+        self.0.core.ties.full_members(self.status().is_leader())
+    }
+
     /// Waits until the status satisfies `wanted`, and answers it; `None` if it did not within `patience`.
     pub async fn wait(&self, patience: Duration, wanted: impl FnMut(&Status) -> bool) -> Option<Status> {
         self.0.core.wait(patience, wanted).await
@@ -276,7 +295,7 @@ impl Log {
 }
 
 pub(crate) fn open_wal(dir: &Dir, config: &Config) -> Result<(Wal, Recovered), OpenError> {
-    let media = config.media();
+    let media = config.media(dir.gauge.clone());
     Wal::open(&dir.path, dir.identity, dir.key.clone(), config.segment_bytes, config.incarnation, &media)
 }
 
@@ -291,7 +310,26 @@ fn open_storage(config: &Config) -> Result<(LogStore, Snapshots, Incarnation), O
         return Err(OpenError::Outdated { dir: config.dir.clone(), found: incarnation, known });
     }
     snapshots.reach(recovered.purged)?;
-    Ok((LogStore::new(wal, recovered), snapshots, incarnation))
+    Ok((LogStore::new(wal, recovered, dir.gauge.clone()), snapshots, incarnation))
+}
+
+/// Hands over while this manager leads with a disk that is stuck, full, or slow beside the others'. Runs as a task.
+async fn leave_a_bad_disk(core: Arc<Core>) {
+    let mut status = core.status.clone();
+    loop {
+        let Ok(term) = status.wait_for(Status::is_leader).await.map(|status| status.term) else { return };
+        let since = Instant::now();
+        let left = |status: &Status| !status.is_leader() || status.term != term;
+        let pause = 2 * core.config.heartbeat;
+        while timeout(pause, status.wait_for(left)).await.map(drop).is_err() {
+            let (mine, others) = (core.disk(), core.disks_of_voters());
+            let Some(to) = disk::successor(mine, &others, since.elapsed()) else { continue };
+            tracing::warn!(%to, ?mine, "handing over because of the disk");
+            if let Err(error) = core.transfer(Some(to)).await {
+                tracing::warn!(%error, "cannot hand over");
+            }
+        }
+    }
 }
 
 /// The entries that stay even when they are large.
@@ -345,6 +383,7 @@ impl Core {
             return Err(ProposeError::TooLarge { bytes: command.len() });
         }
         let deadline = Instant::now() + self.config.patience;
+        self.room().await?;
         let _turn = match self.proposals.try_acquire() {
             Ok(turn) => turn,
             Err(_) => match tokio::time::timeout_at(deadline, self.proposals.acquire()).await {
@@ -381,6 +420,38 @@ impl Core {
             Err(RaftError::APIError(error)) => Err(ProposeError::Unknown(error.to_string())),
             Err(RaftError::Fatal(error)) => Err(self.stopped(error)),
         }
+    }
+
+    /// Without room, it is for another to lead; and where nobody else can, nothing is taken.
+    async fn room(&self) -> Result<(), ProposeError> {
+        let full = || self.full().filter(|_| self.status.borrow().is_leader());
+        if full().is_none() {
+            return Ok(());
+        }
+        let patience = self.config.patience.min(2 * self.config.election_max);
+        self.wait(patience, |status| !status.is_leader()).await;
+        full().map_or(Ok(()), |full| Err(ProposeError::Full(full)))
+    }
+
+    pub(crate) fn full(&self) -> Option<Full> {
+        #[cfg(feature = "sim")]
+        if self.config.sim.disk.as_ref().is_some_and(crate::sim::Disk::is_full) {
+            return Some(Full { dir: self.config.dir.clone(), wanted: self.config.segment_bytes });
+        }
+        self.store.gauge().full()
+    }
+
+    pub(crate) fn disk(&self) -> Disk {
+        Disk { full: self.full().is_some(), ..self.store.gauge().disk() }
+    }
+
+    /// Of the other voters that are heard.
+    fn disks_of_voters(&self) -> BTreeMap<RaftId, Disk> {
+        let metrics = self.raft.metrics().current();
+        let heard = self.heard_within(&metrics, self.config.election_max);
+        let disks = self.ties.disks.lock().expect("nothing panics while it holds this lock");
+        let voters = metrics.membership_config.voter_ids().filter(|id| heard.contains(id)).map(RaftId);
+        voters.map(|id| (id, disks.get(&id).copied().unwrap_or_default())).collect()
     }
 
     /// Whether this leader has not heard from a quorum for so long that it will hardly do so in time.

@@ -4,7 +4,7 @@
 //! try. Every exchange has a bound on how long nothing may happen.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,6 +27,7 @@ use openraft::raft::{
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
+use crate::disk::Disk;
 use crate::format::LogIdPb;
 use crate::leap::{self, Leap};
 use crate::status::Heard;
@@ -34,7 +35,7 @@ use crate::storage::log::LogStore;
 use crate::storage::simulated;
 use crate::storage::snapshot::{CHUNK_BYTES, SnapshotFile, Snapshots};
 use crate::types::{Contact, LogId, Types, Vote};
-use crate::wire::{self, Body, Life, SnapshotBeginPb, SnapshotEndPb, TransferPb};
+use crate::wire::{self, AppendPb, Body, Life, SnapshotBeginPb, SnapshotEndPb, TransferPb};
 use crate::{Incarnation, Member, RaftId};
 
 /// Frames on their way to a peer.
@@ -103,6 +104,10 @@ pub(crate) struct Ties {
     /// The later life of the cluster that a peer belongs to; 0 while none was heard of. From then on this manager
     /// neither says nor hears anything more.
     pub(crate) superseded: AtomicU64,
+    /// How the disks of those fare that follow this manager, as they last said.
+    pub(crate) disks: Mutex<BTreeMap<RaftId, Disk>>,
+    /// Who has no room for its log, as the leader last said.
+    pub(crate) full: Mutex<BTreeSet<RaftId>>,
 }
 
 impl Ties {
@@ -121,6 +126,11 @@ impl Ties {
             return Err(Unreachable(format!("{from} answered as manager {sender}")));
         }
         match body {
+            Body::AppendDone(done) => {
+                let mut disks = self.disks.lock().expect("nothing panics while it holds this lock");
+                disks.insert(sender, done.disk());
+                Ok(body)
+            }
             Body::Refused(refused) => Err(Unreachable(format!("{from} refused: {}", refused.reason))),
             body => Ok(body),
         }
@@ -145,6 +155,22 @@ impl Ties {
             seen.insert(*from, std::time::Instant::now());
         }
         opened
+    }
+
+    /// What is to be appended, and what a leader tells with it.
+    fn append(&self, request: AppendEntriesRequest<Types>) -> Body {
+        let mut append = AppendPb::from(request);
+        append.full = self.full_members(true).into_iter().map(|id| id.0).collect();
+        Body::Append(append)
+    }
+
+    /// Who has no room for its log: as a leader knows it, or as it was told by one.
+    pub(crate) fn full_members(&self, leads: bool) -> BTreeSet<RaftId> {
+        if leads {
+            let disks = self.disks.lock().expect("nothing panics while it holds this lock");
+            return disks.iter().filter(|(_, disk)| disk.full).map(|(id, _)| *id).collect();
+        }
+        self.full.lock().expect("nothing panics while it holds this lock").clone()
     }
 
     /// The later life of the cluster, if one was heard of.
@@ -204,7 +230,7 @@ impl NetAppend<Types> for Client {
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        let asked = Body::Append(request.into());
+        let asked = self.ties.append(request);
         match self.ties.ask(&self.to, asked, option.hard_ttl()).await.map_err(rpc_error)? {
             Body::AppendDone(done) => Ok(match StreamAppendResult::<Types>::from(done) {
                 Ok(matched) => AppendEntriesResponse::PartialSuccess(matched),
@@ -252,7 +278,7 @@ impl NetStreamAppend<Types> for Client {
                 input.map(move |request| {
                     owed.fetch_add(1, Ordering::Relaxed);
                     let request = leap::without_known(request, known);
-                    wire::seal(ties.life, ties.me, to, Body::Append(request.into()))
+                    wire::seal(ties.life, ties.me, to, ties.append(request))
                 })
             };
             let patience = self.ties.append_patience;

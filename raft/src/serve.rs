@@ -17,8 +17,8 @@ use crate::storage::machine::blocking;
 use crate::storage::snapshot::Writer;
 use crate::types::{LogId, SnapshotMeta, Types, Vote};
 use crate::wire::{
-    self, AppendDonePb, Body, FlushedPb, NotLeaderPb, ReadIndexDonePb, SnapshotDonePb, TransferDonePb,
-    TransferPb, VoteDonePb,
+    self, AppendDonePb, AppendPb, Body, FlushedPb, NotLeaderPb, ReadIndexDonePb, SnapshotDonePb,
+    TransferDonePb, TransferPb, VoteDonePb,
 };
 use crate::{Frames, RaftId, ReadError};
 
@@ -50,6 +50,7 @@ impl Log {
                     from.store(sender.0, Ordering::Relaxed);
                     match body {
                         Body::Append(append) => {
+                            core.told(&append);
                             AppendRequest::try_from(append).map_err(|error| error.to_string())
                         }
                         _ => Err("only appends belong on an append stream".into()),
@@ -70,7 +71,7 @@ impl Log {
                         if result.is_ok() {
                             core.ties.heard.now();
                         }
-                        Body::AppendDone(AppendDonePb::from(result))
+                        Body::AppendDone(AppendDonePb::new(result, core.disk()))
                     }
                     Err(error) => Body::refused(error),
                 };
@@ -107,10 +108,13 @@ impl Core {
 
     async fn answer(&self, from: RaftId, body: Body) -> Body {
         match body {
-            Body::Append(append) => match AppendRequest::try_from(append) {
-                Ok(request) => self.answer_append(request).await,
-                Err(error) => Body::refused(error),
-            },
+            Body::Append(append) => {
+                self.told(&append);
+                match AppendRequest::try_from(append) {
+                    Ok(request) => self.answer_append(request).await,
+                    Err(error) => Body::refused(error),
+                }
+            }
             Body::Vote(ask) => match self.raft.vote(ask.into()).await {
                 Ok(response) => Body::VoteDone(VoteDonePb::new(response, self.left_out(from))),
                 Err(error) => Body::refused(error),
@@ -130,6 +134,14 @@ impl Core {
         }
     }
 
+    /// Notes what a leader tells with its entries.
+    fn told(&self, append: &AppendPb) {
+        let mut full = self.ties.full.lock().expect("nothing panics while it holds this lock");
+        if !(full.is_empty() && append.full.is_empty()) {
+            *full = append.full.iter().map(|id| RaftId(*id)).collect();
+        }
+    }
+
     async fn answer_append(&self, request: AppendRequest) -> Body {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
@@ -139,7 +151,7 @@ impl Core {
                 if result.is_ok() {
                     self.ties.heard.now();
                 }
-                Body::AppendDone(result.into())
+                Body::AppendDone(AppendDonePb::new(result, self.disk()))
             }
             Err(error) => Body::refused(error),
         }

@@ -42,13 +42,16 @@ pub struct Flaws {
 /// written through it any more, and the next run gets another one on the same directory.
 #[derive(Clone, Debug)]
 pub struct Disk {
-    sync: Duration,
     state: Arc<Mutex<State>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     dead: bool,
+    sync: Duration,
+    full: bool,
+    /// The next sync fails.
+    fails: bool,
     unsynced: Vec<Unsynced>,
 }
 
@@ -63,7 +66,26 @@ struct Unsynced {
 impl Disk {
     /// One whose syncs take so long.
     pub fn new(sync: Duration) -> Self {
-        Self { sync, state: Arc::default() }
+        Self { state: Arc::new(Mutex::new(State { sync, ..State::default() })) }
+    }
+
+    /// From now on its syncs take so long.
+    pub fn slow(&self, sync: Duration) {
+        self.state().sync = sync;
+    }
+
+    /// Whether there is room for more than the segment that is being written.
+    pub fn fill(&self, full: bool) {
+        self.state().full = full;
+    }
+
+    /// The next sync fails, and what it was to make durable is never heard of again.
+    pub fn fail(&self) {
+        self.state().fails = true;
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.state().full
     }
 
     /// Stops all writing, as the end of a process does: what was written stays.
@@ -104,7 +126,7 @@ impl Disk {
     }
 
     pub(crate) fn sync_time(&self) -> Duration {
-        self.sync
+        self.state().sync
     }
 
     pub(crate) fn write(&self, file: &Arc<File>, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -124,7 +146,11 @@ impl Disk {
     }
 
     pub(crate) fn sync(&self, file: &Arc<File>) -> io::Result<()> {
-        self.alive()?.unsynced.retain(|write| !Arc::ptr_eq(&write.file, file));
+        let mut state = self.alive()?;
+        if std::mem::take(&mut state.fails) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
+        state.unsynced.retain(|write| !Arc::ptr_eq(&write.file, file));
         Ok(())
     }
 

@@ -1,8 +1,11 @@
 //! What managers say to each other: a versioned envelope with sender, receiver and cluster, around one message.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use prost::Message;
 
+use crate::disk::Disk;
 use crate::format::{EntryPb, LogIdPb, Malformed, SnapshotMetaPb, VotePb};
 use crate::types::{Entry, LogId, Types};
 use crate::{ClusterTag, Incarnation, RaftId};
@@ -88,6 +91,9 @@ pub(crate) struct AppendPb {
     committed: Option<LogIdPb>,
     #[prost(message, repeated, tag = "4")]
     entries: Vec<EntryPb>,
+    /// Followers without room for their log, so that all know of them.
+    #[prost(uint64, repeated, tag = "5")]
+    pub(crate) full: Vec<u64>,
 }
 
 impl From<AppendRequest> for AppendPb {
@@ -97,6 +103,7 @@ impl From<AppendRequest> for AppendPb {
             prev: request.prev_log_id.map(LogIdPb::from),
             committed: request.leader_commit.map(LogIdPb::from),
             entries: request.entries.iter().map(EntryPb::from).collect(),
+            full: Vec::new(),
         }
     }
 }
@@ -132,12 +139,39 @@ pub(crate) struct AppendDonePb {
     conflict: Option<LogIdPb>,
     #[prost(message, optional, tag = "3")]
     higher: Option<VotePb>,
+    /// How the follower's disk fares.
+    #[prost(bool, tag = "4")]
+    full: bool,
+    #[prost(uint64, tag = "5")]
+    waiting_us: u64,
+    #[prost(uint64, tag = "6")]
+    median_us: u64,
+}
+
+impl AppendDonePb {
+    pub(crate) fn new(result: AppendResult, disk: Disk) -> Self {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        Self {
+            full: disk.full,
+            waiting_us: micros(disk.waiting),
+            median_us: micros(disk.median),
+            ..result.into()
+        }
+    }
+
+    pub(crate) fn disk(&self) -> Disk {
+        Disk {
+            full: self.full,
+            waiting: Duration::from_micros(self.waiting_us),
+            median: Duration::from_micros(self.median_us),
+        }
+    }
 }
 
 impl From<AppendResult> for AppendDonePb {
     fn from(result: AppendResult) -> Self {
         use openraft::raft::StreamAppendError::{Conflict, HigherVote};
-        let mut done = Self { matched: None, conflict: None, higher: None };
+        let mut done = Self::default();
         match result {
             Ok(matched) => done.matched = matched.map(LogIdPb::from),
             Err(Conflict(id)) => done.conflict = Some(id.into()),
@@ -452,7 +486,8 @@ mod tests {
                 payload: crate::types::Payload::Blank,
             })
         };
-        let append = |entries| AppendPb { vote: vote.into(), prev: None, committed: None, entries };
+        let append =
+            |entries| AppendPb { vote: vote.into(), prev: None, committed: None, entries, full: Vec::new() };
         assert!(AppendRequest::try_from(append(vec![entry(0), entry(1)])).is_ok());
         assert!(AppendRequest::try_from(append(vec![entry(0), entry(2)])).is_err());
         assert!(AppendRequest::try_from(append(vec![entry(1)])).is_err());

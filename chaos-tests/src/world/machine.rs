@@ -61,6 +61,10 @@ pub(super) struct Container {
     pid: u32,
     /// Of one that is fenced: until when its shim lets it run.
     lease: Option<u64>,
+    /// When it comes to be what its image makes of it.
+    turns_at: u64,
+    /// A probe has found it well, be it once.
+    pub was_well: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,10 +84,15 @@ impl Container {
         self.lease.is_some()
     }
 
+    fn started(&self) -> Seen {
+        let pid = self.pid;
+        if self.image.is_checked() { Seen::Starting { pid } } else { Seen::Running { pid } }
+    }
+
     fn seen(&self) -> Seen {
         match self.state {
             Life::Created => Seen::Prepared,
-            Life::Running => Seen::Running { pid: self.pid },
+            Life::Running => self.started(),
             Life::Exited(LEASE_OVER) => Seen::Lost("its lease ran out".into()),
             Life::Exited(code) => Seen::Ended { exit_code: Some(code), error: String::new() },
             Life::Lost => Seen::Lost("its machine was restarted".into()),
@@ -101,10 +110,17 @@ pub(super) enum Image {
     Done,
     Missing,
     Unstartable,
+    /// Has a health check, and comes to be healthy late.
+    Late,
+    /// Has a health check, and comes to be unhealthy.
+    Sick,
+    /// Has a readiness probe that changes its mind.
+    Moody,
 }
 
 impl Image {
-    pub(super) const NAMES: [&str; 6] = ["steady", "slow", "crash", "done", "missing", "unstartable"];
+    pub(super) const NAMES: [&str; 9] =
+        ["steady", "slow", "crash", "done", "missing", "unstartable", "late", "sick", "moody"];
 
     pub(super) fn of(name: &str) -> Self {
         match name.split(':').next() {
@@ -113,13 +129,26 @@ impl Image {
             Some("done") => Self::Done,
             Some("missing") => Self::Missing,
             Some("unstartable") => Self::Unstartable,
+            Some("late") => Self::Late,
+            Some("sick") => Self::Sick,
+            Some("moody") => Self::Moody,
             _ => Self::Steady,
         }
     }
 
     /// Whether it runs until it is stopped.
     pub(super) fn stays(self) -> bool {
-        matches!(self, Self::Steady | Self::Slow)
+        matches!(self, Self::Steady | Self::Slow | Self::Late | Self::Moody)
+    }
+
+    /// Whether it is asked for anything while it runs.
+    fn is_probed(self) -> bool {
+        self.is_checked() || self == Self::Moody
+    }
+
+    /// Whether its health is asked for.
+    fn is_checked(self) -> bool {
+        matches!(self, Self::Late | Self::Sick)
     }
 }
 
@@ -266,6 +295,9 @@ impl World {
         }
         if let Some(task) = runs.first().filter(|_| again) {
             self.count_start(m, *task);
+        }
+        for task in &runs {
+            self.probe_from(m, boot, *task);
         }
         self.after(1, Event::Look { m, boot, tries: 0 });
         self.after(HEARTBEAT, Event::Beat { m, boot });
@@ -601,7 +633,9 @@ impl World {
                 image => {
                     let pid = 100 + (task.id.0 % 30_000) as u32;
                     let lease = task.spec.is_fenced().then_some(0);
-                    let new = Container { image, state: Life::Created, pid, lease };
+                    let turns_at = u64::MAX;
+                    let was_well = !image.is_probed();
+                    let new = Container { image, state: Life::Created, pid, lease, turns_at, was_well };
                     machine.containers.entry(task.id).or_insert(new);
                     Some(Seen::Prepared)
                 }
@@ -635,29 +669,66 @@ impl World {
         self.count_start(m, task);
         let (boot, power) = (self.machines[m].boot, self.machines[m].outages);
         let container = self.machines[m].containers.get_mut(&task)?;
-        let pid = container.pid;
         if container.image == Image::Unstartable {
             container.state = Life::Exited(127);
             return Some(Seen::Ended { exit_code: Some(127), error: "no such program".into() });
         }
         container.state = Life::Running;
         let (image, leased) = (container.image, container.lease.is_some());
+        let started = container.started();
         self.note(|| format!("m{m} runs {task}"));
         if leased {
             let until = self.uptime(m) + u64::try_from(LEASE_GRACE.as_millis()).unwrap_or(0);
             self.lease(m, task, until);
         }
         let told = self.rng.between(0, 10);
-        self.after(told, Event::Notice { m, boot, task, seen: Seen::Running { pid } });
+        self.after(told, Event::Notice { m, boot, task, seen: started });
         match image {
             Image::Crash => {
                 let wait = self.rng.between(1, 3_000);
                 self.after(wait, Event::Exit { m, power, task, code: 1 });
             }
             Image::Done => self.after(2_000, Event::Exit { m, power, task, code: 0 }),
+            Image::Late | Image::Sick | Image::Moody => self.probe_from(m, boot, task),
             Image::Steady | Image::Slow | Image::Missing | Image::Unstartable => {}
         }
         None
+    }
+
+    /// A daemon asks a container how it is, from now on.
+    fn probe_from(&mut self, m: M, boot: u64, task: TaskId) {
+        let turns_at = self.now + self.rng.between(500, 8_000);
+        let Some(container) = self.machines[m].containers.get_mut(&task) else { return };
+        if container.image.is_probed() {
+            container.turns_at = container.turns_at.min(turns_at);
+            let delay = self.rng.between(100, 1_500);
+            self.after(delay, Event::Probe { m, boot, task });
+        }
+    }
+
+    pub(super) fn probe(&mut self, m: M, boot: u64, task: TaskId) {
+        let (now, calm, chance) = (self.now, self.quiet, self.rng.percent(60));
+        let machine = &mut self.machines[m];
+        let container = machine.containers.get_mut(&task).filter(|container| container.runs());
+        let Some(container) = container.filter(|_| machine.boot == boot) else { return };
+        let said = || "no answer".to_owned();
+        let (seen, again) = match container.image {
+            Image::Late if now < container.turns_at => (Seen::Ailing(said()), true),
+            Image::Late => (Seen::Healthy, false),
+            Image::Sick if now >= container.turns_at => (Seen::Unhealthy(said()), false),
+            Image::Sick if chance => (Seen::Healthy, true),
+            Image::Sick => (Seen::Ailing(said()), true),
+            Image::Moody if chance || calm => (Seen::Ready, true),
+            Image::Moody => (Seen::Unready(said()), true),
+            _ => return,
+        };
+        container.was_well |= matches!(seen, Seen::Healthy | Seen::Ready);
+        self.facts_stale = true;
+        self.observe(m, task, seen);
+        if again {
+            let delay = self.rng.between(500, 3_000);
+            self.after(delay, Event::Probe { m, boot, task });
+        }
     }
 
     fn count_start(&mut self, m: M, task: TaskId) {

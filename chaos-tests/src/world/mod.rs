@@ -82,6 +82,8 @@ pub enum Planted {
     LostWakeUp,
     /// The leader keeps a second task in a slot in which one runs.
     KeepsSurplus,
+    /// A node reports that a task runs which its health check has not found well.
+    RunsTooSoon,
     /// The leader lets an update go on with one failure more than it allows.
     OneFailureMore,
     /// The leader has slots of jobs run that have had their run.
@@ -92,7 +94,7 @@ pub enum Planted {
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::StaleAssignment,
         Self::DeafToSilence,
         Self::DoubleCreate,
@@ -103,6 +105,7 @@ impl Planted {
         Self::NeverStops,
         Self::LostWakeUp,
         Self::KeepsSurplus,
+        Self::RunsTooSoon,
         Self::OneFailureMore,
         Self::RunsAgain,
         Self::IgnoresLease,
@@ -210,6 +213,8 @@ enum Event {
     Step { m: M, boot: u64, task: TaskId, generation: u64, done: Done },
     /// The executor tells the daemon what became of a container.
     Notice { m: M, boot: u64, task: TaskId, seen: Seen },
+    /// A daemon asks a container how it is.
+    Probe { m: M, boot: u64, task: TaskId },
     /// A container ends.
     Exit { m: M, power: u64, task: TaskId, code: i32 },
     /// The lease of a container may be over.
@@ -408,6 +413,7 @@ impl World {
             | Event::Look { m, .. }
             | Event::Beat { m, .. }
             | Event::Step { m, .. }
+            | Event::Probe { m, .. }
             | Event::Notice { m, .. } => self.machines[*m].paused_until.checked_sub(self.now),
             _ => None,
         };
@@ -426,6 +432,7 @@ impl World {
             Event::Flush { stream, up } => self.flush(stream, up),
             Event::Step { m, boot, task, generation, done } => self.step(m, boot, task, generation, done),
             Event::Notice { m, boot, task, seen } => self.notice(m, boot, task, seen),
+            Event::Probe { m, boot, task } => self.probe(m, boot, task),
             Event::Exit { m, power, task, code } => self.exit(m, power, task, code),
             Event::Lease { m, power, task } => self.look_at_lease(m, power, task),
             Event::Boot { m, power } => self.boot(m, power),
@@ -473,8 +480,15 @@ impl World {
             let Some(node) = machine.node else { continue };
             for (task, container) in &machine.containers {
                 let Some(&(service, slot)) = self.of.get(task) else { continue };
-                let (running, fenced) = (container.runs(), container.is_fenced());
-                facts.push(Fact { task: *task, node, service, slot, running, fenced });
+                facts.push(Fact {
+                    task: *task,
+                    node,
+                    service,
+                    slot,
+                    running: container.runs(),
+                    fenced: container.is_fenced(),
+                    was_well: container.was_well,
+                });
             }
         }
         facts

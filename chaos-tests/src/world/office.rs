@@ -7,7 +7,7 @@ use crate::invariants;
 use rswarm_control::admission::{self, Answer, Refused, Request, Session};
 use rswarm_control::assignment::{self, Assignment};
 use rswarm_control::endpoints::{self, Table};
-use rswarm_control::model::{Description, Desired, NodeStatus, Observed, Role};
+use rswarm_control::model::{Description, Desired, Health, NodeStatus, Observed, Role};
 use rswarm_control::{Change, Heard, NewTask, NodeId, Proposal, Report, State, TaskId, Timestamp};
 use rswarm_control::{Crank, tick};
 use std::collections::BTreeMap;
@@ -381,7 +381,13 @@ impl World {
         let Some(replica) = self.machines[m].replica.as_ref() else { return };
         let (state, at) = (&replica.state, not_before(&replica.state, wall));
         let news = reports.values().filter(|report| is_news(state, report) || twice);
-        let changes: Vec<Change> = news.cloned().map(Change::Report).collect();
+        let mut news: Vec<Report> = news.cloned().collect();
+        if self.options.planted == Some(Planted::RunsTooSoon) {
+            for report in news.iter_mut().filter(|report| report.observed == Observed::Starting) {
+                (report.observed, report.health) = (Observed::Running, Health::Healthy);
+            }
+        }
+        let changes: Vec<Change> = news.into_iter().map(Change::Report).collect();
         if changes.is_empty() {
             if let Some(office) = self.office(m, term) {
                 office.pumping = false;
@@ -479,14 +485,7 @@ impl World {
 }
 
 fn is_news(state: &State, report: &Report) -> bool {
-    state.task(report.task).is_some_and(|task| {
-        task.node == Some(report.node)
-            && (report.observed > task.observed
-                || report.observed == task.observed
-                    && (report.message != task.status.message
-                        || report.error != task.status.error
-                        || report.pid != task.status.pid))
-    })
+    state.task(report.task).is_some_and(|task| report.is_news(task))
 }
 
 /// The state as a leader sees it that allows each update one failure more than was asked for.

@@ -7,8 +7,8 @@ use crate::invariants;
 use rswarm_control::admission::{self, Answer, Init, Join, NetworkSpec, NodeUpdate, Refused, Request};
 use rswarm_control::model::{
     Availability, Constraint, ContainerSpec, EndpointMode, EndpointSpec, FailureAction, JoinTokens, Labels,
-    Mode, OnNodeLoss, PortMode, PortSpec, Protocol, Resources, RestartCondition, RestartPolicy, Role, Secret,
-    ServiceSpec, Settings, TaskResources, TaskSpec, UpdateConfig, UpdateOrder,
+    Mode, OnNodeLoss, PortMode, PortSpec, Probe, Protocol, Readiness, Resources, RestartCondition,
+    RestartPolicy, Role, Secret, ServiceSpec, Settings, TaskResources, TaskSpec, UpdateConfig, UpdateOrder,
 };
 use rswarm_control::{Proposal, Timestamp};
 use std::sync::Arc;
@@ -309,6 +309,7 @@ impl World {
         let version = self.rng.below(4);
         let mut container = ContainerSpec::new(format!("{}:{version}", image.unwrap_or("steady")));
         container.stop_grace = Duration::from_secs(self.rng.between(1, 10));
+        container.readiness = (image == Some("moody")).then(|| Readiness::new(Probe::Tcp(80)));
         let reservations = Resources {
             nano_cpus: self.rng.below(4) * 250_000_000,
             memory_bytes: self.rng.below(5) * GIB / 2,

@@ -4,6 +4,7 @@
 //! `SEED=17 MANAGERS=5 cargo test -p rswarm-chaos --test consensus one_seed -- --ignored --nocapture` runs one;
 //! `TRACE=1` writes out what happens, `FLAWS=vote-twice` plants a fault.
 
+mod disks;
 mod entropy;
 mod network;
 mod points;

@@ -139,7 +139,8 @@ pub(super) fn pause(state: &State, text: &str, pause: bool) -> Admitted {
     };
     let failed_task = if pause { None } else { status.failed_task.filter(|_| status.automatic) };
     let was = status.state;
-    let status = UpdateStatus { state: now, message: message.into(), failed_task, ..status };
+    let status =
+        UpdateStatus { state: now, message: message.into(), failed_task, timed_out: false, ..status };
     let (service, spec_version) = (service.id, service.spec_version);
     Ok((vec![Change::SetUpdateStatus { service, spec_version, was, status }], answer))
 }

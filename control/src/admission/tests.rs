@@ -52,6 +52,31 @@ fn specs_that_could_not_be_right_are_refused() {
     refused_task(|t| t.networks.push(crate::NetworkId(1)), expect!["NotFound: no such network: 0000000000001"]);
 }
 
+#[rustfmt::skip]
+#[test]
+fn health_checks_that_could_not_be_right_are_refused() {
+    let second = Duration::from_secs(1);
+    let http = |path: &str| Probe::Http(HttpProbe { path: path.into(), port: 80 });
+    let health = |change: &dyn Fn(&mut HealthSpec), expected| refused_task(|t| change(&mut t.containers[0].health), expected);
+    let ready = |readiness: Readiness, expected| refused_task(|t| t.containers[0].readiness = Some(readiness), expected);
+    health(&|h| (h.test, h.interval) = (HealthTest::None, Some(second)), expect!["Invalid: health: a container without a health check has no times of one"]);
+    health(&|h| h.interval = Some(Duration::from_micros(1)), expect!["Invalid: health interval: 1µs is not possible; it lies between 1 ms and 24 h"]);
+    health(&|h| h.timeout = Some(second * 100_000), expect!["Invalid: health timeout: 100000s is not possible; it lies between 1 ms and 24 h"]);
+    health(&|h| h.start_interval = Some(Duration::ZERO), expect!["Invalid: health start interval: 0ns is not possible; it lies between 1 ms and 24 h"]);
+    health(&|h| h.start_period = Some(second * 100_000), expect!["Invalid: health start period: more than 24 h are not possible"]);
+    health(&|h| h.retries = Some(0), expect!["Invalid: health and readiness: no retries means no verdict; there is at least 1"]);
+    health(&|h| h.test = HealthTest::Probe(Probe::Command(vec![])), expect!["Invalid: health: a probe needs a program to run"]);
+    health(&|h| h.test = HealthTest::Probe(Probe::Shell("a\0b".into())), expect!["Invalid: health: a probe's texts hold no NUL and at most 64 KiB each"]);
+    health(&|h| h.test = HealthTest::Probe(Probe::Tcp(0)), expect!["Invalid: health: port 0 does not exist"]);
+    health(&|h| h.test = HealthTest::Probe(http("healthz")), expect!["Invalid: health: `healthz` is no path to ask for; it begins with `/` and has no spaces"]);
+    health(&|h| h.test = HealthTest::Probe(http("/a b")), expect!["Invalid: health: `/a b` is no path to ask for; it begins with `/` and has no spaces"]);
+    health(&|h| (h.test, h.retries) = (HealthTest::Probe(http("/x?a=b")), Some(1)), expect!["done"]);
+    ready(Readiness { retries: 0, ..Readiness::new(Probe::Tcp(80)) }, expect!["Invalid: health and readiness: no retries means no verdict; there is at least 1"]);
+    ready(Readiness { interval: Duration::ZERO, ..Readiness::new(Probe::Tcp(80)) }, expect!["Invalid: readiness interval: 0ns is not possible; it lies between 1 ms and 24 h"]);
+    ready(Readiness::new(Probe::Tcp(0)), expect!["Invalid: readiness: port 0 does not exist"]);
+    ready(Readiness::new(http("/")), expect!["done"]);
+}
+
 fn volume(source: &str) -> Mount {
     Mount::Volume { source: source.into(), target: "/data".into(), read_only: false, no_copy: false }
 }

@@ -7,6 +7,7 @@ use crate::model::{
 use crate::model::{
     ContainerSpec, EndpointSpec, Mount, Placement, PortMode, Resources, ServiceSpec, TaskSpec,
 };
+use crate::model::{HealthSpec, HealthTest, HttpProbe, Probe};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -201,6 +202,7 @@ fn container(spec: &ContainerSpec) -> Result<(), Refused> {
     if let Some(text) = spec.stop_signal.as_ref().filter(|text| !is_signal(text)) {
         return invalid(format!("stop signal: `{}` is none; write SIGTERM, TERM or 15", text.escape_debug()));
     }
+    health(spec)?;
     mounts(&spec.mounts)
 }
 
@@ -242,6 +244,68 @@ fn mounts(mounts: &[Mount]) -> Result<(), Refused> {
             }
             Mount::Bind { .. } | Mount::Volume { .. } | Mount::Tmpfs { .. } => {}
         }
+    }
+    Ok(())
+}
+
+/// Durations of probes, the start period apart, lie between these.
+const PROBE_TIMES: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
+
+fn health(spec: &ContainerSpec) -> Result<(), Refused> {
+    let HealthSpec { test, interval, timeout, retries, start_period, start_interval } = &spec.health;
+    let ready = spec.readiness.as_ref();
+    if *test == HealthTest::None
+        && spec.health != (HealthSpec { test: HealthTest::None, ..HealthSpec::default() })
+    {
+        return invalid("health: a container without a health check has no times of one");
+    }
+    for (what, time) in [
+        ("health interval", *interval),
+        ("health timeout", *timeout),
+        ("health start interval", *start_interval),
+        ("readiness interval", ready.map(|ready| ready.interval)),
+        ("readiness timeout", ready.map(|ready| ready.timeout)),
+    ] {
+        if let Some(time) = time.filter(|time| !PROBE_TIMES.contains(time)) {
+            return invalid(format!("{what}: {time:?} is not possible; it lies between 1 ms and 24 h"));
+        }
+    }
+    if start_period.is_some_and(|period| period > *PROBE_TIMES.end()) {
+        return invalid("health start period: more than 24 h are not possible");
+    }
+    if *retries == Some(0) || ready.is_some_and(|ready| ready.retries == 0) {
+        return invalid("health and readiness: no retries means no verdict; there is at least 1");
+    }
+    if let HealthTest::Probe(own) = test {
+        probe("health", own)?;
+    }
+    ready.map_or(Ok(()), |ready| probe("readiness", &ready.probe))
+}
+
+fn probe(what: &str, probe: &Probe) -> Result<(), Refused> {
+    let texts = match probe {
+        Probe::Command(args) if args.first().is_none_or(String::is_empty) => {
+            return invalid(format!("{what}: a probe needs a program to run"));
+        }
+        Probe::Command(args) => args.as_slice(),
+        Probe::Shell(line) => std::slice::from_ref(line),
+        Probe::Http(HttpProbe { port: 0, .. }) | Probe::Tcp(0) => {
+            return invalid(format!("{what}: port 0 does not exist"));
+        }
+        Probe::Http(HttpProbe { path, .. }) => {
+            if !path.starts_with('/') || path.chars().any(|c| c.is_whitespace() || c.is_control()) {
+                return invalid(format!(
+                    "{what}: `{}` is no path to ask for; it begins with `/` and has no spaces",
+                    path.escape_debug().take(80).collect::<String>()
+                ));
+            }
+            std::slice::from_ref(path)
+        }
+        Probe::Tcp(_) => &[],
+    };
+    if texts.iter().any(|text| text.contains('\0') || text.len() > TEXT_MAX) {
+        return invalid(format!("{what}: a probe's texts hold no NUL and at most 64 KiB each"));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What a task runs: a sandbox of one or more containers that share a network namespace.
 
-use super::{Labels, Placement};
+use super::{HealthSpec, Labels, Placement, Readiness};
 use crate::ids::NetworkId;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -86,6 +86,10 @@ pub struct ContainerSpec {
     pub init: bool,
     /// Whether it gets a terminal.
     pub tty: bool,
+    /// Whether and how it is asked if it is well; what is not is replaced.
+    pub health: HealthSpec,
+    /// Whether and how it is asked if it may be given connections.
+    pub readiness: Option<Readiness>,
 }
 
 impl ContainerSpec {
@@ -108,6 +112,8 @@ impl ContainerSpec {
             read_only: false,
             init: false,
             tty: false,
+            health: HealthSpec::default(),
+            readiness: None,
         }
     }
 }

@@ -274,6 +274,8 @@ pub struct UpdateStatus {
     pub failed_task: Option<TaskId>,
     /// Whether nobody asked for this rollback.
     pub automatic: bool,
+    /// Whether it is paused because it did not come further within its progress deadline.
+    pub timed_out: bool,
 }
 
 /// How far an update, or a rollback, is.

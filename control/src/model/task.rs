@@ -1,6 +1,6 @@
 //! Tasks: single attempts to run one slot of a service.
 
-use super::{Claims, Meta, TaskSpec, Transition};
+use super::{Claims, Health, Meta, TaskSpec, Transition};
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
 use crate::time::Timestamp;
 use std::fmt;
@@ -68,6 +68,13 @@ impl Task {
             Desired::Ready | Desired::Running => true,
             Desired::Shutdown | Desired::Remove => false,
         }
+    }
+
+    /// Whether it may be given new connections, as far as it is concerned.
+    pub fn serves(&self) -> bool {
+        self.observed == Observed::Running
+            && !self.status.unready
+            && matches!(self.status.health, Health::Unchecked | Health::Healthy)
     }
 
     /// `web.1`; in a global service the node stands for the number.
@@ -191,7 +198,8 @@ impl fmt::Display for Desired {
 pub struct TaskStatus {
     /// When the observed state was reached.
     pub at: Timestamp,
-    /// When it came to run, if it did.
+    /// When it came to run, if it did: with a health check when it was found healthy, with a readiness probe when it
+    /// was ready too.
     pub running_at: Option<Timestamp>,
     /// For people: what is going on.
     pub message: String,
@@ -201,4 +209,8 @@ pub struct TaskStatus {
     pub exit_code: Option<i32>,
     /// The (first) container's process on its node, while it runs.
     pub pid: Option<u32>,
+    /// What its health check has found.
+    pub health: Health,
+    /// Whether its readiness probe keeps it from being given connections.
+    pub unready: bool,
 }

@@ -208,7 +208,7 @@ fn is_awaited(state: &State, all: &Slots) -> bool {
             && task.is_wanted()
             && !state.is_lost(task)
             && task.failures == 0
-            && task.observed != Observed::Running
+            && task.status.running_at.is_none()
     })
 }
 
@@ -241,13 +241,15 @@ struct Problem {
     /// `due to …`
     why: String,
     failed_task: Option<TaskId>,
+    /// Nothing failed, but it took too long.
+    timed_out: bool,
 }
 
 fn problem(draft: &mut Draft, service: &Service, status: &UpdateStatus, all: &Slots) -> Option<Problem> {
     if let Some(failed) = too_many_failures(draft.state(), service, status, all) {
         let (name, why) = (failed.name(), ending(failed));
         let why = format!("due to failure or early termination of task {name} ({}): {why}", failed.id);
-        return Some(Problem { why, failed_task: Some(failed.id) });
+        return Some(Problem { why, failed_task: Some(failed.id), timed_out: false });
     }
     let deadline = service.pace().progress_deadline;
     if deadline.is_zero() {
@@ -279,10 +281,10 @@ fn problem(draft: &mut Draft, service: &Service, status: &UpdateStatus, all: &Sl
         format!("; task {} waits: {}", task.name(), crate::convergence::words(task))
     });
     let why = format!("since no task came to run within {}{whose}", seconds(deadline));
-    Some(Problem { why, failed_task: waiting.map(|task| task.id) })
+    Some(Problem { why, failed_task: waiting.map(|task| task.id), timed_out: true })
 }
 
-fn seconds(time: Duration) -> String {
+pub(crate) fn seconds(time: Duration) -> String {
     match time.as_secs() {
         whole if whole >= 120 && whole % 60 == 0 => format!("{} min", whole / 60),
         _ => format!("{} s", time.as_secs_f64()),
@@ -330,7 +332,7 @@ fn failed_early(task: &Task, pace: &UpdateConfig) -> bool {
 /// Stops an update that cannot go on, or goes back to the last good spec where the service asks for that. What
 /// fails on the way back only stops.
 fn give_up(draft: &mut Draft, service: &Service, status: UpdateStatus, problem: Problem) {
-    let Problem { why, failed_task } = problem;
+    let Problem { why, failed_task, timed_out } = problem;
     let back = status.state == UpdateState::Updating
         && service.spec.update.failure_action == FailureAction::Rollback;
     let mut but = String::new();
@@ -359,7 +361,7 @@ fn give_up(draft: &mut Draft, service: &Service, status: UpdateStatus, problem: 
         _ => ("update", UpdateState::Paused),
     };
     let message = format!("{what} paused {why}{but}");
-    put(draft, service, UpdateStatus { state, message, failed_task, ..status });
+    put(draft, service, UpdateStatus { state, message, failed_task, timed_out, ..status });
 }
 
 /// What a service goes back to, if that is still possible.

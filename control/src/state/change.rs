@@ -2,9 +2,9 @@
 
 use crate::ids::{NetworkId, NodeId, RaftId, ServiceId, TaskId};
 use crate::model::{
-    Availability, Claims, Cluster, Description, Desired, Endpoint, JoinTokens, Labels, Taint,
+    Availability, Claims, Cluster, Description, Desired, Endpoint, Health, JoinTokens, Labels, Taint,
 };
-use crate::model::{Network, Node, NodeStatus, Observed, Role, Service, ServiceSpec, Settings, Slot};
+use crate::model::{Network, Node, NodeStatus, Observed, Role, Service, ServiceSpec, Settings, Slot, Task};
 use crate::model::{UpdateState, UpdateStatus};
 use crate::time::Timestamp;
 use std::net::Ipv4Addr;
@@ -265,4 +265,24 @@ pub struct Report {
     pub exit_code: Option<i32>,
     /// The (first) container's process, while it runs.
     pub pid: Option<u32>,
+    /// What its health check has found.
+    pub health: Health,
+    /// What its readiness probe has found; nothing known leaves it as it was.
+    pub ready: Option<bool>,
+}
+
+impl Report {
+    /// Whether this says anything that is not known of the task, by the node that may say it.
+    pub fn is_news(&self, task: &Task) -> bool {
+        let status = &task.status;
+        let differs = self.message != status.message
+            || self.error != status.error
+            || self.exit_code != status.exit_code
+            || self.pid != status.pid
+            || self.health != status.health
+            || self.ready.is_some_and(|ready| ready == status.unready);
+        task.node == Some(self.node)
+            && !task.observed.is_terminal()
+            && (self.observed > task.observed || self.observed == task.observed && differs)
+    }
 }

@@ -1,3 +1,5 @@
+mod health;
+
 use super::*;
 use crate::model::{Claims, ContainerSpec, Slot, TaskSpec};
 use expect_test::{Expect, expect};

@@ -5,6 +5,7 @@ use crate::world::{GIB, World, capacity, spec};
 use rswarm_control::admission::{NodeUpdate, Request};
 use rswarm_control::convergence;
 use rswarm_control::model::*;
+use rswarm_control::worker::Seen;
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -151,6 +152,25 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
             world.settle();
             Ok(())
         }
+        "healthy" | "unhealthy" | "ailing" | "ready" | "unready" => {
+            let said = words[2..].join(" ");
+            let seen = match words[0] {
+                "healthy" => Seen::Healthy,
+                "unhealthy" => Seen::Unhealthy(said),
+                "ailing" => Seen::Ailing(said),
+                "ready" => Seen::Ready,
+                _ => Seen::Unready(said),
+            };
+            let task = rswarm_control::admission::find_task(&world.state, name)
+                .map_err(|refused| refused.to_string())?;
+            world.find(task.id, &seen);
+            world.settle();
+            Ok(())
+        }
+        "routes" => {
+            routes(world, name, out);
+            Ok(())
+        }
         "wait" => {
             world.run(duration(name));
             Ok(())
@@ -236,6 +256,10 @@ fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
             "max" => task.placement.max_per_node = value.parse().expect("a number"),
             "global" => spec.mode = Mode::Global,
             "unconstrained" => task.placement.constraints.clear(),
+            "ready-tcp" => {
+                let probe = Probe::Tcp(value.parse().expect("a port"));
+                task.containers[0].readiness = Some(Readiness::new(probe));
+            }
             "force" => task.force += 1,
             "loss" => {
                 task.on_node_loss = Some(match value {
@@ -383,6 +407,29 @@ fn running(world: &World, out: &mut String) {
     lines.sort();
     out.push_str(if lines.is_empty() { "  nothing\n" } else { "" });
     lines.iter().for_each(|line| out.push_str(line));
+}
+
+/// Which tasks of a service are given new connections.
+fn routes(world: &World, name: &str, out: &mut String) {
+    let service = world.state.service_named(name).expect("a service");
+    let from = world.node_named(crate::world::FOUNDER);
+    let routable = rswarm_control::endpoints::routable(&world.state, service, from);
+    let home =
+        |task: &Task| task.node.and_then(|node| world.state.node(node)).map(|node| node.hostname.clone());
+    let mut names: Vec<_> = routable
+        .iter()
+        .map(|task| {
+            format!(
+                "{} on {} ({})",
+                task.name(),
+                home(task).unwrap_or_default(),
+                task.spec.containers[0].image
+            )
+        })
+        .collect();
+    names.sort();
+    writeln!(out, "  {}", if names.is_empty() { "nowhere".into() } else { names.join(", ") })
+        .expect("a string takes everything");
 }
 
 /// A task's name, with a node's instead of its id.

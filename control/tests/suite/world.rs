@@ -215,6 +215,15 @@ impl World {
         }
     }
 
+    /// A container's probes find something out.
+    pub fn find(&mut self, task: TaskId, seen: &Seen) {
+        for id in self.machines.keys().copied().collect::<Vec<_>>() {
+            if self.machines[&id].containers.contains_key(&task) {
+                self.see(id, task, seen.clone());
+            }
+        }
+    }
+
     pub fn run(&mut self, time: Duration) {
         let until = self.now.after(time);
         while self.now < until {
@@ -261,7 +270,7 @@ impl World {
         let due: Vec<(Timestamp, NodeId, TaskId)> = due;
         for (_, id, task) in due {
             match self.machines[&id].containers.get(&task) {
-                Some(Seen::Starting { .. }) => self.see(id, task, Seen::Running { pid: 100 }),
+                Some(Seen::Starting { .. }) => self.see(id, task, Seen::Healthy),
                 Some(Seen::Running { .. }) => {
                     self.see(id, task, Seen::Ended { exit_code: Some(0), error: String::new() });
                 }
@@ -321,9 +330,7 @@ impl World {
             changes.extend(machine.reports.drain(..).map(Change::Report));
         }
         let known = |change: &Change| match change {
-            Change::Report(report) => {
-                self.state.task(report.task).is_some_and(|task| task.observed < report.observed)
-            }
+            Change::Report(report) => self.state.task(report.task).is_some_and(|task| report.is_news(task)),
             _ => true,
         };
         changes.retain(known);
@@ -336,6 +343,8 @@ impl World {
         let machine = self.machines.get_mut(&id).expect("a machine");
         match seen {
             Seen::Gone => drop(machine.containers.remove(&task)),
+            // What is found of a container that runs does not make it another.
+            Seen::Healthy | Seen::Unhealthy(_) | Seen::Ready | Seen::Unready(_) | Seen::Ailing(_) => {}
             _ => drop(machine.containers.insert(task, seen.clone())),
         }
         let effects = machine.worker.observe(task, seen);
@@ -376,7 +385,8 @@ impl World {
     /// What is really running, and where.
     pub fn running(&self) -> BTreeMap<TaskId, NodeId> {
         let on = |(id, machine): (&NodeId, &Machine)| {
-            let runs = |(_, seen): &(&TaskId, &Seen)| matches!(seen, Seen::Running { .. });
+            let runs =
+                |(_, seen): &(&TaskId, &Seen)| matches!(seen, Seen::Running { .. } | Seen::Starting { .. });
             machine.containers.iter().filter(runs).map(|(task, _)| (*task, *id)).collect::<Vec<_>>()
         };
         self.machines.iter().flat_map(on).collect()
@@ -394,7 +404,7 @@ fn start(image: &str) -> Seen {
     match image {
         "broken" => Seen::Ended { exit_code: Some(1), error: String::new() },
         "done" => Seen::Ended { exit_code: Some(0), error: String::new() },
-        "slow" => Seen::Starting { pid: 100 },
+        "slow" | "checked" => Seen::Starting { pid: 100 },
         _ => Seen::Running { pid: 100 },
     }
 }

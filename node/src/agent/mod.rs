@@ -3,6 +3,7 @@
 
 mod doors;
 mod enter;
+mod health;
 mod session;
 mod table;
 mod template;
@@ -15,6 +16,7 @@ use crate::member::Ground;
 use crate::rpc::dial::Dialer;
 use anyhow::{Context, Result};
 use doors::Doors;
+use health::Watches;
 use prost::Message;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints;
@@ -127,7 +129,7 @@ impl Agent {
         let found = executor
             .list()
             .into_iter()
-            .filter_map(|container| Some((work::task_of(&container.id)?, seen(&container.state))));
+            .filter_map(|container| Some((work::task_of(&container.id)?, seen(&container))));
         let worker = Worker::new(node, found.collect());
 
         let (heard_sender, heard) = mpsc::channel(64);
@@ -135,6 +137,8 @@ impl Agent {
         let (order_sender, orders) = watch::channel(Order::None);
         let (clear, clears) = mpsc::channel(1);
         let (done_sender, done) = mpsc::channel(256);
+        let (found_sender, found) = mpsc::channel(256);
+        let watches = Watches::new(executor.clone(), found_sender);
         let managers = Arc::new(Mutex::new(Managers {
             known: identity.managers.clone(),
             leader: None,
@@ -164,7 +168,7 @@ impl Agent {
             overlay: overlay.clone(),
             node: node.to_string(),
         };
-        let agent = Loop {
+        let mut agent = Loop {
             node,
             my_addr,
             dir,
@@ -175,6 +179,7 @@ impl Agent {
             orders: order_sender,
             steps: BTreeMap::new(),
             done: done_sender,
+            watches,
             clearing: None,
         };
         // What ended or came to run while no daemon was there to say so.
@@ -183,9 +188,10 @@ impl Agent {
         }
         agent.remember_table().await;
         agent.mend_networks().await;
+        agent.watch_all();
         let session_stop = stop.child_token();
         tracker.spawn(session.keep(session_stop.clone()));
-        tracker.spawn(agent.run(Inbox { heard, events, done, clears }, stop));
+        tracker.spawn(agent.run(Inbox { heard, events, done, found, clears }, stop));
         Ok(Self { managers, elsewhere, contact, orders, clear, executor, overlay, session: session_stop })
     }
 
@@ -265,12 +271,18 @@ impl Agent {
     }
 }
 
-fn seen(state: &executor::State) -> Seen {
-    match state {
+fn seen(container: &executor::Container) -> Seen {
+    match &container.state {
         executor::State::Created => Seen::Prepared,
-        executor::State::Running(running) => Seen::Running { pid: running.pid.unsigned_abs() },
+        executor::State::Running(running) => started(container, running.pid),
         executor::State::Exited(exit) => ended(exit),
     }
+}
+
+/// What has a health check runs when that says so.
+fn started(container: &executor::Container, pid: i32) -> Seen {
+    let pid = pid.unsigned_abs();
+    if health::is_checked(&container.labels) { Seen::Starting { pid } } else { Seen::Running { pid } }
 }
 
 fn ended(exit: &Exit) -> Seen {
@@ -290,6 +302,7 @@ struct Inbox {
     heard: mpsc::Receiver<Heard>,
     events: executor::Events,
     done: mpsc::Receiver<(TaskId, u64, Seen)>,
+    found: mpsc::Receiver<(TaskId, Seen)>,
     clears: mpsc::Receiver<oneshot::Sender<()>>,
 }
 
@@ -305,6 +318,7 @@ struct Loop {
     /// Of each task the step under way, and its number: the answers of earlier ones no longer count.
     steps: BTreeMap<TaskId, (u64, AbortHandle)>,
     done: mpsc::Sender<(TaskId, u64, Seen)>,
+    watches: Watches,
     clearing: Option<oneshot::Sender<()>>,
 }
 
@@ -329,6 +343,7 @@ impl Loop {
                         self.observe(task, seen);
                     }
                 }
+                Some((task, seen)) = inbox.found.recv() => self.observe(task, seen),
                 Some(sender) = inbox.clears.recv() => {
                     self.clearing = Some(sender);
                     self.assign(Assignment::default());
@@ -345,7 +360,10 @@ impl Loop {
 
     fn happened(&mut self, event: executor::Event) {
         let (container, seen) = match event {
-            executor::Event::Started { id, pid } => (id, Seen::Running { pid: pid.unsigned_abs() }),
+            executor::Event::Started { id, pid } => {
+                let Ok(container) = self.hands.executor.inspect(&id) else { return };
+                (id, started(&container, pid))
+            }
             executor::Event::Exited { id, exit } => {
                 self.unroute(&id);
                 (id, ended(&exit))
@@ -353,7 +371,8 @@ impl Loop {
             executor::Event::Missed => {
                 for container in self.hands.executor.list() {
                     if let Some(task) = work::task_of(&container.id) {
-                        self.observe(task, seen(&container.state));
+                        self.observe(task, seen(&container));
+                        self.watch(task);
                     }
                 }
                 return;
@@ -361,6 +380,23 @@ impl Loop {
         };
         if let Some(task) = work::task_of(&container) {
             self.observe(task, seen);
+            self.watch(task);
+        }
+    }
+
+    /// Has a container asked how it is for as long as it runs.
+    fn watch(&mut self, task: TaskId) {
+        match self.hands.executor.inspect(&work::container_id(task)) {
+            Ok(executor::Container { labels, state: executor::State::Running(running), .. }) => {
+                self.watches.begin(task, &labels, &running);
+            }
+            Ok(_) | Err(_) => self.watches.end(task),
+        }
+    }
+
+    fn watch_all(&mut self) {
+        for task in self.worker.held().map(|(task, _)| task).collect::<Vec<_>>() {
+            self.watch(task);
         }
     }
 
@@ -466,6 +502,7 @@ impl Loop {
                     Some(Seen::Ended { exit_code: error_code(&error), error: format!("{error:#}") })
                 }),
                 Action::Stop { task, grace } => {
+                    self.watches.end(task);
                     self.step(task, generation, async move { hands.stop(task, grace).await })
                 }
                 Action::Remove(task) => self.step(task, generation, async move {

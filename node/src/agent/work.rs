@@ -75,7 +75,8 @@ impl Hands {
             Ok((store.config(&held)?, store.layers(&held)?))
         })
         .await?;
-        let labels = labels(task, &places);
+        let mut labels = labels(task, &places);
+        labels.extend(super::health::labels(spec, &config));
         let netns = self.attach(&id, places).await?;
         let mut request = self.request(task, spec, &config, lower)?;
         // What the node grants anew as long as it hears the managers.

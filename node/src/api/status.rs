@@ -2,6 +2,7 @@
 
 use super::quorum::{self, Voter};
 use crate::daemon::{Daemon, Membership};
+use crate::manager::cluster::FREE;
 use crate::manager::{self, Manager};
 use crate::member::{GIVE_UP, Member, believed};
 use rswarm_control::model::{Availability, NodeStatus, Observed, Role};
@@ -170,12 +171,36 @@ fn manager_status(manager: &Manager, answer: &mut pb::StatusResponse, started_at
         answer.problems.extend(words.problems);
         answer.cures.extend(words.cures);
     }
+    disk_problems(manager, &state, answer);
     node_problems(&state, answer);
     task_problems(&state, answer);
 }
 
 fn hostname(state: &State, node: &str) -> Option<String> {
     Some(state.node(node.parse().ok()?)?.hostname.clone())
+}
+
+fn disk_problems(manager: &Manager, state: &State, answer: &mut pb::StatusResponse) {
+    let log = manager.cluster().log();
+    let raft = log.status();
+    if let Some(reason) = &raft.failed {
+        answer.problems.push(format!("this manager does not vote, because its log has failed: {reason}"));
+        answer.cures.push("see to the disk; the log is opened again by itself as soon as it can be".into());
+    }
+    if let Some(full) = log.full() {
+        answer.problems.push(format!(
+            "this manager has no room for its log: {} wants {} MiB more; it takes no changes and leaves it to \
+             others to lead",
+            full.dir.display(),
+            full.wanted >> 20
+        ));
+        answer.cures.push(FREE.into());
+    }
+    for member in log.full_members().iter().filter(|id| **id != raft.id).filter_map(|id| raft.member(*id)) {
+        let name = hostname(state, &member.node).unwrap_or_else(|| member.node.clone());
+        answer.problems.push(format!("manager {name} ({}) has no room for its log", member.addr));
+        answer.cures.push(format!("on {name}, see `rswarm status`, and {FREE}"));
+    }
 }
 
 fn node_problems(state: &State, answer: &mut pb::StatusResponse) {

@@ -3,6 +3,7 @@
 use crate::manager::clock;
 use crate::manager::cluster::Cluster;
 use rswarm_control::convergence::{self, Verdict};
+use rswarm_control::health;
 use rswarm_control::ids::ServiceId;
 use rswarm_control::model::{Desired, Service, Task, UpdateStatus};
 use rswarm_control::state::State;
@@ -57,7 +58,12 @@ pub async fn report(
         let stage = progress.state();
         let ended = matches!(
             stage,
-            Stage::Settled | Stage::Failed | Stage::Paused | Stage::Removed | Stage::RolledBack
+            Stage::Settled
+                | Stage::Failed
+                | Stage::Paused
+                | Stage::Removed
+                | Stage::RolledBack
+                | Stage::TimedOut
         );
         if last.as_ref() != Some(&progress) {
             if sink.send(Ok(progress.clone())).await.is_err() {
@@ -93,6 +99,9 @@ fn look(
     };
     let undone = state.service(service).and_then(|service| until.undone(service));
     let since = progress.since.map_or(Duration::ZERO, |since| clock::after(state.clock()).since(since));
+    let overdue = convergence::overdue(state, service, clock::after(state.clock()));
+    let status = state.service(service).and_then(|service| service.update_status.as_ref());
+    let timed_out = status.is_some_and(|status| status.timed_out);
     let (stage, next) = match progress.verdict {
         _ if removal => (Stage::Converging, far),
         _ if undone.is_some_and(|status| status.state.is_complete()) => (Stage::RolledBack, far),
@@ -100,8 +109,10 @@ fn look(
             (Stage::Settled, far)
         }
         Verdict::Settled => (Stage::Running, STABLE.saturating_sub(since)),
+        Verdict::Paused if timed_out => (Stage::TimedOut, far),
         Verdict::Paused => (Stage::Paused, far),
         Verdict::GivenUp => (Stage::Failed, far),
+        Verdict::Pending | Verdict::Converging if overdue.is_some() => (Stage::TimedOut, far),
         // A job may take its time, and what fails in it is tried again.
         Verdict::Converging if progress.job => (Stage::Converging, far),
         Verdict::Pending | Verdict::Converging if waited >= PATIENCE && progress.trouble.is_some() => {
@@ -117,10 +128,9 @@ fn look(
     let failed = undone.and_then(|status| status.failed_task).and_then(|task| state.task(task));
     let trouble = failed.map(|task| convergence::trouble(task)).or(progress.trouble);
     // A pause or a rollback has a reason of its own, which names the task.
-    let status = state.service(service).and_then(|service| service.update_status.as_ref());
     let reason = match stage {
         Stage::RolledBack => undone.map(|status| status.message.clone()),
-        Stage::Paused => status.map(|status| status.message.clone()),
+        Stage::Paused | Stage::TimedOut => status.map(|status| status.message.clone()).or(overdue),
         _ => None,
     };
     let progress = pb::ServiceProgress {
@@ -143,7 +153,10 @@ fn line(state: &State, task: &Task) -> pb::TaskProgress {
         task_id: task.id.to_string(),
         name: task.name(),
         node_name: node.map(|node| node.hostname.clone()).unwrap_or_default(),
-        observed: task.observed.to_string(),
+        observed: match health::badge(task) {
+            Some(badge) => format!("{} {badge}", task.observed),
+            None => task.observed.to_string(),
+        },
         words: convergence::words(task),
     }
 }

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use rswarm_control::admission::{self, Answer, Init, Request};
 use rswarm_control::liveness::Heard;
 use rswarm_control::model::{
-    Affinity, AffinityRule, Availability, ContainerSpec, Description, EndpointSpec, JoinTokens, Meta, Mode,
-    Node, NodeStatus, Observed, Preference, Resources, Role, Secret, ServiceSpec, Settings, TaskSpec,
+    Affinity, AffinityRule, Availability, ContainerSpec, Description, EndpointSpec, Health, JoinTokens, Meta,
+    Mode, Node, NodeStatus, Observed, Preference, Resources, Role, Secret, ServiceSpec, Settings, TaskSpec,
     UpdateConfig,
 };
 use rswarm_control::{Change, NodeId, Proposal, Report, State, Timestamp, tick};
@@ -125,6 +125,8 @@ fn settled() -> Result<State> {
             error,
             exit_code: None,
             pid: None,
+            health: Health::Unchecked,
+            ready: None,
         }))
     };
     let changes = state.tasks().filter_map(report).collect();

@@ -324,7 +324,7 @@ mod tests {
     fn what_is_kept_can_be_replayed() {
         let storm = Duration::from_secs(30);
         let planted = Options { planted: Some(world::Planted::StartsAgain), storm, ..Options::default() };
-        let small = (0..20).find_map(|seed| world::shrink(&Replay { seed, options: planted.clone() }, 5));
+        let small = (0..400).find_map(|seed| world::shrink(&Replay { seed, options: planted.clone() }, 5));
         let directory = tempfile::tempdir().unwrap();
         let path = write_down(directory.path(), &small.expect("a planted mistake is caught")).unwrap();
         let text = fs::read_to_string(path).unwrap();

@@ -334,6 +334,11 @@ impl Executor {
         self.running(id)?.ask(&Request::Freeze { frozen: false }).await.map(drop)
     }
 
+    /// Whether a container's processes are held still.
+    pub fn is_paused(&self, id: &str) -> bool {
+        self.entry(id).is_ok_and(|entry| entry.meta.cgroup.as_ref().is_some_and(Cgroup::is_frozen))
+    }
+
     /// What a container has written, and with `follow` what it goes on to write.
     pub fn logs(&self, id: &str, query: LogQuery) -> Result<Logs> {
         let entry = self.entry(id)?;

@@ -31,6 +31,8 @@ pub struct ImageConfig {
     pub labels: BTreeMap<String, String>,
     /// The image's health check, if it has one.
     pub healthcheck: Option<Healthcheck>,
+    /// What runs the line of a `CMD-SHELL`; empty for `/bin/sh -c`.
+    pub shell: Vec<String>,
     /// `amd64`, `arm64`, …
     pub architecture: String,
     /// `linux`.
@@ -103,6 +105,8 @@ struct Process {
     #[serde(deserialize_with = "or_default")]
     labels: BTreeMap<String, String>,
     healthcheck: Option<Check>,
+    #[serde(deserialize_with = "or_default")]
+    shell: Vec<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -134,6 +138,7 @@ pub(super) fn parse(digest: &Digest, bytes: &[u8]) -> Result<(ImageConfig, Vec<D
         stop_signal,
         labels,
         healthcheck,
+        shell,
     } = document.config;
     // Zero means "inherit" in this format.
     let time = |nanos: Option<u64>| nanos.filter(|nanos| *nanos > 0).map(Duration::from_nanos);
@@ -155,6 +160,7 @@ pub(super) fn parse(digest: &Digest, bytes: &[u8]) -> Result<(ImageConfig, Vec<D
             start_interval: time(check.start_interval),
             retries: check.retries.filter(|retries| *retries > 0),
         }),
+        shell,
         architecture: document.architecture,
         os: document.os,
         created: document.created,

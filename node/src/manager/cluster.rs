@@ -7,7 +7,7 @@ use rswarm_control::admission::{self, Answer, Refused, Request};
 use rswarm_control::state::{Change, Proposal, State};
 use rswarm_control::time::Timestamp;
 use rswarm_proto::store;
-use rswarm_raft::{Entry, Frozen, Log, ProposeError, StateMachine};
+use rswarm_raft::{Entry, Frozen, Full, Log, ProposeError, StateMachine};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +80,21 @@ const NO_QUORUM: &str = "the cluster has no leader that reaches more than half o
                          changed until they are online and reach each other; containers go on running (see \
                          `rswarm status`)";
 
+/// What a user is told when the leader has no room for its log, and nobody else can lead.
+fn no_room(full: &Full) -> String {
+    format!(
+        "{}: no space left in {} for the manager's log, which wants {} MiB more, so nothing can be changed; {FREE}; \
+         containers go on running",
+        crate::machine::hostname(),
+        full.dir.display(),
+        full.wanted >> 20
+    )
+}
+
+/// What to do where there is no room for a manager's log.
+pub const FREE: &str = "free some there (`rswarm image prune` and `rswarm volume prune` remove what is not used), and \
+                        it goes on by itself";
+
 impl From<WriteError> for Status {
     fn from(error: WriteError) -> Self {
         match error {
@@ -87,6 +102,7 @@ impl From<WriteError> for Status {
             WriteError::Propose(ProposeError::NotLeader { .. } | ProposeError::Unavailable) => {
                 Status::unavailable(NO_QUORUM)
             }
+            WriteError::Propose(ProposeError::Full(full)) => Status::resource_exhausted(no_room(&full)),
             WriteError::Propose(_) | WriteError::Timeout => Status::unavailable(error.to_string()),
             WriteError::Stale => Status::aborted(error.to_string()),
             WriteError::Answer => Status::internal(error.to_string()),

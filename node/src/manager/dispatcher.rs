@@ -108,14 +108,7 @@ pub async fn pump(cluster: Cluster, reports: Reports, stop: CancellationToken) {
 }
 
 fn is_news(state: &State, report: &Report) -> bool {
-    state.task(report.task).is_some_and(|task| {
-        task.node == Some(report.node)
-            && (report.observed > task.observed
-                || report.observed == task.observed
-                    && (report.message != task.status.message
-                        || report.error != task.status.error
-                        || report.pid != task.status.pid))
-    })
+    state.task(report.task).is_some_and(|task| report.is_news(task))
 }
 
 /// The service `Dispatcher`.

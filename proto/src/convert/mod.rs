@@ -3,6 +3,7 @@
 //! its wire form.
 
 mod assignment;
+mod health;
 mod insight;
 mod network;
 mod node;
@@ -11,6 +12,7 @@ mod service;
 mod table;
 mod task;
 
+pub(crate) use health::{health, health_out};
 pub(crate) use placement::filling;
 pub use task::report;
 pub(crate) use task::{slot, slot_out, task, task_without_spec};

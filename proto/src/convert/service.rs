@@ -10,7 +10,9 @@ use rswarm_control::model::{
     ContainerSpec, Endpoint, EndpointMode, EndpointSpec, EnvVar, FailureAction, Mode, OnNodeLoss,
 };
 use rswarm_control::model::{Mount, PortMode, PortSpec, Protocol, PublishedPort, RestartCondition};
-use rswarm_control::model::{RestartPolicy, Revision, Service, ServiceSpec, TaskResources, TaskSpec};
+use rswarm_control::model::{
+    Readiness, RestartPolicy, Revision, Service, ServiceSpec, TaskResources, TaskSpec,
+};
 use rswarm_control::model::{UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -245,12 +247,22 @@ impl TryFrom<pb::UpdateConfig> for UpdateConfig {
 
 impl From<&UpdateStatus> for pb::UpdateStatus {
     fn from(status: &UpdateStatus) -> Self {
-        let UpdateStatus { state, started_at, since, completed_at, message, failed_task, automatic } = status;
+        let UpdateStatus {
+            state,
+            started_at,
+            since,
+            completed_at,
+            message,
+            failed_task,
+            automatic,
+            timed_out,
+        } = status;
         Self {
             state: pb::UpdateState::from(*state).into(),
             started_at_ms: started_at.0,
             since_ms: since.0,
             automatic: *automatic,
+            timed_out: *timed_out,
             completed_at_ms: completed_at.map(|at| at.0),
             message: message.clone(),
             failed_task: failed_task.map(|task| task.to_string()).unwrap_or_default(),
@@ -267,6 +279,7 @@ impl TryFrom<pb::UpdateStatus> for UpdateStatus {
             started_at: Timestamp(wire.started_at_ms),
             since: Timestamp(wire.since_ms),
             automatic: wire.automatic,
+            timed_out: wire.timed_out,
             completed_at: wire.completed_at_ms.map(Timestamp),
             message: wire.message,
             failed_task: parsed_or_none("failed_task", &wire.failed_task)?,
@@ -455,6 +468,8 @@ impl From<&ContainerSpec> for pb::ContainerSpec {
             read_only,
             init,
             tty,
+            health,
+            readiness,
         } = spec;
         let variable =
             |EnvVar { name, value }: &EnvVar| pb::EnvVar { name: name.clone(), value: value.clone() };
@@ -475,6 +490,8 @@ impl From<&ContainerSpec> for pb::ContainerSpec {
             read_only: *read_only,
             init: *init,
             tty: *tty,
+            health: Some(health.into()),
+            readiness: readiness.as_ref().map(Into::into),
         }
     }
 }
@@ -501,6 +518,12 @@ impl TryFrom<pb::ContainerSpec> for ContainerSpec {
             read_only: wire.read_only,
             init: wire.init,
             tty: wire.tty,
+            health: nested("health", Some(wire.health.unwrap_or_default()))?,
+            readiness: wire
+                .readiness
+                .map(Readiness::try_from)
+                .transpose()
+                .map_err(|error| error.within("readiness"))?,
         })
     }
 }

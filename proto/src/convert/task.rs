@@ -1,7 +1,7 @@
 //! Tasks, and what nodes report of them.
 
 use super::{Invalid, Problem, attachments, attachments_out, choice, choices, meta, nested, parsed};
-use super::{claims, claims_out};
+use super::{claims, claims_out, health, health_out};
 use super::{each, parsed_or_none, required};
 use crate::v1 as pb;
 use rswarm_control::model::{Actor, Desired, Observed, Slot, Step, Task, TaskSpec, TaskStatus, Transition};
@@ -150,7 +150,7 @@ impl TryFrom<pb::Transition> for Transition {
 
 impl From<&TaskStatus> for pb::TaskStatus {
     fn from(status: &TaskStatus) -> Self {
-        let TaskStatus { at, running_at, message, error, exit_code, pid } = status;
+        let TaskStatus { at, running_at, message, error, exit_code, pid, health, unready } = status;
         Self {
             at_ms: at.0,
             running_at_ms: running_at.map(|at| at.0),
@@ -158,6 +158,8 @@ impl From<&TaskStatus> for pb::TaskStatus {
             error: error.clone(),
             exit_code: *exit_code,
             pid: *pid,
+            health: health_out(*health),
+            unready: *unready,
         }
     }
 }
@@ -171,6 +173,8 @@ impl From<pb::TaskStatus> for TaskStatus {
             error: wire.error,
             exit_code: wire.exit_code,
             pid: wire.pid,
+            health: health(wire.health),
+            unready: wire.unready,
         }
     }
 }
@@ -178,7 +182,7 @@ impl From<pb::TaskStatus> for TaskStatus {
 /// A report leaves without its node, which the session it is sent on proves.
 impl From<&Report> for pb::TaskReport {
     fn from(report: &Report) -> Self {
-        let Report { task, node: _, observed, message, error, exit_code, pid } = report;
+        let Report { task, node: _, observed, message, error, exit_code, pid, health, ready } = report;
         Self {
             task_id: task.to_string(),
             observed: pb::Observed::from(*observed).into(),
@@ -189,7 +193,10 @@ impl From<&Report> for pb::TaskReport {
                 error: error.clone(),
                 exit_code: *exit_code,
                 pid: *pid,
+                health: health_out(*health),
+                unready: false,
             }),
+            ready: *ready,
         }
     }
 }
@@ -209,5 +216,7 @@ pub fn report(node: NodeId, wire: pb::TaskReport) -> Result<Report, Invalid> {
         error: status.error,
         exit_code: status.exit_code,
         pid: status.pid,
+        health: health(status.health),
+        ready: wire.ready,
     })
 }

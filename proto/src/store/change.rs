@@ -2,7 +2,8 @@
 
 use crate::convert::{Invalid, Problem, attachments, attachments_out, choice, each, nanos, nested, parsed};
 use crate::convert::{
-    claims, claims_out, filling, parsed_each, parsed_or_none, required, slot, slot_out, texts,
+    claims, claims_out, filling, health, health_out, parsed_each, parsed_or_none, required, slot, slot_out,
+    texts,
 };
 use crate::v1 as pb;
 use crate::v1::store as disk;
@@ -298,7 +299,7 @@ impl TryFrom<wire::CreateTask> for NewTask {
 
 impl From<&Report> for wire::Report {
     fn from(report: &Report) -> Self {
-        let Report { task, node, observed, message, error, exit_code, pid } = report;
+        let Report { task, node, observed, message, error, exit_code, pid, health, ready } = report;
         Self {
             task: task.to_string(),
             node: node.to_string(),
@@ -307,6 +308,8 @@ impl From<&Report> for wire::Report {
             error: error.clone(),
             exit_code: *exit_code,
             pid: *pid,
+            health: health_out(*health),
+            ready: *ready,
         }
     }
 }
@@ -323,6 +326,8 @@ impl TryFrom<wire::Report> for Report {
             error: report.error,
             exit_code: report.exit_code,
             pid: report.pid,
+            health: health(report.health),
+            ready: report.ready,
         })
     }
 }

@@ -1,5 +1,8 @@
 //! Every object the model can hold, as proptest strategies.
 
+mod health;
+
+use health::{found, health_spec, readiness};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -179,8 +182,9 @@ fn container() -> BoxedStrategy<ContainerSpec> {
     let what = (text(), text(), option::of(text()), vec(text(), 0..3), vec(text(), 0..3), vec(env, 0..3));
     let who = (labels(), option::of(text()), option::of(text()), option::of(text()), vec(mount(), 0..3));
     let how = (option::of(text()), duration(), any::<bool>(), any::<bool>(), any::<bool>());
-    (what, who, how)
-        .prop_map(|((name, image, image_digest, command, args, env), who, how)| {
+    let well = (health_spec(), option::of(readiness()));
+    (what, who, how, well)
+        .prop_map(|((name, image, image_digest, command, args, env), who, how, (health, readiness))| {
             let (labels, hostname, user, workdir, mounts) = who;
             let (stop_signal, stop_grace, read_only, init, tty) = how;
             ContainerSpec {
@@ -200,6 +204,8 @@ fn container() -> BoxedStrategy<ContainerSpec> {
                 read_only,
                 init,
                 tty,
+                health,
+                readiness,
             }
         })
         .boxed()
@@ -316,15 +322,20 @@ fn update_state() -> BoxedStrategy<UpdateState> {
 }
 
 fn update_status() -> BoxedStrategy<UpdateStatus> {
-    (update_state(), at(), at(), option::of(at()), text(), option::of(task_id()), any::<bool>())
-        .prop_map(|(state, started_at, since, completed_at, message, failed_task, automatic)| UpdateStatus {
-            state,
-            started_at,
-            since,
-            completed_at,
-            message,
-            failed_task,
-            automatic,
+    let why = (text(), option::of(task_id()), any::<bool>(), any::<bool>());
+    (update_state(), at(), at(), option::of(at()), why)
+        .prop_map(|(state, started_at, since, completed_at, why)| {
+            let (message, failed_task, automatic, timed_out) = why;
+            UpdateStatus {
+                state,
+                started_at,
+                since,
+                completed_at,
+                message,
+                failed_task,
+                automatic,
+                timed_out,
+            }
         })
         .boxed()
 }
@@ -427,14 +438,17 @@ fn observed() -> BoxedStrategy<Observed> {
 }
 
 fn task_status() -> BoxedStrategy<TaskStatus> {
-    (at(), option::of(at()), text(), text(), any::<Option<i32>>(), any::<Option<u32>>())
-        .prop_map(|(at, running_at, message, error, exit_code, pid)| TaskStatus {
+    let found = (found(), any::<bool>());
+    (at(), option::of(at()), text(), text(), any::<Option<i32>>(), any::<Option<u32>>(), found)
+        .prop_map(|(at, running_at, message, error, exit_code, pid, (health, unready))| TaskStatus {
             at,
             running_at,
             message,
             error,
             exit_code,
             pid,
+            health,
+            unready,
         })
         .boxed()
 }
@@ -573,8 +587,9 @@ pub fn table() -> BoxedStrategy<Table> {
 
 pub fn report() -> BoxedStrategy<Report> {
     let how = (text(), text(), any::<Option<i32>>(), any::<Option<u32>>());
-    (task_id(), node_id(), observed(), how)
-        .prop_map(|(task, node, observed, (message, error, exit_code, pid))| Report {
+    let found = (found(), any::<Option<bool>>());
+    (task_id(), node_id(), observed(), how, found)
+        .prop_map(|(task, node, observed, (message, error, exit_code, pid), (health, ready))| Report {
             task,
             node,
             observed,
@@ -582,6 +597,8 @@ pub fn report() -> BoxedStrategy<Report> {
             error,
             exit_code,
             pid,
+            health,
+            ready,
         })
         .boxed()
 }

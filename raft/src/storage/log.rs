@@ -11,6 +11,7 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use tokio::sync::oneshot;
 
 use super::wal::{Done, Op, Recovered, Wal};
+use crate::disk::Gauge;
 use crate::format::payload_len;
 use crate::types::{Entry, LogId, Types, Vote};
 
@@ -24,6 +25,7 @@ pub(crate) struct LogStore(Arc<Shared>);
 struct Shared {
     memory: RwLock<Memory>,
     wal: Wal,
+    gauge: Gauge,
 }
 
 /// **Invariant:** `entries` are consecutive, and the first follows `purged`. (The first of all has index 0; that it
@@ -73,7 +75,7 @@ impl Memory {
 }
 
 impl LogStore {
-    pub(crate) fn new(wal: Wal, recovered: Recovered) -> Self {
+    pub(crate) fn new(wal: Wal, recovered: Recovered, gauge: Gauge) -> Self {
         let Recovered { vote, committed, purged, mut entries, .. } = recovered;
         let first = purged.map_or(0, |id| id.index + 1);
         while entries.front().is_some_and(|entry| entry.log_id.index < first) {
@@ -81,12 +83,17 @@ impl LogStore {
         }
         let bytes = entries.iter().map(payload_len).sum();
         let memory = Memory { vote, committed, purged, entries, bytes };
-        Self(Arc::new(Shared { memory: RwLock::new(memory), wal }))
+        Self(Arc::new(Shared { memory: RwLock::new(memory), wal, gauge }))
     }
 
     /// The payload bytes held in memory.
     pub(crate) fn bytes(&self) -> usize {
         self.read().bytes
+    }
+
+    /// How the disk fares that the log is on.
+    pub(crate) fn gauge(&self) -> &Gauge {
+        &self.0.gauge
     }
 
     /// The last entry of a term before `term`.

@@ -123,7 +123,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
         let frozen = frozen.ok_or_else(|| io::Error::other("a builder builds once"))??;
         let (meta, snapshots) = (self.meta.clone(), self.snapshots.clone());
         let file = blocking(move || {
-            let mut writer = snapshots.create(meta)?;
+            let mut writer = snapshots.create_patiently(meta)?;
             frozen.write(&mut writer)?;
             writer.flush()?;
             snapshots.adopt(writer.finish()?)

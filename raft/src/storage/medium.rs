@@ -5,9 +5,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
+use crate::disk::Gauge;
+
 /// How the files of a log are written.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Media {
+    /// Where it is noted how the disk fares.
+    pub(crate) gauge: Gauge,
     #[cfg(feature = "sim")]
     pub(crate) sim: crate::sim::Sim,
 }
@@ -15,16 +19,21 @@ pub(crate) struct Media {
 /// An open file.
 pub(crate) struct Medium {
     file: Arc<File>,
+    gauge: Gauge,
     #[cfg(feature = "sim")]
     disk: Option<crate::sim::Disk>,
 }
 
+/// Whether it is room that was lacking.
+pub(crate) fn no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 impl Medium {
     pub(crate) fn new(file: File, media: &Media) -> Self {
-        #[cfg(not(feature = "sim"))]
-        let _ = media;
         Self {
             file: Arc::new(file),
+            gauge: media.gauge.clone(),
             #[cfg(feature = "sim")]
             disk: media.sim.disk.clone(),
         }
@@ -39,6 +48,13 @@ impl Medium {
     }
 
     pub(crate) fn sync_data(&self) -> io::Result<()> {
+        self.gauge.begin();
+        let synced = self.sync_file();
+        self.gauge.end();
+        synced
+    }
+
+    fn sync_file(&self) -> io::Result<()> {
         #[cfg(feature = "sim")]
         if let Some(disk) = &self.disk {
             return disk.sync(&self.file);

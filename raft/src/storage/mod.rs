@@ -18,6 +18,7 @@ use tokio::task::JoinError;
 
 pub(crate) use seal::{MasterKey, sync_dir};
 
+use crate::disk::Gauge;
 use crate::{ClusterTag, OpenError, RaftId};
 
 /// The version of everything on disk. Files of another version are refused.
@@ -56,6 +57,8 @@ pub(crate) struct Dir {
     pub(crate) path: PathBuf,
     pub(crate) identity: Identity,
     pub(crate) key: Arc<MasterKey>,
+    /// How the disk fares that it is on.
+    pub(crate) gauge: Gauge,
     lock: Mutex<Option<File>>,
 }
 
@@ -69,7 +72,13 @@ impl Dir {
         let lock = lock(path)?;
         let used = !wal::segments(path).map_err(|error| OpenError::io(path, error))?.is_empty();
         let key = MasterKey::load_or_create(path, !used)?;
-        Ok(Self { path: path.to_owned(), identity, key: Arc::new(key), lock: Mutex::new(Some(lock)) })
+        Ok(Self {
+            path: path.to_owned(),
+            identity,
+            key: Arc::new(key),
+            gauge: Gauge::default(),
+            lock: Mutex::new(Some(lock)),
+        })
     }
 
     /// Lets others use the directory. Nothing may be written to it afterwards but temporary files.
@@ -137,7 +146,7 @@ pub fn wipe(dir: &Path) -> Result<(), OpenError> {
             let file = file?;
             let name = file.file_name();
             let ours = name.to_str().is_some_and(|name| {
-                [".wal", ".snapshot", ".tmp"].iter().any(|suffix| name.ends_with(suffix))
+                [".wal", ".snapshot", ".tmp", ".spare"].iter().any(|suffix| name.ends_with(suffix))
             });
             if ours {
                 std::fs::remove_file(file.path())?;
@@ -208,7 +217,7 @@ mod tests {
             )
             .unwrap();
             let machine = Machine::new(Box::new(Nothing), snapshots);
-            Ok((root, LogStore::new(wal, recovered), machine))
+            Ok((root, LogStore::new(wal, recovered, dir.gauge.clone()), machine))
         }
     }
 

@@ -8,9 +8,11 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use prost::Message;
 
+use super::medium::no_space;
 use super::seal::{FileKey, SALT_BYTES, TAG_BYTES, random, sync_dir};
 use super::{Dir, FORMAT};
 use crate::OpenError;
@@ -94,10 +96,19 @@ impl Snapshots {
 
     /// Begins a new file aside.
     pub(crate) fn create(&self, meta: SnapshotMeta) -> io::Result<Writer> {
+        self.create_file(meta, None)
+    }
+
+    /// The same, but without room for what is written it waits until there is, or the log is closed.
+    pub(crate) fn create_patiently(&self, meta: SnapshotMeta) -> io::Result<Writer> {
+        self.create_file(meta, Some(self.state.clone()))
+    }
+
+    fn create_file(&self, meta: SnapshotMeta, until: Option<Arc<Mutex<State>>>) -> io::Result<Writer> {
         reach("snapshot.create")?;
         // Random, because a writer that outlived its log must not touch a file of the next one.
         let name = format!("snapshot-{:016x}.tmp", u64::from_le_bytes(random()));
-        Writer::create(&self.dir, self.dir.path.join(name), meta)
+        Writer::create(&self.dir, self.dir.path.join(name), meta, until)
     }
 
     pub(crate) fn read(&self, file: &SnapshotFile) -> io::Result<Reader> {
@@ -178,9 +189,38 @@ fn aad(last: bool) -> [u8; 1] {
     [last.into()]
 }
 
+/// How often it is looked whether there is room again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The file beneath a [`Writer`].
+struct Out {
+    file: File,
+    /// Where it is read that the log is closed, by one that waits for room.
+    until: Option<Arc<Mutex<State>>>,
+}
+
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            let written = self.file.write(bytes);
+            let (Err(error), Some(until)) = (&written, &self.until) else { return written };
+            let closed = || until.lock().expect("nothing panics while it holds this lock").closed;
+            if !no_space(error) || closed() {
+                return written;
+            }
+            tracing::warn!("no space left for a snapshot, waiting for some");
+            std::thread::sleep(RETRY);
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// Writes a snapshot; dropping it unfinished removes the file.
 pub(crate) struct Writer {
-    file: Option<BufWriter<File>>,
+    file: Option<BufWriter<Out>>,
     path: PathBuf,
     meta: SnapshotMeta,
     key: FileKey,
@@ -189,7 +229,12 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    fn create(dir: &Dir, path: PathBuf, meta: SnapshotMeta) -> io::Result<Self> {
+    fn create(
+        dir: &Dir,
+        path: PathBuf,
+        meta: SnapshotMeta,
+        until: Option<Arc<Mutex<State>>>,
+    ) -> io::Result<Self> {
         let salt = random();
         let mut header = [0; HEADER_BYTES];
         header[..8].copy_from_slice(MAGIC);
@@ -201,7 +246,7 @@ impl Writer {
 
         let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
         let mut writer = Self {
-            file: Some(BufWriter::new(file)),
+            file: Some(BufWriter::new(Out { file, until })),
             path,
             key: file_key(dir, &salt),
             chunk: Vec::with_capacity(CHUNK_BYTES + TAG_BYTES),
@@ -219,7 +264,7 @@ impl Writer {
         reach("snapshot.finish")?;
         self.seal(true)?;
         let file = self.file.take().expect("only finish takes it");
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.file.sync_all()?;
         reach("snapshot.synced")?;
         Ok(SnapshotFile { path: std::mem::take(&mut self.path), meta: self.meta.clone() })
     }
@@ -238,7 +283,7 @@ impl Writer {
         Ok(())
     }
 
-    fn out(&mut self) -> &mut BufWriter<File> {
+    fn out(&mut self) -> &mut BufWriter<Out> {
         self.file.as_mut().expect("only finish takes it")
     }
 }

@@ -76,6 +76,7 @@ impl Turn {
                 message: rollback.map_or("update in progress".into(), |rollback| rollback.message.clone()),
                 failed_task: rollback.and_then(|rollback| rollback.failed_task),
                 automatic: rollback.is_some_and(|rollback| rollback.automatic),
+                timed_out: false,
             });
         }
         author.clone_into(&mut service.author);

@@ -21,6 +21,8 @@ impl Turn {
         if service.spec_version != new.spec_version {
             return stale(format!("service {} has changed", service.spec.name));
         }
+        // Who is asked whether it is ready is so when it has said it.
+        let unready = service.spec.task.containers.iter().any(|container| container.readiness.is_some());
         let task = Task {
             id: new.id,
             meta,
@@ -32,7 +34,7 @@ impl Turn {
             node: None,
             desired: new.desired,
             observed: Observed::New,
-            status: TaskStatus { at: self.at, ..TaskStatus::default() },
+            status: TaskStatus { at: self.at, unready, ..TaskStatus::default() },
             addresses: Vec::new(),
             claims: Claims::new(),
             note: String::new(),
@@ -146,13 +148,12 @@ impl Turn {
 
     pub(super) fn report(&mut self, report: &Report) -> Result<(), Stale> {
         let Some(task) = self.state.task(report.task).cloned() else { return Ok(()) };
-        let news = report.observed > task.observed
-            || (report.observed == task.observed && is_news(report, &task.status));
-        if task.node != Some(report.node) || task.observed.is_terminal() || !news {
+        if !report.is_news(&task) {
             return Ok(());
         }
         let at = self.at;
         let moved = report.observed != task.observed;
+        let served = task.serves();
         if moved && report.observed >= Observed::Running {
             self.applied.endpoints = true;
         }
@@ -160,15 +161,19 @@ impl Turn {
             if moved {
                 task.status.at = at;
             }
-            if report.observed == Observed::Running && task.status.running_at.is_none() {
+            task.observed = report.observed;
+            task.status.health = report.health;
+            task.status.unready = report.ready.map_or(task.status.unready, |ready| !ready);
+            if task.serves() && task.status.running_at.is_none() {
                 task.status.running_at = Some(at);
             }
-            task.observed = report.observed;
             task.status.message.clone_from(&report.message);
             task.status.error.clone_from(&report.error);
             task.status.exit_code = report.exit_code;
             task.status.pid = report.pid;
         })?;
+        let serves = self.known_task(report.task)?.serves();
+        self.applied.endpoints |= serves != served;
         self.settle(report.task);
         Ok(())
     }
@@ -246,11 +251,4 @@ impl Turn {
         self.event(Object::Task(id), EventKind::Updated);
         Ok(())
     }
-}
-
-fn is_news(report: &Report, status: &TaskStatus) -> bool {
-    report.message != status.message
-        || report.error != status.error
-        || report.exit_code != status.exit_code
-        || report.pid != status.pid
 }

@@ -1,6 +1,7 @@
 //! `rswarm service create --name web --replicas 3 -p 8080:80 rswarm/demo`
 
 use super::flags::{Common, Env, Label, ModeArg, MountArg, Publish, main, set_env};
+use super::health::Wellness;
 use super::placement::Rules;
 use super::wait;
 use crate::cli::context::Context;
@@ -56,6 +57,8 @@ pub struct Create {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
+    wellness: Wellness,
+    #[command(flatten)]
     wait: wait::Options,
 }
 
@@ -100,6 +103,7 @@ impl Create {
         for variable in self.env.into_iter().filter_map(Env::resolve) {
             set_env(&mut container.env, variable);
         }
+        self.wellness.apply(container)?;
         container.mounts = self.mounts.into_iter().map(|MountArg(mount)| mount).collect();
         task.placement.constraints = self.constraints;
         self.rules.apply(&mut task);

@@ -101,6 +101,7 @@ fn pretty(service: &Service, names: &BTreeMap<String, String>) -> Result<String,
         for mount in &container.mounts {
             writeln!(out, " Mount:\t\t{}", self::mount(mount))?;
         }
+        super::health::pretty(out, container)?;
     }
     amounts(out, "Reservations", &task.resources.reservations)?;
     for (kind, count) in &task.resources.generic {

@@ -2,6 +2,7 @@
 
 pub mod create;
 pub mod flags;
+pub mod health;
 pub mod inspect;
 pub mod logs;
 pub mod ls;

@@ -7,6 +7,7 @@ use crate::cli::output::value::Struct;
 use crate::cli::output::{filter, units};
 use crate::cli::view::service::image;
 use anyhow::Result;
+use rswarm_control::health;
 use rswarm_control::model::{Desired, Observed, Slot, Task};
 use rswarm_proto::v1 as pb;
 use std::collections::BTreeMap;
@@ -132,6 +133,10 @@ fn row(task: &Task, name: &str, node: &str, now_ms: u64, no_trunc: bool) -> Stru
         titled(&task.observed.to_string()),
         units::ago(task.status.at.0, now_ms).to_lowercase()
     );
+    let current = match health::badge(task) {
+        Some(badge) => format!("{current} {badge}"),
+        None => current,
+    };
     Struct::new("task")
         .with("CurrentState", current)
         .with("DesiredState", desired(task))

@@ -1,6 +1,7 @@
 //! `rswarm service update --image rswarm/demo:2 web`
 
 use super::flags::{Common, Env, Label, MountArg, Publish, TargetPort, Words, main, set_env, words};
+use super::health::Wellness;
 use super::placement::Changes;
 use super::wait;
 use crate::cli::client::{Client, one};
@@ -74,6 +75,8 @@ pub struct Update {
     rollback: bool,
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    wellness: Wellness,
     #[command(flatten)]
     wait: wait::Options,
 }
@@ -176,6 +179,7 @@ impl Update {
                 None => container.mounts.push(added),
             }
         }
+        self.wellness.apply(container)?;
         self.common.apply(spec)?;
         Ok(())
     }

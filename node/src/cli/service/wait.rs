@@ -193,6 +193,7 @@ fn lines(name: &str, progress: &pb::ServiceProgress, removal: bool) -> Vec<Strin
         State::Running => "; watching that they stay so",
         State::Paused => "; paused",
         State::RolledBack => "; rolled back",
+        State::TimedOut => "; out of time",
         State::Failed | State::Converging | State::Settled | State::Removed | State::Unspecified => "",
     };
     head += state;
@@ -244,6 +245,7 @@ fn verdict(name: &str, progress: &pb::ServiceProgress, removal: bool) -> Option<
         State::Failed if progress.job => end(Exit::NotConverged, "does not complete"),
         State::Failed => end(Exit::NotConverged, "does not converge"),
         State::Paused => end(Exit::Paused, "is paused in its update"),
+        State::TimedOut => end(Exit::TimedOut, "has not come further in time"),
         State::RolledBack => end(Exit::RolledBack, "runs what it ran before"),
     }
 }
@@ -316,6 +318,7 @@ mod tests {
         assert_eq!(end(State::Running, false), None);
         assert_eq!(end(State::Settled, false), Some(Ok("converged, 2 of 2 tasks run".into())));
         assert_eq!(end(State::Paused, false), Some(Err(Exit::Paused)));
+        assert_eq!(end(State::TimedOut, false), Some(Err(Exit::TimedOut)));
         assert_eq!(end(State::Removed, true), Some(Ok("removed, its tasks have stopped".into())));
         assert_eq!(end(State::Removed, false), Some(Err(Exit::Failed)));
     }

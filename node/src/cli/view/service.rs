@@ -2,6 +2,7 @@
 
 use super::node::resources;
 use crate::cli::output::value::{Struct, Value};
+use crate::cli::service::health::{healthcheck, readiness};
 use rswarm_control::model::{AffinityRule, Filling, Placement, Platform, Preference};
 use rswarm_control::model::{
     ContainerSpec, EndpointMode, EndpointSpec, FailureAction, Mode, Mount, PortMode,
@@ -155,6 +156,8 @@ fn container(container: &ContainerSpec) -> Struct {
         .maybe("ReadOnly", container.read_only)
         .maybe("Mounts", container.mounts.iter().map(mount).collect::<Vec<_>>())
         .with("StopGracePeriod", container.stop_grace)
+        .maybe("Healthcheck", healthcheck(&container.health))
+        .maybe("Readiness", readiness(container.readiness.as_ref()))
 }
 
 fn mount(mount: &Mount) -> Struct {
@@ -228,6 +231,7 @@ fn update_status(status: &UpdateStatus) -> Struct {
         .with("StartedAt", Value::time_ms(status.started_at.0))
         .maybe("CompletedAt", status.completed_at.map(|at| Value::time_ms(at.0)))
         .with("Message", &status.message)
+        .maybe("TimedOut", status.timed_out)
         .maybe("FailedTask", status.failed_task.map(|task| task.to_string()))
 }
 

@@ -2,7 +2,8 @@
 //!
 //! One thread writes. Whatever is queued while it waits for the disk goes out together with one `fdatasync`.
 //! Segments are filled with zeros before their turn comes, so that a sync need not wait for the file system's
-//! own journal.
+//! own journal, and that no record ever meets a full disk: when there is no room for the next segment, a whole one
+//! is still to be written. After that the writer waits for room, and those who wait for it with it.
 //!
 //! A segment is a header of [`HEADER_BYTES`] and then frames: magic, length of the body, number of the frame,
 //! how much of the segment was durable when it was written, checksum, and the sealed body. The first frame
@@ -23,6 +24,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -103,6 +105,8 @@ pub(crate) enum Op {
 pub(crate) struct Wal {
     ops: Sender<Op>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Set when the writer need not wait for room any more.
+    closing: Arc<AtomicBool>,
     /// In place of the thread.
     #[cfg(feature = "sim")]
     simulated: Option<simulated::Simulated>,
@@ -121,18 +125,14 @@ impl Wal {
         incarnation: Incarnation,
         media: &Media,
     ) -> Result<(Self, Recovered), OpenError> {
-        match std::fs::remove_file(dir.join(SPARE)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(OpenError::io(&dir.join(SPARE), error));
-            }
-            _ => {}
-        }
         let (mut recovered, old) = recover(dir, identity, &key)?;
         if old.is_empty() {
             recovered.incarnation = incarnation;
         }
 
-        let spares = Spares::new(dir, segment_bytes).map_err(|error| OpenError::io(dir, error))?;
+        let spares = Spares::new(dir, segment_bytes, media.gauge.clone())
+            .map_err(|error| OpenError::io(dir, error))?;
+        let closing = spares.closing();
         let mut writer = Writer {
             dir: dir.to_owned(),
             identity,
@@ -168,6 +168,7 @@ impl Wal {
             let wal = Self {
                 ops,
                 thread: Mutex::new(None),
+                closing,
                 simulated: Some(simulated),
                 #[cfg(test)]
                 fail_sync,
@@ -181,6 +182,7 @@ impl Wal {
         let wal = Self {
             ops,
             thread: Mutex::new(Some(thread)),
+            closing,
             #[cfg(feature = "sim")]
             simulated: None,
             #[cfg(test)]
@@ -208,6 +210,7 @@ impl Wal {
         }
         let thread = self.thread.lock().expect("nothing panics while it holds this lock").take();
         if let Some(thread) = thread {
+            self.closing.store(true, Ordering::Relaxed);
             drop(self.ops.send(Op::Close));
             if thread.join().is_err() {
                 tracing::error!("the log's writer panicked");
@@ -279,7 +282,7 @@ impl Writer {
             }
         }
         self.finish();
-        self.spares.finish();
+        drop(self.spares);
         while let Ok(op) = queue.try_recv() {
             refuse(op, closed);
         }
@@ -485,6 +488,13 @@ impl Writer {
         self.spares.prepare();
         self.segment = Some(segment);
         Ok(())
+    }
+
+    /// Whether what comes next may need another segment.
+    #[cfg(feature = "sim")]
+    fn near_the_end(&self) -> bool {
+        let used = self.segment.as_ref().map_or(0, |segment| segment.end) + self.buffer.len() as u64;
+        used + self.segment_bytes / 8 > self.segment_bytes
     }
 
     /// Marks the end, by which damage to any record before it can be told from a torn write.

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::super::Identity;
@@ -58,9 +59,12 @@ pub(super) fn recover(
             Ok(())
         })?;
         if newest && end < bytes.len() {
-            // What follows is cut off for good: this segment will not be the newest again.
+            // What follows is cut off for good: this segment will not be the newest again. What stays is written
+            // again: if a sync failed, the kernel may hold for written what never reached the disk.
             let cut = || -> io::Result<()> {
+                let kept = std::fs::read(&path)?;
                 let file = OpenOptions::new().write(true).open(&path)?;
+                file.write_all_at(&kept[..end], 0)?;
                 file.set_len(end as u64)?;
                 file.sync_all()
             };

@@ -1,11 +1,15 @@
 //! The writer without its thread: it waits by the simulation's clock, so that a run follows from its seed.
 
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{Op, Writer, closed, refuse};
 use crate::sim::{Disk, Sim};
+
+/// How often it is looked whether there is room again.
+const ROOM: Duration = Duration::from_millis(100);
 
 /// The handle; what was queued and not yet taken when it is closed is refused.
 pub(super) struct Simulated {
@@ -39,13 +43,16 @@ impl Simulated {
     pub(super) fn close(&self) {
         if let Some(mut writer) = self.writer.writer().take() {
             writer.finish();
-            writer.spares.finish();
         }
     }
 }
 
 async fn run(shared: Shared, mut queue: UnboundedReceiver<Op>, disk: Disk, sim: Sim) {
     while let Some(first) = queue.recv().await {
+        // Without room for another segment it waits; the machine's own disk is not meant.
+        while disk.is_full() && shared.writer().as_ref().is_some_and(Writer::near_the_end) {
+            tokio::time::sleep(ROOM).await;
+        }
         let mut next = Some(first);
         while let Some(op) = next {
             match shared.writer().as_mut() {
@@ -60,6 +67,10 @@ async fn run(shared: Shared, mut queue: UnboundedReceiver<Op>, disk: Disk, sim: 
             if sim.flaws.ack_before_sync {
                 writer.acknowledge();
             }
+        }
+        let gauge = shared.writer().as_ref().map(|writer| writer.media.gauge.clone());
+        if let Some(gauge) = gauge {
+            gauge.begin();
         }
         tokio::time::sleep(disk.sync_time()).await;
         if let Some(writer) = shared.writer().as_mut() {
