@@ -940,3 +940,57 @@ fn a_running_task_is_entered_from_every_manager() {
         forwarded
     });
 }
+
+#[test]
+fn a_cluster_of_two_versions_works_rises_with_its_last_manager_and_takes_no_older_one_from_then_on() {
+    bare_machines("versions", 4, |cluster| {
+        let nodes = ["n1", "n2", "n3", "n4"];
+        let first = cluster.address("n1")?.to_string();
+        let state = nodes.map(|node| cluster.state(node).display().to_string());
+        // A daemon that was started by such a command takes part as the version before would.
+        let as_before = |node: usize, words: &[&str]| {
+            let before = ["env", "RSWARM_LEVEL_MAX=1", "rswarm"];
+            cluster.lab.node(nodes[node]).exec(&[&before[..], words, &["--state-dir", &state[node]]].concat())
+        };
+        let level = |node: &str| cluster.ok(node, &["status", "--format", "{{.Level}}"]);
+        as_before(0, &["init", "--advertise-addr", &first])?.ok()?;
+        let token = cluster.ok("n1", &["join-token", "-q", "manager"])?;
+        let join = ["join", "--token", token.trim(), &first];
+        as_before(1, &join)?.ok()?;
+        cluster.ok("n3", &[&join[..], &["--state-dir", &state[2]]].concat())?;
+
+        // Each takes writes, also with the newer one leading, and nothing is written that the older do not know.
+        for node in &nodes[..3] {
+            cluster.write(node, &format!("by-{node}"))?;
+        }
+        ensure!(level("n1")?.trim() == "1" && level("n3")?.trim() == "1", "two are of the version before");
+        stop_daemon(cluster, "n1")?;
+        eventually("another leads and takes writes", 20, || {
+            cluster.write("n3", "without-n1").map(|()| true)
+        })?;
+        // Started by a command that is of no other use there: the newer version.
+        cluster.refused("n1", &["init", "--state-dir", &state[0]])?;
+        eventually("n1 has caught up", 20, || Ok(cluster.services("n1")?.len() == 4))?;
+        ensure!(level("n1")?.trim() == "1", "n2 is still of the version before");
+        stop_daemon(cluster, "n2")?;
+        cluster.refused("n2", &["init", "--state-dir", &state[1]])?;
+        for node in &nodes[..3] {
+            eventually(
+                &format!("{node} knows that all are upgraded"),
+                20,
+                || Ok(level(node)?.trim() == "2"),
+            )?;
+            cluster.write(node, &format!("again-by-{node}"))?;
+        }
+
+        let refused = as_before(3, &join)?;
+        let words = ["n4 runs rswarm", "up to level 1", "gone on to level 2"];
+        let told = words.iter().all(|words| refused.stderr.contains(words));
+        ensure!(refused.code == 1 && told, "{}", refused.stderr);
+        for (node, state) in nodes.iter().zip(&state).take(3) {
+            stop_daemon(cluster, node)?;
+            cluster.lab.node(node).exec(&["rm", "-r", state])?.ok()?;
+        }
+        Ok(())
+    });
+}

@@ -35,6 +35,7 @@ pub mod events;
 pub mod explain;
 pub mod health;
 pub mod ids;
+pub mod level;
 pub mod liveness;
 pub mod membership;
 pub mod model;
@@ -53,6 +54,8 @@ pub mod worker;
 pub use ids::{ClusterId, NetworkId, NodeId, RaftId, ServiceId, TaskId};
 pub use liveness::Heard;
 pub use plan::Plan;
-pub use state::{Applied, Change, NewTask, Proposal, Report, Rollback, Snapshot, Stale, State};
+pub use state::{
+    Applied, Change, NewTask, Proposal, Report, RequestId, Requests, Rollback, Snapshot, Stale, State,
+};
 pub use tick::{Crank, tick};
 pub use time::Timestamp;

@@ -5,7 +5,7 @@ use crate::liveness::{self, Heard};
 use crate::plan::{Draft, Hold, Plan};
 use crate::state::State;
 use crate::time::Timestamp;
-use crate::{allocator, orchestrator, reaper, scheduler};
+use crate::{allocator, level, orchestrator, reaper, scheduler};
 
 /// Looks at the whole cluster and proposes what should change next.
 ///
@@ -38,6 +38,7 @@ impl Crank {
         if draft.state().cluster().is_none() {
             return;
         }
+        level::raise(draft);
         liveness::watch(draft, heard);
         reaper::end(draft);
         self.calm.disturb(draft.state(), draft.now);

@@ -138,6 +138,10 @@ impl Roles for Daemon {
 }
 
 impl FindLeader for Daemon {
+    fn remembers(&self) -> bool {
+        self.member().is_ok_and(|member| member.remembers())
+    }
+
     fn leader(&self) -> Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>> {
         Box::pin(async move { self.member()?.leader().await })
     }

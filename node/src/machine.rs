@@ -1,6 +1,7 @@
 //! What this machine says of itself.
 
 use crate::member::Ground;
+use rswarm_control::level;
 use rswarm_control::model::{Description, Resources};
 
 /// The machine's host name.
@@ -23,7 +24,17 @@ pub fn describe(ground: &Ground) -> Description {
         warnings: ground.executor.limits_unenforced().map(str::to_owned).into_iter().collect(),
         labels: ground.config.labels.clone(),
         generic: ground.config.generic.clone(),
+        level: level(),
     }
+}
+
+/// For tests of clusters whose daemons are of different versions: takes part as one that understands no higher level.
+const LEVEL_MAX: &str = "RSWARM_LEVEL_MAX";
+
+/// Up to which level this daemon understands the log.
+fn level() -> u32 {
+    let most = std::env::var(LEVEL_MAX).ok().and_then(|text| text.parse().ok());
+    most.map_or(level::LATEST, |most: u32| most.clamp(level::OLDEST, level::LATEST))
 }
 
 fn cpus() -> u64 {

@@ -18,6 +18,7 @@ use crate::volume::Volumes;
 use anyhow::{Context, Result};
 use arc_swap::ArcSwapOption;
 use rswarm_control::ids::{ClusterId, NodeId};
+use rswarm_control::level;
 use rswarm_control::model::Role;
 use rswarm_proto::v1 as pb;
 use rswarm_raft::Incarnation;
@@ -380,6 +381,11 @@ fn heard_within(status: &rswarm_raft::Status, time: Duration) -> Option<rswarm_r
 }
 
 impl FindLeader for Member {
+    fn remembers(&self) -> bool {
+        let manager = self.manager.load();
+        manager.as_ref().is_some_and(|manager| manager.cluster().state().level() >= level::REQUESTS)
+    }
+
     fn leader(&self) -> Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>> {
         Box::pin(async move {
             if let Some(denial) = self.refused() {

@@ -442,6 +442,8 @@ fn brief(change: &Change) -> String {
     match change {
         Change::Init(_) => "init".into(),
         Change::SetTokens { .. } => "tokens".into(),
+        Change::SetLevel { level, .. } => format!("level {level}"),
+        Change::Once { request, .. } => format!("once {request}"),
         Change::SetSettings { .. } => "settings".into(),
         Change::CreateNode(node) => format!("node {} ({})", node.hostname, node.id),
         Change::UpdateNode { node, role, availability, .. } => format!("node {node} {role} {availability:?}"),

@@ -18,8 +18,14 @@ fn story<F: Future<Output = ()>>(tell: impl FnOnce(Story) -> F + Send + 'static)
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
         runtime.expect("a runtime starts").block_on(async {
             let flaws = Flaws::default();
-            let mut world =
-                World::new(Plan { seed: 5, managers: 3, storm: Duration::ZERO, snapshot_after: 5000, flaws });
+            let mut world = World::new(Plan {
+                seed: 5,
+                managers: 3,
+                storm: Duration::ZERO,
+                snapshot_after: 5000,
+                flaws,
+                forgetful: false,
+            });
             world.found().await;
             let story = Story { world, written: 0 };
             for id in 1..=3 {

@@ -59,7 +59,7 @@ const SAID: &str = "came of it: ";
 /// Runs a plan in a process of its own.
 fn run(plan: Plan) -> Ran {
     let Flaws { ack_before_sync, read_local_state, restore_leader, vote_twice } = plan.flaws;
-    let flaws = [ack_before_sync, read_local_state, restore_leader, vote_twice];
+    let flaws = [ack_before_sync, read_local_state, restore_leader, vote_twice, plan.forgetful];
     let flaws: Vec<&str> = FLAWS.into_iter().zip(flaws).filter(|(_, on)| *on).map(|(name, _)| name).collect();
     let output = std::process::Command::new(std::env::current_exe().expect("this program has a path"))
         .args(["--exact", "one_seed", "--ignored", "--nocapture"])
@@ -85,10 +85,18 @@ fn run(plan: Plan) -> Ran {
 }
 
 /// What `FLAWS` may name.
-const FLAWS: [&str; 4] = ["ack-before-sync", "read-local-state", "restore-leader", "vote-twice"];
+const FLAWS: [&str; 5] =
+    ["ack-before-sync", "read-local-state", "restore-leader", "vote-twice", "forget-requests"];
 
 fn plan(seed: u64, managers: u64, seconds: u64) -> Plan {
-    Plan { seed, managers, storm: Duration::from_secs(seconds), snapshot_after: 150, flaws: Flaws::default() }
+    Plan {
+        seed,
+        managers,
+        storm: Duration::from_secs(seconds),
+        snapshot_after: 150,
+        flaws: Flaws::default(),
+        forgetful: false,
+    }
 }
 
 fn holds(plan: Plan) {
@@ -126,8 +134,12 @@ fn a_run_follows_from_its_seed() {
 const SEEDS: u64 = 20;
 
 fn noticed(flaws: Flaws) {
+    noticed_in(|seed| Plan { flaws, ..plan(seed, 3, 30) });
+}
+
+fn noticed_in(plan: impl Fn(u64) -> Plan) {
     let found = (0..SEEDS).find_map(|seed| {
-        let wrong = run(Plan { flaws, ..plan(seed, 3, 30) }).wrong?;
+        let wrong = run(plan(seed)).wrong?;
         Some((seed, wrong))
     });
     let (seed, wrong) = found.expect("a planted fault goes unnoticed");
@@ -152,6 +164,11 @@ fn leading_on_after_a_restart_is_noticed() {
 #[test]
 fn counting_ones_own_vote_twice_is_noticed() {
     noticed(Flaws { vote_twice: true, ..Flaws::default() });
+}
+
+#[test]
+fn forgetting_what_was_carried_out_is_noticed() {
+    noticed_in(|seed| Plan { forgetful: true, ..plan(seed, 3, 30) });
 }
 
 #[test]
@@ -181,7 +198,7 @@ fn one_seed() {
         vote_twice: has(3),
     };
     let plan = plan(number("SEED", 0), number("MANAGERS", 3), number("SECONDS", 30));
-    let Ran { hash, events, answers, wrong } = run_here(Plan { flaws, ..plan });
+    let Ran { hash, events, answers, wrong } = run_here(Plan { flaws, forgetful: has(4), ..plan });
     println!("{SAID}{hash} {events} {answers} {}", wrong.unwrap_or_default());
 }
 

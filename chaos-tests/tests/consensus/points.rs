@@ -41,8 +41,14 @@ struct Story {
 
 impl Story {
     fn new() -> Self {
-        let plan =
-            Plan { seed: 3, managers: 3, storm: Duration::ZERO, snapshot_after: 30, flaws: Flaws::default() };
+        let plan = Plan {
+            seed: 3,
+            managers: 3,
+            storm: Duration::ZERO,
+            snapshot_after: 30,
+            flaws: Flaws::default(),
+            forgetful: false,
+        };
         Self { world: World::new(plan), acknowledged: 0, tried: 0, struck: Rc::default(), newcomer: 3 }
     }
 

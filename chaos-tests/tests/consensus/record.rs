@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use rswarm_chaos::history::Operation;
+use rswarm_control::RequestId;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,6 +22,8 @@ struct State {
     /// What stands at each index, by whoever applied it first.
     truth: BTreeMap<u64, Bytes>,
     violations: Vec<String>,
+    /// At which index each request took effect.
+    effects: BTreeMap<RequestId, u64>,
 }
 
 /// What came of a run.
@@ -43,11 +46,20 @@ impl Record {
             history: Vec::new(),
             truth: BTreeMap::new(),
             violations: Vec::new(),
+            effects: BTreeMap::new(),
         })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
+    }
+
+    /// A request took effect on some manager, which may happen at one index alone.
+    pub fn took_effect(&self, index: u64, request: RequestId) {
+        let first = *self.state().effects.entry(request).or_insert(index);
+        if first != index {
+            self.violated(format!("request {request} took effect at {first} and again at {index}"));
+        }
     }
 
     /// Notes an event.

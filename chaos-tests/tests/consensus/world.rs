@@ -16,6 +16,8 @@ use tokio::time::{Instant, sleep, timeout};
 /// How many registers the clients share: few, so that they meet.
 const REGISTERS: u64 = 3;
 const CLIENTS: u64 = 4;
+/// How often a client says the same before it gives up.
+const ATTEMPTS: u64 = 10;
 /// Until a cluster that is whole again must have settled.
 const HEALED: Duration = Duration::from_secs(20);
 
@@ -29,6 +31,8 @@ pub struct Plan {
     /// Entries between snapshots.
     pub snapshot_after: u64,
     pub flaws: Flaws,
+    /// The state machine forgets which requests it has carried out.
+    pub forgetful: bool,
 }
 
 struct Manager {
@@ -145,7 +149,7 @@ impl World {
         self.disks.lock().unwrap().insert(id, disk.clone());
         config.sim.disk = Some(disk.clone());
         config.sim.flaws = self.plan.flaws;
-        let (registers, view) = Registers::new(self.record.clone());
+        let (registers, view) = Registers::new(self.record.clone(), self.plan.forgetful);
         let (transport, run) = self.network.port(id);
         let log = match Log::open(config, registers, transport).await {
             Ok(log) => log,
@@ -408,28 +412,42 @@ impl Client {
         }
     }
 
+    /// Says the same request again, to one manager after the other, until somebody knows what came of it.
     async fn write(&mut self, log: &Log, register: u64, act: Act) {
         let asked = self.record.tick();
-        let proposed = log.propose(encode(register, act)).await;
-        let answered = Some(self.record.tick());
-        match proposed {
-            Ok(proposed) => {
-                let fits = proposed.answer.first() == Some(&1);
-                let act = match act {
-                    Act::Swap { expected, new, .. } => Act::Swap { expected, new, done: Some(fits) },
-                    other => other,
-                };
-                if let (Act::Write(new) | Act::Swap { new, .. }, true) = (act, fits) {
-                    self.last[register as usize] = new;
+        let request = encode(register, act);
+        let mut log = Some(log.clone());
+        let mut may_be_done = false;
+        for _ in 0..ATTEMPTS {
+            let said = match &log {
+                Some(log) => log.propose(request.clone()).await,
+                None => Err(ProposeError::Unavailable),
+            };
+            match said {
+                Ok(proposed) => {
+                    let answered = Some(self.record.tick());
+                    let fits = proposed.answer.first() == Some(&1);
+                    let act = match act {
+                        Act::Swap { expected, new, .. } => Act::Swap { expected, new, done: Some(fits) },
+                        other => other,
+                    };
+                    if let (Act::Write(new) | Act::Swap { new, .. }, true) = (act, fits) {
+                        self.last[register as usize] = new;
+                    }
+                    return self.record.saw(Operation { register, asked, answered, act });
                 }
-                self.record.saw(Operation { register, asked, answered, act });
+                Err(ProposeError::NotLeader { leader: Some(leader) }) => self.target = leader.id.0,
+                Err(ProposeError::Unknown(_)) => {
+                    may_be_done = true;
+                    self.elsewhere();
+                }
+                Err(_) => self.elsewhere(),
             }
-            Err(ProposeError::Unknown(_)) => {
-                self.record.saw(Operation { register, asked, answered: None, act });
-                self.elsewhere();
-            }
-            Err(ProposeError::NotLeader { leader: Some(leader) }) => self.target = leader.id.0,
-            Err(_) => self.elsewhere(),
+            sleep(Duration::from_millis(self.rng.between(10, 200))).await;
+            log = self.managers.lock().unwrap().get(&self.target).map(|manager| manager.log.clone());
+        }
+        if may_be_done {
+            self.record.saw(Operation { register, asked, answered: None, act });
         }
     }
 }

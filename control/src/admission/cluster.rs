@@ -5,6 +5,7 @@ use super::node::{self, Join};
 use super::{Answer, Refused, no_cluster, out_of_sequence, validate};
 use crate::allocator;
 use crate::ids::{ClusterId, NetworkId, NodeId};
+use crate::level;
 use crate::model::{Availability, Cluster, Description, JoinTokens, Meta, Role, Secret, Settings, Subnet};
 use crate::state::{Change, State};
 use crate::time::Timestamp;
@@ -74,6 +75,7 @@ pub fn init(state: &State, init: &Init, now: Timestamp) -> Result<(Vec<Change>, 
         settings: init.settings.clone(),
         default_network,
         incarnation: 1,
+        level: level::of(&init.description).min(level::LATEST),
     };
     let join = Join {
         secret: init.tokens.manager.clone(),

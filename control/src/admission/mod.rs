@@ -18,8 +18,9 @@ pub use node::{Join, NodeUpdate, Session};
 pub use restore::{Founder, LEAP, Restored, restore};
 
 use crate::ids::{NetworkId, NodeId, RaftId, ServiceId};
+use crate::level;
 use crate::model::{Role, Secret, ServiceSpec, Settings};
-use crate::state::{Change, State};
+use crate::state::{Change, RequestId, State};
 use crate::time::Timestamp;
 
 /// What can be asked of a cluster. Objects are named by id, by the beginning of their id, or by name.
@@ -197,6 +198,32 @@ pub fn admit(state: &State, request: &Request, now: Timestamp) -> Result<(Vec<Ch
         Request::Reseat { node, lost } => node::reseat(state, *node, *lost),
         Request::Leave { node, force } => node::leave(state, *node, *force),
     }
+}
+
+/// Decides on a request that may be a repetition. If it was carried out before, what was answered then is answered
+/// again, and nothing is to change.
+///
+/// # Errors
+/// If the request is refused.
+pub fn admit_once(
+    state: &State,
+    id: Option<RequestId>,
+    request: &Request,
+    now: Timestamp,
+) -> Result<(Vec<Change>, Answer), Refused> {
+    let Some(id) = id else { return admit(state, request, now) };
+    if let Request::Join(join) = request {
+        // Whoever has no token is told nothing, whatever it repeats.
+        node::invited(state, join)?;
+    }
+    if let Some(answer) = state.answered(id) {
+        return Ok((Vec::new(), answer));
+    }
+    let (mut changes, answer) = admit(state, request, now)?;
+    if !changes.is_empty() && state.level() >= level::REQUESTS {
+        changes.insert(0, Change::Once { request: id, answer });
+    }
+    Ok((changes, answer))
 }
 
 /// Longest name of an author that is kept, in characters.

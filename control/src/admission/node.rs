@@ -2,6 +2,7 @@
 
 use super::{Answer, Refused, find_node, no_cluster, out_of_sequence, validate};
 use crate::ids::{NodeId, RaftId};
+use crate::level;
 use crate::model::{
     Availability, Description, Labels, Meta, Node, NodeStatus, Role, Secret, Taint, Toleration,
 };
@@ -64,25 +65,31 @@ const TAINTS_MAX: usize = 64;
 type Admitted = Result<(Vec<Change>, Answer), Refused>;
 
 pub(super) fn join(state: &State, join: &Join, now: Timestamp) -> Admitted {
-    let cluster = state.cluster().ok_or_else(no_cluster)?;
-    // Both are compared in full, so that the time it takes tells nothing.
-    let is_manager = equal(&join.secret, &cluster.tokens.manager);
-    let is_worker = equal(&join.secret, &cluster.tokens.worker);
-    let role = match (is_manager, is_worker) {
-        (true, _) => Role::Manager,
-        (false, true) => Role::Worker,
-        (false, false) => {
-            return Err(Refused::Denied(
-                "the join token is not valid (any more); print the current one with `rswarm join-token worker` \
-                 on a manager"
-                    .into(),
-            ));
-        }
-    };
+    let role = invited(state, join)?;
+    if role == Role::Manager {
+        level::check(state, &join.hostname, &join.description)?;
+    }
     let number = state.next_number();
     let id = NodeId::mint(state.id_seed(), number);
     let node = build(id, number, role, join, now)?;
     Ok((vec![Change::CreateNode(Box::new(node))], Answer::Node(id)))
+}
+
+/// The role that a join token gives.
+pub(super) fn invited(state: &State, join: &Join) -> Result<Role, Refused> {
+    let cluster = state.cluster().ok_or_else(no_cluster)?;
+    // Both are compared in full, so that the time it takes tells nothing.
+    let is_manager = equal(&join.secret, &cluster.tokens.manager);
+    let is_worker = equal(&join.secret, &cluster.tokens.worker);
+    match (is_manager, is_worker) {
+        (true, _) => Ok(Role::Manager),
+        (false, true) => Ok(Role::Worker),
+        (false, false) => Err(Refused::Denied(
+            "the join token is not valid (any more); print the current one with `rswarm join-token worker` \
+             on a manager"
+                .into(),
+        )),
+    }
 }
 
 pub(super) fn build(
@@ -122,6 +129,9 @@ pub(super) fn open_session(state: &State, session: &Session) -> Admitted {
         .ok_or_else(|| Refused::Denied(format!("node {id} is not a member of this cluster")))?;
     check_hostname(&session.hostname)?;
     check_addr(&session.addr)?;
+    if node.role == Role::Manager {
+        level::check(state, &session.hostname, &session.description)?;
+    }
     let epoch = node.session + 1;
     let (hostname, addr) = (session.hostname.clone(), session.addr.clone());
     let description = session.description.clone();
@@ -160,6 +170,9 @@ pub(super) fn update(state: &State, update: &NodeUpdate) -> Admitted {
         return Err(Refused::FailedPrecondition(format!(
             "node {name} has left the cluster; it cannot be promoted"
         )));
+    }
+    if role == Role::Manager && node.role == Role::Worker {
+        level::check(state, &node.hostname, &node.description)?;
     }
     let answer = Answer::Node(node.id);
     if role == node.role

@@ -1,6 +1,6 @@
 use super::*;
 use crate::model::*;
-use crate::testing::{Bed, MIB, port, spec, with_task};
+use crate::testing::{Bed, MIB, init, port, spec, with_task};
 use expect_test::{Expect, expect};
 use std::time::Duration;
 
@@ -303,4 +303,58 @@ fn settings_are_checked() {
     assert!(bed.words(&set(none)).contains("at least one address pool"));
     let good = Settings { task_history_limit: 0, ..Settings::default() };
     assert_eq!(bed.words(&set(good)), "done");
+}
+
+#[test]
+fn a_repeated_request_is_answered_and_not_carried_out_again() {
+    let mut bed = Bed::new();
+    let founder = crate::admission::first_ids(init().id_seed).1;
+    bed.alter(founder, |node| node.description.level = crate::level::LATEST);
+    bed.tick();
+    let id = Some(RequestId(5));
+    let create = |name: &str| Request::CreateService { spec: spec(name, 1), networks: vec![] };
+    let (changes, answer) = admit_once(&bed.state, id, &create("web"), bed.now).expect("it can be made");
+    // Two leaders have decided it, and both proposals reach the log.
+    bed.commit(changes.clone()).expect("the first");
+    bed.commit(changes).expect_err("the second is stale");
+    assert_eq!(bed.state.services().count(), 1);
+    assert_eq!(admit_once(&bed.state, id, &create("web"), bed.now), Ok((vec![], answer)));
+    // Also once what it made is gone, and whatever stands in the repetition.
+    bed.ask(&Request::RemoveService { service: "web".into() }).expect("it is there");
+    assert_eq!(admit_once(&bed.state, id, &create("other"), bed.now), Ok((vec![], answer)));
+    let again = admit_once(&bed.state, Some(RequestId(6)), &create("web"), bed.now).expect("another request");
+    assert_eq!(again.0.len(), 2);
+}
+
+#[test]
+fn nothing_is_remembered_where_a_manager_would_not_understand_it() {
+    let bed = Bed::new();
+    let create = Request::CreateService { spec: spec("web", 1), networks: vec![] };
+    let (changes, _) = admit_once(&bed.state, Some(RequestId(5)), &create, bed.now).expect("it can be made");
+    assert!(matches!(changes[..], [Change::CreateService(_)]), "{changes:?}");
+}
+
+#[test]
+fn who_repeats_a_join_without_a_token_is_told_nothing() {
+    let mut bed = Bed::new();
+    let founder = crate::admission::first_ids(init().id_seed).1;
+    bed.alter(founder, |node| node.description.level = crate::level::LATEST);
+    bed.tick();
+    let join = |secret: &str| {
+        Request::Join(Join {
+            secret: Secret(secret.repeat(16)),
+            hostname: "n2".into(),
+            addr: "192.0.2.9:2377".into(),
+            availability: Availability::Active,
+            description: Description::default(),
+        })
+    };
+    let id = Some(RequestId(5));
+    let (changes, answer) = admit_once(&bed.state, id, &join("w"), bed.now).expect("a valid token");
+    bed.commit(changes).expect("nothing else is going on");
+    assert_eq!(admit_once(&bed.state, id, &join("w"), bed.now), Ok((vec![], answer)));
+    let stranger = admit_once(&bed.state, id, &join("x"), bed.now);
+    assert!(matches!(stranger, Err(Refused::Denied(_))), "{stranger:?}");
+    let manager = admit_once(&bed.state, Some(RequestId(6)), &join("m"), bed.now);
+    assert!(manager.expect_err("it is too old").to_string().contains("level 1"));
 }

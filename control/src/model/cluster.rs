@@ -29,6 +29,8 @@ pub struct Cluster {
     pub default_network: NetworkId,
     /// Raised when the cluster is rebuilt from a backup, so that nodes notice.
     pub incarnation: u64,
+    /// What its managers understand. See [`crate::level`].
+    pub level: u32,
 }
 
 /// The secret parts of the two join tokens.

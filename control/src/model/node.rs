@@ -111,4 +111,6 @@ pub struct Description {
     pub labels: Labels,
     /// What else its tasks may use, as its daemon was configured.
     pub generic: Stocks,
+    /// Up to which level its daemon understands the log; 0 where it does not say. See [`crate::level`].
+    pub level: u32,
 }

@@ -1,5 +1,7 @@
 //! Changes: facts that the log carries and every manager applies.
 
+use super::RequestId;
+use crate::admission::Answer;
 use crate::ids::{NetworkId, NodeId, RaftId, ServiceId, TaskId};
 use crate::model::{
     Availability, Claims, Cluster, Description, Desired, Endpoint, Health, JoinTokens, Labels, Taint,
@@ -39,6 +41,21 @@ pub enum Change {
         version: u64,
         /// The new ones.
         settings: Settings,
+    },
+
+    /// All managers understand the log up to this level, which is higher than the cluster's. None may say less.
+    SetLevel {
+        /// Of the cluster.
+        version: u64,
+        /// The new one.
+        level: u32,
+    },
+    /// What else this proposal does carries out a request that may be repeated. Stale if it was carried out before.
+    Once {
+        /// Which.
+        request: RequestId,
+        /// What is answered, now and to repetitions.
+        answer: Answer,
     },
 
     /// A machine joined. Its number must be the next, its id the one that number gives. A manager's

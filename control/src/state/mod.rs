@@ -5,12 +5,15 @@
 mod apply;
 
 mod change;
+mod requests;
 mod snapshot;
 
 pub(crate) use apply::Turn;
 pub use change::{Change, NewTask, Proposal, Report, Rollback};
+pub use requests::{NotARequestId, REMEMBERED_FOR, REMEMBERED_MAX, RequestId, Requests};
 pub use snapshot::Snapshot;
 
+use crate::admission::Answer;
 use crate::events;
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
 use crate::model::{Cluster, Network, Node, Role, Service, Task};
@@ -36,6 +39,7 @@ pub struct State {
     services: OrdMap<ServiceId, Arc<Service>>,
     networks: OrdMap<NetworkId, Arc<Network>>,
     tasks: OrdMap<TaskId, Arc<Task>>,
+    requests: Requests<Answer>,
     events: Vector<Arc<events::Event>>,
     forgotten: u64,
     // What follows can be derived from the above.
@@ -135,6 +139,16 @@ impl State {
     /// The cluster, once it is initialised.
     pub fn cluster(&self) -> Option<&Arc<Cluster>> {
         self.cluster.as_ref()
+    }
+
+    /// The level of the log that all managers understand. See [`crate::level`].
+    pub fn level(&self) -> u32 {
+        self.cluster.as_ref().map_or(crate::level::OLDEST, |cluster| cluster.level)
+    }
+
+    /// What was answered to a request, if it was carried out and is remembered.
+    pub fn answered(&self, request: RequestId) -> Option<Answer> {
+        self.requests.answer(request).copied()
     }
 
     /// What ids are minted from; zero before the cluster is initialised.

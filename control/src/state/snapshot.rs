@@ -1,6 +1,7 @@
 //! The state as plain lists, for whoever writes it to disk and reads it back.
 
-use super::{Owner, State};
+use super::{Owner, RequestId, State};
+use crate::admission::Answer;
 use crate::events::Event;
 use crate::ids::NodeId;
 use crate::model::{Cluster, Network, Node, Service, Task};
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub networks: Vec<Arc<Network>>,
     /// All tasks.
     pub tasks: Vec<Arc<Task>>,
+    /// The last requests that were carried out, oldest first.
+    pub requests: Vec<(RequestId, Timestamp, Answer)>,
     /// The last events, oldest first.
     pub events: Vec<Arc<Event>>,
     /// The log entry of the last event that is not among them; 0 if all are.
@@ -51,6 +54,7 @@ impl State {
             services: self.services.values().cloned().collect(),
             networks: self.networks.values().cloned().collect(),
             tasks: self.tasks.values().cloned().collect(),
+            requests: self.requests.iter().map(|(id, at, answer)| (id, at, *answer)).collect(),
             events: self.events.iter().cloned().collect(),
             forgotten: self.forgotten,
         }
@@ -65,6 +69,7 @@ impl State {
             next_raft: snapshot.next_raft,
             cluster: snapshot.cluster,
             removed_nodes: snapshot.removed_nodes.into_iter().collect(),
+            requests: snapshot.requests.into_iter().collect(),
             events: snapshot.events.into_iter().collect(),
             forgotten: snapshot.forgotten,
             ..Self::default()

@@ -9,6 +9,7 @@ use crate::manager::Manager;
 use crate::manager::cluster::{Cluster, refused_status};
 use crate::member::{Ground, Member};
 use crate::rpc::dial::Dialer;
+use crate::rpc::forward::REQUEST_ID;
 use rswarm_control::admission::{
     Answer, NetworkSpec, NodeUpdate, Refused, Request as Ask, find_network, find_node, find_service,
     find_task,
@@ -17,7 +18,7 @@ use rswarm_control::convergence;
 use rswarm_control::model::{
     Availability, Filling, NodeStatus, Observed, Role, Secret, Service, ServiceSpec, Subnet, Task,
 };
-use rswarm_control::state::State;
+use rswarm_control::state::{NotARequestId, RequestId, State};
 use rswarm_proto::Problem;
 use rswarm_proto::v1 as pb;
 use std::pin::Pin;
@@ -122,11 +123,27 @@ impl Control {
         warnings
     }
 
-    async fn admit(&self, ask: Ask) -> Result<(Answer, Arc<State>), Status> {
+    async fn admit(&self, once: Option<RequestId>, ask: Ask) -> Result<(Answer, Arc<State>), Status> {
         let cluster = self.cluster()?;
-        let (answer, _) = cluster.admit(&ask).await?;
+        let (answer, _) = cluster.admit_once(once, &ask).await?;
         Ok((answer, cluster.state()))
     }
+}
+
+/// What whoever asks calls this request, so that repetitions of it are known.
+///
+/// # Errors
+/// If that is no request id.
+pub(super) fn once<T>(request: &Request<T>) -> Result<Option<RequestId>, Status> {
+    let Some(said) = request.metadata().get(REQUEST_ID) else { return Ok(None) };
+    let id = said.to_str().ok().and_then(|text| text.parse().ok());
+    let wrong = || Status::invalid_argument(format!("{REQUEST_ID}: {NotARequestId}"));
+    id.map(Some).ok_or_else(wrong)
+}
+
+/// Whether a request was carried out before. What it speaks of may have changed or gone since.
+fn is_repeated(state: &State, once: Option<RequestId>) -> bool {
+    once.is_some_and(|id| state.answered(id).is_some())
 }
 
 pub(super) fn refused(error: Refused) -> Status {
@@ -155,10 +172,15 @@ fn by(author: String, ask: Ask) -> Ask {
     Ask::By { author, request: Box::new(ask) }
 }
 
-fn updated(state: &State, before: &Service, warnings: Vec<String>) -> pb::UpdateServiceResponse {
+fn updated(
+    state: &State,
+    before: &Service,
+    repeated: bool,
+    warnings: Vec<String>,
+) -> pb::UpdateServiceResponse {
     let (version, revision) =
         state.service(before.id).map_or((0, 0), |service| (service.meta.version, service.revision));
-    let changed = version != before.meta.version;
+    let changed = repeated || version != before.meta.version;
     pb::UpdateServiceResponse { id: before.id.to_string(), changed, warnings, version, revision }
 }
 
@@ -216,6 +238,7 @@ impl pb::control_server::Control for Control {
         &self,
         request: Request<pb::UpdateClusterRequest>,
     ) -> Result<Response<pb::UpdateClusterResponse>, Status> {
+        let once = once(&request)?;
         let request = request.into_inner();
         let state = self.fresh().await?;
         let cluster = state.cluster().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
@@ -225,7 +248,7 @@ impl pb::control_server::Control for Control {
                 .map_err(|problem: Problem| Status::invalid_argument(format!("placement: {problem}")))?;
         }
         settings.task_history_limit = request.task_history_limit.unwrap_or(settings.task_history_limit);
-        self.admit(Ask::UpdateSettings { version: Some(cluster.meta.version), settings }).await?;
+        self.admit(once, Ask::UpdateSettings { version: Some(cluster.meta.version), settings }).await?;
         Ok(Response::new(pb::UpdateClusterResponse {}))
     }
 
@@ -240,9 +263,10 @@ impl pb::control_server::Control for Control {
         &self,
         request: Request<pb::RotateJoinTokenRequest>,
     ) -> Result<Response<pb::GetJoinTokensResponse>, Status> {
+        let once = once(&request)?;
         let role = role(request.into_inner().role())?;
         let (_, state) =
-            self.admit(Ask::RotateToken { role, secret: Secret(token::secret(random())) }).await?;
+            self.admit(once, Ask::RotateToken { role, secret: Secret(token::secret(random())) }).await?;
         tokens(&state).map(Response::new)
     }
 
@@ -267,13 +291,16 @@ impl pb::control_server::Control for Control {
         &self,
         request: Request<pb::UpdateNodeRequest>,
     ) -> Result<Response<pb::UpdateNodeResponse>, Status> {
+        let once = once(&request)?;
         let request = request.into_inner();
         let availability = request.availability.map(|_| Availability::try_from(request.availability()));
         let availability = availability
             .transpose()
             .map_err(|problem: Problem| Status::invalid_argument(format!("availability: {problem}")))?;
         let role = request.role.map(|_| role(request.role())).transpose()?;
-        let before = find_node(&*self.fresh().await?, &request.node).map_err(refused)?;
+        let state = self.fresh().await?;
+        let repeated = is_repeated(&state, once);
+        let before = find_node(&state, &request.node).map_err(refused)?;
         let update = NodeUpdate {
             node: before.id.to_string(),
             version: version(request.version),
@@ -284,10 +311,10 @@ impl pb::control_server::Control for Control {
             taints_add: rules("taints_add", &request.taints_add)?,
             taints_rm: rules("taints_rm", &request.taints_rm)?,
         };
-        let (_, state) = self.admit(Ask::UpdateNode(update)).await?;
+        let (_, state) = self.admit(once, Ask::UpdateNode(update)).await?;
         let node =
             state.node(before.id).ok_or_else(|| Status::not_found("the node has just been removed"))?;
-        let changed = node.meta.version != before.meta.version;
+        let changed = repeated || node.meta.version != before.meta.version;
         Ok(Response::new(pb::UpdateNodeResponse { node: Some((&**node).into()), changed }))
     }
 
@@ -295,9 +322,14 @@ impl pb::control_server::Control for Control {
         &self,
         request: Request<pb::RemoveNodeRequest>,
     ) -> Result<Response<pb::RemoveNodeResponse>, Status> {
+        let once = once(&request)?;
         let pb::RemoveNodeRequest { node, force } = request.into_inner();
-        let id = find_node(&*self.fresh().await?, &node).map_err(refused)?.id.to_string();
-        self.admit(Ask::RemoveNode { node: id.clone(), force }).await?;
+        let state = self.fresh().await?;
+        if is_repeated(&state, once) {
+            return Ok(Response::new(pb::RemoveNodeResponse { id: node }));
+        }
+        let id = find_node(&state, &node).map_err(refused)?.id.to_string();
+        self.admit(once, Ask::RemoveNode { node: id.clone(), force }).await?;
         Ok(Response::new(pb::RemoveNodeResponse { id }))
     }
 
@@ -305,11 +337,12 @@ impl pb::control_server::Control for Control {
         &self,
         request: Request<pb::CreateServiceRequest>,
     ) -> Result<Response<pb::CreateServiceResponse>, Status> {
+        let once = once(&request)?;
         let request = request.into_inner();
         let mut spec = spec(request.spec)?;
         let warnings = self.pin(&mut spec, None).await;
         let ask = Ask::CreateService { spec, networks: request.networks };
-        let (answer, state) = self.admit(by(request.author, ask)).await?;
+        let (answer, state) = self.admit(once, by(request.author, ask)).await?;
         let Answer::Service(id) = answer else { return Err(Status::internal("no service was made")) };
         let version = state.service(id).map_or(0, |service| service.meta.version);
         Ok(Response::new(pb::CreateServiceResponse { id: id.to_string(), warnings, version }))
@@ -319,8 +352,11 @@ impl pb::control_server::Control for Control {
         &self,
         request: Request<pb::UpdateServiceRequest>,
     ) -> Result<Response<pb::UpdateServiceResponse>, Status> {
+        let once = once(&request)?;
         let request = request.into_inner();
-        let before = find_service(&*self.fresh().await?, &request.service).map_err(refused)?;
+        let state = self.fresh().await?;
+        let repeated = is_repeated(&state, once);
+        let before = find_service(&state, &request.service).map_err(refused)?;
         let mut spec = spec(request.spec)?;
         let warnings = self.pin(&mut spec, Some(&before.spec)).await;
         let ask = Ask::UpdateService {
@@ -329,39 +365,50 @@ impl pb::control_server::Control for Control {
             spec,
             networks: request.networks,
         };
-        let (_, state) = self.admit(by(request.author, ask)).await?;
-        Ok(Response::new(updated(&state, &before, warnings)))
+        let (_, state) = self.admit(once, by(request.author, ask)).await?;
+        Ok(Response::new(updated(&state, &before, repeated, warnings)))
     }
 
     async fn rollback_service(
         &self,
         request: Request<pb::RollbackServiceRequest>,
     ) -> Result<Response<pb::UpdateServiceResponse>, Status> {
+        let once = once(&request)?;
         let pb::RollbackServiceRequest { service, to, author } = request.into_inner();
-        let before = find_service(&*self.fresh().await?, &service).map_err(refused)?;
+        let state = self.fresh().await?;
+        let repeated = is_repeated(&state, once);
+        let before = find_service(&state, &service).map_err(refused)?;
         let ask = Ask::RollbackService { service: before.id.to_string(), to: version(to) };
-        let (_, state) = self.admit(by(author, ask)).await?;
-        Ok(Response::new(updated(&state, &before, Vec::new())))
+        let (_, state) = self.admit(once, by(author, ask)).await?;
+        Ok(Response::new(updated(&state, &before, repeated, Vec::new())))
     }
 
     async fn pause_update(
         &self,
         request: Request<pb::PauseUpdateRequest>,
     ) -> Result<Response<pb::UpdateServiceResponse>, Status> {
+        let once = once(&request)?;
         let pb::PauseUpdateRequest { service, pause } = request.into_inner();
-        let before = find_service(&*self.fresh().await?, &service).map_err(refused)?;
+        let state = self.fresh().await?;
+        let repeated = is_repeated(&state, once);
+        let before = find_service(&state, &service).map_err(refused)?;
         let ask = Ask::PauseUpdate { service: before.id.to_string(), pause };
-        let (_, state) = self.admit(ask).await?;
-        Ok(Response::new(updated(&state, &before, Vec::new())))
+        let (_, state) = self.admit(once, ask).await?;
+        Ok(Response::new(updated(&state, &before, repeated, Vec::new())))
     }
 
     async fn remove_service(
         &self,
         request: Request<pb::RemoveServiceRequest>,
     ) -> Result<Response<pb::RemoveServiceResponse>, Status> {
-        let service = find_service(&*self.fresh().await?, &request.into_inner().service).map_err(refused)?;
+        let once = once(&request)?;
+        let (service, state) = (request.into_inner().service, self.fresh().await?);
+        if is_repeated(&state, once) {
+            return Ok(Response::new(pb::RemoveServiceResponse { id: service.clone(), name: service }));
+        }
+        let service = find_service(&state, &service).map_err(refused)?;
         let (id, name) = (service.id.to_string(), service.spec.name.clone());
-        self.admit(Ask::RemoveService { service: id.clone() }).await?;
+        self.admit(once, Ask::RemoveService { service: id.clone() }).await?;
         Ok(Response::new(pb::RemoveServiceResponse { id, name }))
     }
 
@@ -419,6 +466,7 @@ impl pb::control_server::Control for Control {
         &self,
         request: Request<pb::CreateNetworkRequest>,
     ) -> Result<Response<pb::CreateNetworkResponse>, Status> {
+        let once = once(&request)?;
         let request = request.into_inner();
         let subnet: Option<Subnet> = match request.subnet.as_str() {
             "" => None,
@@ -442,7 +490,7 @@ impl pb::control_server::Control for Control {
             attachable: request.attachable,
             internal: request.internal,
         };
-        let (answer, _) = self.admit(Ask::CreateNetwork(asked)).await?;
+        let (answer, _) = self.admit(once, Ask::CreateNetwork(asked)).await?;
         let Answer::Network(id) = answer else { return Err(Status::internal("no network was made")) };
         Ok(Response::new(pb::CreateNetworkResponse { id: id.to_string() }))
     }
@@ -451,9 +499,14 @@ impl pb::control_server::Control for Control {
         &self,
         request: Request<pb::RemoveNetworkRequest>,
     ) -> Result<Response<pb::RemoveNetworkResponse>, Status> {
-        let network = find_network(&*self.fresh().await?, &request.into_inner().network).map_err(refused)?;
+        let once = once(&request)?;
+        let (network, state) = (request.into_inner().network, self.fresh().await?);
+        if is_repeated(&state, once) {
+            return Ok(Response::new(pb::RemoveNetworkResponse { id: network.clone(), name: network }));
+        }
+        let network = find_network(&state, &network).map_err(refused)?;
         let (id, name) = (network.id.to_string(), network.name.clone());
-        self.admit(Ask::RemoveNetwork { network: id.clone() }).await?;
+        self.admit(once, Ask::RemoveNetwork { network: id.clone() }).await?;
         Ok(Response::new(pb::RemoveNetworkResponse { id, name }))
     }
 
@@ -526,10 +579,11 @@ impl pb::control_server::Control for Control {
         &self,
         request: Request<pb::LeaveClusterRequest>,
     ) -> Result<Response<pb::LeaveClusterResponse>, Status> {
+        let once = once(&request)?;
         let pb::LeaveClusterRequest { node, force } = request.into_inner();
         let node =
             node.parse().map_err(|error| Status::invalid_argument(format!("node `{node}`: {error}")))?;
-        self.admit(Ask::Leave { node, force }).await?;
+        self.admit(once, Ask::Leave { node, force }).await?;
         Ok(Response::new(pb::LeaveClusterResponse {}))
     }
 }

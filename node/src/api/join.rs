@@ -1,5 +1,6 @@
 //! Joining: a certificate for whoever knows a join token, or for a node that shows its old one.
 
+use super::control::once;
 use crate::identity::{Identity, ca};
 use crate::manager::{Manager, clock, dispatcher};
 use crate::rpc::access::{self, Peer};
@@ -7,7 +8,7 @@ use crate::rpc::forward::CALLER;
 use anyhow::Result;
 use rswarm_control::admission::{self, Answer};
 use rswarm_control::model::{Availability, Node, Secret};
-use rswarm_control::state::State;
+use rswarm_control::state::{RequestId, State};
 use rswarm_proto::Problem;
 use rswarm_proto::v1 as pb;
 use std::net::{IpAddr, SocketAddr};
@@ -36,12 +37,13 @@ impl pb::join_server::Join for Join {
         let manager = (self.manager)().ok_or_else(|| Status::unavailable("this node is not a manager"))?;
         let caller = caller(&request)?;
         let proven = access::node(&request).ok();
+        let once = once(&request)?;
         let request = request.into_inner();
         if request.csr_pem.len() > 16 << 10 {
             return Err(Status::invalid_argument("the certificate request is too long"));
         }
         let node = match (request.secret.is_empty(), proven) {
-            (false, _) => admit(&manager, &request, caller).await?,
+            (false, _) => admit(&manager, once, &request, caller).await?,
             (true, Some(node)) => {
                 let state = manager.cluster().fresh().await?;
                 let known = state.node(node).cloned();
@@ -68,6 +70,7 @@ fn caller(request: &Request<pb::IssueCertificateRequest>) -> Result<Option<IpAdd
 
 async fn admit(
     manager: &Manager,
+    once: Option<RequestId>,
     request: &pb::IssueCertificateRequest,
     caller: Option<IpAddr>,
 ) -> Result<Arc<Node>, Status> {
@@ -87,7 +90,7 @@ async fn admit(
             .try_into()
             .map_err(|error| Status::invalid_argument(format!("description.{error}")))?,
     });
-    let (answer, _) = manager.cluster().admit(&join).await?;
+    let (answer, _) = manager.cluster().admit_once(once, &join).await?;
     let Answer::Node(id) = answer else { return Err(Status::internal("joining did not make a node")) };
     let state = manager.cluster().state();
     state.node(id).cloned().ok_or_else(|| Status::internal("the node that joined is gone already"))

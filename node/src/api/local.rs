@@ -9,7 +9,7 @@ use crate::identity::{Identity, ManagerAddr, ca, random, token};
 use crate::manager::{self, Manager};
 use crate::member::{self, Ground, Member};
 use crate::rpc::dial::{self, Line};
-use crate::rpc::listen;
+use crate::rpc::{forward, listen};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rswarm_control::admission;
 use rswarm_control::ids::RaftId;
@@ -345,6 +345,8 @@ async fn ask_to_join(
     ask: pb::IssueCertificateRequest,
 ) -> Result<pb::IssueCertificateResponse> {
     let mut unreachable = Vec::new();
+    // The same with each: one that did not answer may have taken this machine in.
+    let id = forward::new_request_id();
     for addr in addrs {
         let addr = if addr.contains(':') { addr.clone() } else { format!("{addr}:{}", config::PORT) };
         let channel = match dial::joining(&addr, &token.digest).await {
@@ -354,7 +356,9 @@ async fn ask_to_join(
                 continue;
             }
         };
-        let answer = pb::join_client::JoinClient::new(channel).issue_certificate(ask.clone()).await;
+        let mut ask = Request::new(ask.clone());
+        ask.metadata_mut().insert(forward::REQUEST_ID, id.clone());
+        let answer = pb::join_client::JoinClient::new(channel).issue_certificate(ask).await;
         match answer {
             Ok(issued) => return Ok(issued.into_inner()),
             Err(status) if status.code() == Code::Unavailable => {

@@ -68,7 +68,10 @@ pub(super) fn status(daemon: &Daemon) -> pb::StatusResponse {
         ));
     }
     match member.manager() {
-        Some(manager) => manager_status(&manager, &mut answer, daemon.started_at),
+        Some(manager) => {
+            answer.level = manager.cluster().state().level();
+            manager_status(&manager, &mut answer, daemon.started_at);
+        }
         None => node_status(&member, &mut answer),
     }
     answer

@@ -230,6 +230,7 @@ fn view(status: &pb::StatusResponse) -> Result<Value> {
         .with("Problems", status.problems.as_slice())
         .with("Cures", status.cures.as_slice())
         .with("Incarnation", status.incarnation)
+        .with("Level", status.level)
         .with("LeaderlessSince", since(status.leaderless_since_ms))
         .with("Version", &status.version)
         .with("Error", &status.error)

@@ -4,7 +4,8 @@ use super::clock;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use rswarm_control::admission::{self, Answer, Refused, Request};
-use rswarm_control::state::{Change, Proposal, State};
+use rswarm_control::level;
+use rswarm_control::state::{Change, Proposal, RequestId, State};
 use rswarm_control::time::Timestamp;
 use rswarm_proto::store;
 use rswarm_raft::{Entry, Frozen, Full, Log, ProposeError, StateMachine};
@@ -160,11 +161,20 @@ impl Cluster {
     /// Carries out a request: it is decided on the newest state, and again if the state moved meanwhile. Returns
     /// the answer and the index of the entry, which has been applied here.
     pub async fn admit(&self, request: &Request) -> Result<(Answer, u64), WriteError> {
+        self.admit_once(None, request).await
+    }
+
+    /// The same for a request that may be a repetition: if it was carried out before, it is answered as it was then.
+    pub async fn admit_once(
+        &self,
+        id: Option<RequestId>,
+        request: &Request,
+    ) -> Result<(Answer, u64), WriteError> {
         let work = async {
             for _ in 0..RETRIES {
                 let state = self.state();
                 let now = clock::after(state.clock());
-                let (changes, answer) = admission::admit(&state, request, now)?;
+                let (changes, answer) = admission::admit_once(&state, id, request, now)?;
                 if changes.is_empty() {
                     return Ok((answer, state.index()));
                 }
@@ -247,7 +257,16 @@ impl StateMachine for Fsm {
     }
 
     fn restore(&mut self, index: u64, reader: &mut dyn Read) -> io::Result<()> {
-        self.state = store::read_snapshot(reader).map_err(io::Error::other)?;
+        let state = store::read_snapshot(reader).map_err(io::Error::other)?;
+        if state.level() > level::LATEST {
+            return Err(io::Error::other(format!(
+                "the managers of this cluster have gone on to level {}, and this rswarm understands the log up to \
+                 level {}: install the version here that they run",
+                state.level(),
+                level::LATEST
+            )));
+        }
+        self.state = state;
         self.show(index);
         Ok(())
     }

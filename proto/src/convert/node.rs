@@ -73,7 +73,7 @@ impl TryFrom<pb::Node> for Node {
 
 impl From<&Description> for pb::NodeDescription {
     fn from(description: &Description) -> Self {
-        let Description { capacity, os, arch, kernel, engine_version, warnings, labels, generic } =
+        let Description { capacity, os, arch, kernel, engine_version, warnings, labels, generic, level } =
             description;
         Self {
             capacity: Some(capacity.into()),
@@ -84,6 +84,7 @@ impl From<&Description> for pb::NodeDescription {
             warnings: warnings.clone(),
             labels: labels.clone(),
             generic: stock_texts(generic),
+            level: *level,
         }
     }
 }
@@ -102,6 +103,7 @@ impl TryFrom<pb::NodeDescription> for Description {
             labels: wire.labels,
             generic: stocks(&wire.generic)
                 .map_err(|error| Invalid::new("generic", Problem::Malformed(error.to_string())))?,
+            level: wire.level,
         })
     }
 }

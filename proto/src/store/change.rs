@@ -8,8 +8,10 @@ use crate::convert::{
 use crate::v1 as pb;
 use crate::v1::store as disk;
 use crate::v1::store::change as wire;
+use bytes::Bytes;
+use rswarm_control::admission::Answer;
 use rswarm_control::model::{Cluster, JoinTokens, Secret, Settings};
-use rswarm_control::{Change, NewTask, RaftId, Report, Rollback, Timestamp};
+use rswarm_control::{Change, NewTask, RaftId, Report, RequestId, Rollback, Timestamp, level};
 use std::time::Duration;
 
 impl From<&Change> for disk::Change {
@@ -27,6 +29,12 @@ impl From<&Change> for wire::What {
             }
             Change::SetSettings { version, settings } => {
                 Self::SetSettings(wire::SetSettings { version: *version, settings: Some(settings.into()) })
+            }
+            Change::SetLevel { version, level } => {
+                Self::SetLevel(wire::SetLevel { version: *version, level: *level })
+            }
+            Change::Once { request, answer } => {
+                Self::Once(wire::Once { request: request_out(*request), answer: Some((*answer).into()) })
             }
             Change::CreateNode(node) => Self::CreateNode(node.as_ref().into()),
             Change::UpdateNode { node, version, role, availability, labels, taints } => {
@@ -164,6 +172,11 @@ impl TryFrom<wire::What> for Change {
             What::SetSettings(wire::SetSettings { version, settings }) => {
                 Self::SetSettings { version, settings: nested("settings", settings)? }
             }
+            What::SetLevel(wire::SetLevel { version, level }) => Self::SetLevel { version, level },
+            What::Once(wire::Once { request, answer }) => Self::Once {
+                request: request_in("request", &request)?,
+                answer: nested("answer", Some(answer.unwrap_or_default()))?,
+            },
             What::CreateNode(node) => Self::CreateNode(Box::new(node.try_into()?)),
             What::UpdateNode(wire::UpdateNode { node, version, role, availability, labels, taints }) => {
                 Self::UpdateNode {
@@ -345,6 +358,7 @@ impl From<&Cluster> for disk::Cluster {
             settings,
             default_network,
             incarnation,
+            level,
         } = cluster;
         Self {
             id: id.to_string(),
@@ -357,6 +371,7 @@ impl From<&Cluster> for disk::Cluster {
             settings: Some(settings.into()),
             default_network: default_network.to_string(),
             incarnation: *incarnation,
+            level: *level,
         }
     }
 }
@@ -376,6 +391,49 @@ impl TryFrom<disk::Cluster> for Cluster {
             settings: nested("settings", cluster.settings)?,
             default_network: parsed("default_network", &cluster.default_network)?,
             incarnation: cluster.incarnation,
+            level: cluster.level.max(level::OLDEST),
+        })
+    }
+}
+
+/// A request's id as bytes.
+pub(super) fn request_out(request: RequestId) -> Bytes {
+    Bytes::copy_from_slice(&request.0.to_be_bytes())
+}
+
+/// A request's id, of 16 bytes.
+pub(super) fn request_in(field: &str, bytes: &[u8]) -> Result<RequestId, Invalid> {
+    let bytes = <[u8; 16]>::try_from(bytes);
+    let bytes = bytes.map_err(|_| Invalid::new(field, Problem::Malformed("it must have 16 bytes".into())))?;
+    Ok(RequestId(u128::from_be_bytes(bytes)))
+}
+
+impl From<Answer> for disk::Answer {
+    fn from(answer: Answer) -> Self {
+        use disk::answer::What;
+        Self {
+            what: match answer {
+                Answer::Done => None,
+                Answer::Service(id) => Some(What::Service(id.to_string())),
+                Answer::Network(id) => Some(What::Network(id.to_string())),
+                Answer::Node(id) => Some(What::Node(id.to_string())),
+                Answer::Session { epoch } => Some(What::Session(epoch)),
+            },
+        }
+    }
+}
+
+impl TryFrom<disk::Answer> for Answer {
+    type Error = Invalid;
+
+    fn try_from(answer: disk::Answer) -> Result<Self, Invalid> {
+        use disk::answer::What;
+        Ok(match answer.what {
+            None => Self::Done,
+            Some(What::Service(id)) => Self::Service(parsed("service", &id)?),
+            Some(What::Network(id)) => Self::Network(parsed("network", &id)?),
+            Some(What::Node(id)) => Self::Node(parsed("node", &id)?),
+            Some(What::Session(epoch)) => Self::Session { epoch },
         })
     }
 }

@@ -4,9 +4,10 @@
 //! little-endian, and a message; the last record counts those before it. Nothing here protects against
 //! damage: the log does that for what it stores.
 
+use super::change::{request_in, request_out};
 use crate::convert::{Invalid, task, task_without_spec};
 use crate::v1::store as disk;
-use crate::v1::store::record::{End, Forgotten, Happened, Head, RemovedNode, SharedSpec, What};
+use crate::v1::store::record::{End, Forgotten, Happened, Head, RemovedNode, Request, SharedSpec, What};
 use prost::Message;
 use rswarm_control::model::{Cluster, Service, TaskSpec};
 use rswarm_control::{ServiceId, Snapshot, State, Timestamp};
@@ -62,6 +63,7 @@ pub fn write_snapshot(state: &State, to: &mut dyn Write) -> io::Result<()> {
         services,
         networks,
         tasks,
+        requests,
         events,
         forgotten,
     } = state.snapshot();
@@ -96,6 +98,13 @@ pub fn write_snapshot(state: &State, to: &mut dyn Write) -> io::Result<()> {
             specs.0.insert(key, task.spec.clone());
         }
         to.put(What::Task(task_without_spec(&task)))?;
+    }
+    for (request, at, answer) in requests {
+        to.put(What::Request(Request {
+            request: request_out(request),
+            at_ms: at.0,
+            answer: Some(answer.into()),
+        }))?;
     }
     to.put(What::Forgotten(Forgotten { index: forgotten }))?;
     for event in events {
@@ -166,6 +175,10 @@ fn take(snapshot: &mut Snapshot, specs: &mut Specs, what: What) -> Result<(), In
             let key = (parsed("service", &wire.service)?, wire.spec_version);
             let spec = specs.0.get(&key).ok_or_else(|| Invalid::new("spec", Problem::Missing))?;
             snapshot.tasks.push(Arc::new(task(wire, spec.clone())?));
+        }
+        What::Request(Request { request, at_ms, answer }) => {
+            let answer = nested("answer", Some(answer.unwrap_or_default()))?;
+            snapshot.requests.push((request_in("request", &request)?, Timestamp(at_ms), answer));
         }
         What::Forgotten(Forgotten { index }) => snapshot.forgotten = index,
         What::Happened(Happened { event }) => snapshot.events.push(Arc::new(nested("event", event)?)),

@@ -6,12 +6,13 @@ use health::{found, health_spec, readiness};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
+use rswarm_control::admission::Answer;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints::{self, Backend, NetworkTable, ServiceEntry, Table};
 use rswarm_control::events::{Action, Event, Subject};
 use rswarm_control::model::*;
 use rswarm_control::{
-    Change, ClusterId, NetworkId, NewTask, NodeId, Proposal, RaftId, Report, Rollback, ServiceId,
+    Change, ClusterId, NetworkId, NewTask, NodeId, Proposal, RaftId, Report, RequestId, Rollback, ServiceId,
 };
 use rswarm_control::{Snapshot, TaskId, Timestamp};
 use std::net::Ipv4Addr;
@@ -89,16 +90,9 @@ fn node_status() -> BoxedStrategy<NodeStatus> {
 fn description() -> BoxedStrategy<Description> {
     let generic = prop::sample::subsequence(vec!["gpu=4", "nic=eth1", "nic=eth2"], 0..3);
     let generic = generic.prop_map(|texts| stocks(&texts).expect("they make sense"));
-    (resources(), text(), text(), text(), text(), vec(text(), 0..3), labels(), generic)
-        .prop_map(|(capacity, os, arch, kernel, engine_version, warnings, labels, generic)| Description {
-            capacity,
-            os,
-            arch,
-            kernel,
-            engine_version,
-            warnings,
-            labels,
-            generic,
+    (resources(), text(), text(), text(), text(), vec(text(), 0..3), labels(), (generic, any::<u32>()))
+        .prop_map(|(capacity, os, arch, kernel, engine_version, warnings, labels, (generic, level))| {
+            Description { capacity, os, arch, kernel, engine_version, warnings, labels, generic, level }
         })
         .boxed()
 }
@@ -620,8 +614,8 @@ fn settings() -> BoxedStrategy<Settings> {
 
 fn cluster() -> BoxedStrategy<Cluster> {
     let what = (any::<u64>().prop_map(ClusterId), meta(), text(), any::<u64>(), text(), text());
-    (what, tokens(), settings(), network_id(), any::<u64>())
-        .prop_map(|(what, tokens, settings, default_network, incarnation)| {
+    (what, tokens(), settings(), network_id(), any::<u64>(), 1..u32::MAX)
+        .prop_map(|(what, tokens, settings, default_network, incarnation, level)| {
             let (id, meta, name, id_seed, ca_cert_pem, ca_key_pem) = what;
             Cluster {
                 id,
@@ -634,6 +628,7 @@ fn cluster() -> BoxedStrategy<Cluster> {
                 settings,
                 default_network,
                 incarnation,
+                level,
             }
         })
         .boxed()
@@ -645,6 +640,21 @@ fn new_task() -> BoxedStrategy<NewTask> {
             NewTask { id, number, service, slot, spec_version, desired, start_at, restarts, failures }
         })
         .boxed()
+}
+
+fn request() -> BoxedStrategy<RequestId> {
+    any::<u128>().prop_map(RequestId).boxed()
+}
+
+fn answer() -> BoxedStrategy<Answer> {
+    prop_oneof![
+        Just(Answer::Done),
+        service_id().prop_map(Answer::Service),
+        network_id().prop_map(Answer::Network),
+        node_id().prop_map(Answer::Node),
+        any::<u64>().prop_map(|epoch| Answer::Session { epoch }),
+    ]
+    .boxed()
 }
 
 fn change() -> BoxedStrategy<Change> {
@@ -689,6 +699,8 @@ fn change() -> BoxedStrategy<Change> {
         (node_id(), option::of((1..u64::MAX).prop_map(RaftId)))
             .prop_map(|(node, lost)| Change::Reseat { node, lost }),
         network_id().prop_map(|network| Change::RemoveNetwork { network }),
+        (any::<u64>(), any::<u32>()).prop_map(|(version, level)| Change::SetLevel { version, level }),
+        (request(), answer()).prop_map(|(request, answer)| Change::Once { request, answer }),
     ];
     let services = prop_oneof![
         (service_id(), any::<u64>(), service_spec(), endpoint(), text(), option::of(rollback())).prop_map(
@@ -745,10 +757,12 @@ pub fn snapshot() -> BoxedStrategy<Snapshot> {
         vec(network().prop_map(Arc::new), 0..3),
         vec(task().prop_map(Arc::new), 0..4),
         vec(event().prop_map(Arc::new), 0..4),
+        prop::collection::btree_map(request(), answer(), 0..4),
     );
     (head, objects)
         .prop_map(|((index, clock, next_number, next_raft), objects)| {
-            let (cluster, nodes, removed_nodes, mut services, mut networks, tasks, events) = objects;
+            let (cluster, nodes, removed_nodes, mut services, mut networks, tasks, events, requests) =
+                objects;
             // No state holds two objects of one name.
             for (number, service) in services.iter_mut().enumerate() {
                 Arc::make_mut(service).spec.name = format!("s{number}");
@@ -767,6 +781,7 @@ pub fn snapshot() -> BoxedStrategy<Snapshot> {
                 services,
                 networks,
                 tasks,
+                requests: requests.into_iter().map(|(id, answer)| (id, Timestamp(1), answer)).collect(),
                 forgotten: index / 2,
                 events,
             }

@@ -8,7 +8,7 @@ mod tasks;
 use super::{Applied, Change, Event, EventKind, Object, Proposal, Stale, State, stale};
 use crate::events;
 use crate::ids::ClusterId;
-use crate::model::{Cluster, Meta, Node};
+use crate::model::{Cluster, Meta, Node, Role};
 use crate::time::Timestamp;
 use std::sync::Arc;
 
@@ -60,6 +60,14 @@ impl Turn {
             Change::SetSettings { version, settings } => {
                 self.update_cluster(*version, |cluster| cluster.settings = settings.clone())
             }
+            Change::SetLevel { version, level } => self.set_level(*version, *level),
+            Change::Once { request, answer } => {
+                let at = self.at;
+                match self.state.requests.note(*request, at, *answer) {
+                    true => Ok(()),
+                    false => stale(format!("request {request} was carried out before")),
+                }
+            }
             Change::CreateNode(node) => self.create_node(node),
             Change::UpdateNode { node, version, role, availability, labels, taints } => {
                 let alter = |node: &mut Node| {
@@ -98,6 +106,17 @@ impl Turn {
             Change::EndTask { task, observed, message } => self.end_task(*task, *observed, message),
             Change::RemoveTask { task } => self.remove_task(*task),
         }
+    }
+
+    fn set_level(&mut self, version: u64, level: u32) -> Result<(), Stale> {
+        let lower = |node: &Node| node.role == Role::Manager && crate::level::of(&node.description) < level;
+        if self.state.nodes().any(|node| lower(node)) {
+            return stale(format!("a manager does not understand level {level}"));
+        }
+        if self.state.level() >= level {
+            return stale(format!("the cluster is at level {} already", self.state.level()));
+        }
+        self.update_cluster(version, |cluster| cluster.level = level)
     }
 
     fn init(&mut self, cluster: &Cluster) -> Result<(), Stale> {

@@ -12,6 +12,9 @@ impl Turn {
         if node.id != NodeId::mint(self.state.id_seed(), meta.number) {
             return stale("the node's id is not the one its number gives");
         }
+        if node.role == Role::Manager && crate::level::of(&node.description) < self.state.level() {
+            return stale(format!("a manager must understand level {}", self.state.level()));
+        }
         let raft = self.seat(node.role, None);
         let node = Node { meta, raft, status_since: self.at, ..node.clone() };
         self.event(Object::Node(node.id), EventKind::Created);
@@ -30,6 +33,12 @@ impl Turn {
         let node = self.versioned_node(id, version)?;
         if node.raft.is_some() && role == Role::Worker && self.state.managers() == 1 {
             return stale("it is the last manager");
+        }
+        if role == Role::Manager
+            && node.role == Role::Worker
+            && crate::level::of(&node.description) < self.state.level()
+        {
+            return stale(format!("a manager must understand level {}", self.state.level()));
         }
         let raft = if role == node.role { node.raft } else { self.seat(role, node.raft) };
         self.change_node(id, |node| {

@@ -1,0 +1,105 @@
+//! What all managers of a cluster understand: a number that rises when the last of them has been upgraded.
+//!
+//! Managers apply the same log, so none may be asked to apply what it does not know. A daemon says up to which level
+//! it understands the log; the leader raises the cluster's level to what all managers have said, and writes nothing
+//! that belongs to a higher one. It never falls: a manager of a lower level is refused from then on, in words.
+//!
+//! | level | adds |
+//! |---|---|
+//! | 1 | everything up to rswarm 0.1 |
+//! | 2 | requests are remembered ([`Change::Once`]) |
+
+use crate::admission::Refused;
+use crate::model::{Description, Role};
+use crate::plan::Draft;
+use crate::state::{Change, State};
+
+/// What every daemon understands.
+pub const OLDEST: u32 = 1;
+/// What this program understands.
+pub const LATEST: u32 = 2;
+/// From which requests are remembered.
+pub const REQUESTS: u32 = 2;
+
+/// The level of a daemon that says this of itself; those that say nothing are of the oldest.
+pub fn of(description: &Description) -> u32 {
+    description.level.max(OLDEST)
+}
+
+/// Raises the cluster's level to what all managers understand.
+pub(crate) fn raise(draft: &mut Draft) {
+    let state = draft.state();
+    let Some(cluster) = state.cluster() else { return };
+    let managers = state.nodes().filter(|node| node.role == Role::Manager);
+    let common = managers.map(|node| of(&node.description)).min().unwrap_or(OLDEST).min(LATEST);
+    if common > cluster.level {
+        let version = cluster.meta.version;
+        draft.propose(Change::SetLevel { version, level: common });
+    }
+}
+
+/// That a daemon may be a manager of this cluster.
+///
+/// # Errors
+/// If it would not understand the log.
+pub fn check(state: &State, hostname: &str, description: &Description) -> Result<(), Refused> {
+    let (its, ours) = (of(description), state.level());
+    if its >= ours {
+        return Ok(());
+    }
+    let version = match description.engine_version.as_str() {
+        "" => "an rswarm of unknown version".to_owned(),
+        version => format!("rswarm {version}"),
+    };
+    Err(Refused::FailedPrecondition(format!(
+        "{hostname} runs {version}, which understands the log up to level {its}, and the managers of this cluster \
+         have gone on to level {ours}: install the version there that they run"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Bed, init};
+
+    fn speaks(bed: &mut Bed, node: crate::NodeId, level: u32) {
+        bed.alter(node, |node| node.description.level = level);
+    }
+
+    #[test]
+    fn the_level_rises_with_the_last_manager_and_never_falls() {
+        let mut bed = Bed::new();
+        let founder = crate::admission::first_ids(init().id_seed).1;
+        let other = bed.node("m2", 64);
+        bed.alter(other, |node| node.role = Role::Manager);
+        let worker = bed.node("w1", 64);
+        bed.tick();
+        assert_eq!(bed.state.level(), 1, "nobody has said more");
+        speaks(&mut bed, founder, 2);
+        bed.tick();
+        assert_eq!(bed.state.level(), 1, "m2 has not");
+        speaks(&mut bed, other, 9);
+        bed.tick();
+        assert_eq!(bed.state.level(), 2, "workers need not, and what nobody here knows is not reached");
+        speaks(&mut bed, other, 1);
+        speaks(&mut bed, worker, 1);
+        bed.tick();
+        assert_eq!(bed.state.level(), 2);
+    }
+
+    #[test]
+    fn who_would_not_understand_the_log_is_told_both_levels() {
+        let mut bed = Bed::new();
+        let old = Description { engine_version: "0.0.9".into(), ..Description::default() };
+        check(&bed.state, "n9", &old).expect("the cluster is of the oldest level");
+        let founder = crate::admission::first_ids(init().id_seed).1;
+        speaks(&mut bed, founder, 2);
+        bed.tick();
+        let told = check(&bed.state, "n9", &old).expect_err("it is too old").to_string();
+        assert!(
+            told.contains("n9 runs rswarm 0.0.9") && told.contains("level 1") && told.contains("level 2"),
+            "{told}"
+        );
+        check(&bed.state, "n9", &Description { level: 3, ..old }).expect("newer is fine");
+    }
+}
