@@ -6,7 +6,8 @@
 
 use rswarm_control::model::{
     Availability, Constraint, ConstraintKey, ConstraintOp, Desired, FailureAction, Health, Mode, Node,
-    NodeStatus, Observed, PortMode, Protocol, Resources, RestartCondition, Service, Slot, Task, UpdateOrder,
+    NodeStatus, Observed, OnNodeLoss, PortMode, Protocol, Resources, RestartCondition, Service, Slot, Task,
+    UpdateOrder,
 };
 use rswarm_control::{Change, NetworkId, NodeId, Proposal, ServiceId, State, TaskId, endpoints};
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,6 +79,8 @@ pub struct Fact {
     pub slot: rswarm_control::model::Slot,
     /// Whether it runs; else it is prepared, or has ended and is remembered.
     pub running: bool,
+    /// Whether its node stops it when it cannot reach the managers.
+    pub fenced: bool,
     /// Whether its probes, if it has any, have found it well or ready, be it once.
     pub was_well: bool,
 }
@@ -117,6 +120,14 @@ invariants! {
     /// One running container.
     ONE_RUNS = "one container runs",
         "A slot has at most one running container, save where a node was given up.", Check::Facts(one_runs);
+    /// Fenced.
+    FENCED_RUNS_ONCE = "fenced runs once",
+        "A slot has at most one running container of tasks that are fenced, whatever happens to nodes that are members.",
+        Check::Facts(fenced_once);
+    /// Kept.
+    PLACES_ARE_KEPT = "places are kept",
+        "A slot whose task waits for its lost node, or has not certainly stopped there, gets no other.",
+        Check::Step(places_kept);
     /// Room.
     WITHIN_CAPACITY = "within capacity",
         "The reservations of a node's live tasks do not exceed its capacity.", Check::State(capacity);
@@ -302,6 +313,50 @@ fn one_runs(scene: &Scene<'_>) -> Finding {
                 "slot {} of {} runs twice: {other} and {}",
                 fact.slot, fact.service, fact.task
             ));
+        }
+    }
+    Ok(())
+}
+
+fn fenced_once(scene: &Scene<'_>) -> Finding {
+    let mut holders = BTreeMap::new();
+    let member =
+        |fact: &&Fact| scene.state.node(fact.node).is_some_and(|node| node.status != NodeStatus::Left);
+    for fact in scene.containers.iter().filter(|fact| fact.running && fact.fenced).filter(member) {
+        if let Some(other) = holders.insert((fact.service, fact.slot), fact.task) {
+            let (slot, service, task) = (fact.slot, fact.service, fact.task);
+            return fail(format!("fenced slot {slot} of {service} runs twice: {other} and {task}"));
+        }
+    }
+    Ok(())
+}
+
+fn places_kept(step: &Step<'_>) -> Finding {
+    for change in &step.proposal.changes {
+        let Change::CreateTask(new) = change else { continue };
+        let (Some(before), Some(after)) = (step.before.service(new.service), step.after.service(new.service))
+        else {
+            continue;
+        };
+        let holds = [before, after]
+            .iter()
+            .all(|service| service.spec.task.on_node_loss.is_some_and(|loss| loss != OnNodeLoss::Replace));
+        let kept = |state: &State, task: &Task| {
+            let node = task.node.and_then(|node| state.node(node));
+            task.is_live()
+                && task.desired == Desired::Running
+                && task.spec_version == new.spec_version
+                && node.is_some_and(|node| {
+                    node.status == NodeStatus::Down && node.availability != Availability::Drain
+                })
+        };
+        let kept = |task: &&std::sync::Arc<Task>| {
+            task.slot == new.slot
+                && kept(step.before, task)
+                && step.after.task(task.id).is_some_and(|task| kept(step.after, task))
+        };
+        if let Some(task) = step.before.tasks_of(new.service).find(kept).filter(|_| holds) {
+            return fail(format!("{} is replaced, though {} keeps its place", task.name(), task.id));
         }
     }
     Ok(())

@@ -29,6 +29,7 @@ mod allocator;
 pub mod assignment;
 mod calm;
 pub mod convergence;
+pub mod drain;
 pub mod endpoints;
 pub mod events;
 pub mod explain;
@@ -41,6 +42,7 @@ pub mod model;
 mod orchestrator;
 mod plan;
 mod reaper;
+pub mod rehearsal;
 mod scheduler;
 pub mod state;
 #[cfg(test)]

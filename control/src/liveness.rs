@@ -4,7 +4,7 @@
 //! does.
 
 use crate::ids::NodeId;
-use crate::model::{Node, NodeStatus};
+use crate::model::{Node, NodeStatus, Observed};
 use crate::plan::{Draft, Whom, Why};
 use crate::state::{Change, State};
 use crate::time::Timestamp;
@@ -23,6 +23,14 @@ pub const BRAKE_HOLD: Duration = Duration::from_secs(30);
 pub const BRAKE_PERCENT: usize = 55;
 /// Clusters smaller than this have no brake.
 pub const BRAKE_NODES_MIN: usize = 5;
+
+/// A node that has not been confirmed by a leader for this long stops its fenced tasks.
+pub const LEASE: Duration = Duration::from_secs(6);
+/// However long their grace period, they are killed after this.
+pub const LEASE_GRACE: Duration = Duration::from_secs(4);
+/// A node that is down and silent for this long has certainly stopped its fenced tasks, also if its clock runs
+/// slower than the leader's by a twentieth.
+pub const FENCED_AFTER: Duration = Duration::from_secs(12);
 
 /// However irregular a node was, this much silence makes it suspect.
 const SUSPECT_MAX: Duration = Duration::from_secs(5);
@@ -142,6 +150,26 @@ pub fn brake(state: &State, heard: &Heard, now: Timestamp) -> Option<Brake> {
     on.then_some(Brake { silent, nodes })
 }
 
+/// Whether replacement is held back, as far as it can be told from what is written down: by a manager that hears
+/// nobody itself.
+pub fn brake_by(state: &State, now: Timestamp) -> Option<Brake> {
+    let recent = |node: &Node| now.since(node.status_since) < BRAKE_HOLD;
+    let (mut silent, mut nodes) = (0, 0);
+    for node in state.nodes() {
+        let is_silent = match node.status {
+            NodeStatus::Ready => false,
+            NodeStatus::Suspect => true,
+            NodeStatus::Down if recent(node) => true,
+            NodeStatus::Unknown | NodeStatus::Down | NodeStatus::Left => continue,
+        };
+        nodes += 1;
+        silent += usize::from(is_silent);
+    }
+    let held = state.nodes().any(|node| node.status == NodeStatus::Suspect);
+    let on = held && nodes >= BRAKE_NODES_MIN && silent * 100 > nodes * BRAKE_PERCENT;
+    on.then_some(Brake { silent, nodes })
+}
+
 pub(crate) fn watch(draft: &mut Draft, heard: &Heard) {
     let brake = brake(draft.state(), heard, draft.now);
     let nodes: Vec<_> = draft.state().nodes().cloned().collect();
@@ -157,12 +185,38 @@ pub(crate) fn watch(draft: &mut Draft, heard: &Heard) {
         if status != node.status {
             let silence = draft.now.since(heard.silent_since(&node, draft.now)).as_secs_f32();
             let message = match status {
-                NodeStatus::Suspect => format!("not heard from for {silence:.1} s"),
+                NodeStatus::Suspect => match brake {
+                    None => format!("not heard from for {silence:.1} s"),
+                    Some(Brake { silent, nodes }) => format!(
+                        "not heard from for {silence:.1} s; {silent} of {nodes} nodes are silent at once, so nothing is \
+                         replaced for {} s",
+                        BRAKE_HOLD.as_secs()
+                    ),
+                },
                 NodeStatus::Down => format!("not heard from for {silence:.1} s; its tasks are replaced"),
                 NodeStatus::Unknown | NodeStatus::Ready | NodeStatus::Left => String::new(),
             };
             draft.propose(Change::SetNodeStatus { node: node.id, was: node.status, status, message });
         }
+        fence(draft, heard, node.id);
+    }
+}
+
+/// Ends the fenced tasks of a node that is down for so long that they have certainly stopped. A new leader does not
+/// know when the node was last heard, and waits its full time.
+fn fence(draft: &mut Draft, heard: &Heard, id: NodeId) {
+    if draft.state().node(id).is_none_or(|node| node.status != NodeStatus::Down) {
+        return;
+    }
+    let fenced = draft.state().tasks_on(id).filter(|task| task.is_live() && task.spec.is_fenced());
+    let fenced: Vec<_> = fenced.map(|task| task.id).collect();
+    let due = heard.last(id).unwrap_or_default().max(heard.since).after(FENCED_AFTER);
+    if !fenced.is_empty() && due > draft.now {
+        return draft.wake_at(due);
+    }
+    for task in fenced {
+        let message = "its node is lost, and has stopped it by itself".to_owned();
+        draft.propose(Change::EndTask { task, observed: Observed::Orphaned, message });
     }
 }
 

@@ -173,7 +173,8 @@ impl State {
     /// The tasks of a service that may be running, as far as anyone can tell.
     pub(crate) fn occupying(&self, service: ServiceId) -> impl Iterator<Item = &Arc<Task>> {
         self.tasks_of(service)
-            .filter(|task| task.is_live() && task.has_begun() && task.node.is_some() && !self.is_lost(task))
+            .filter(|task| task.is_live() && task.has_begun() && task.node.is_some())
+            .filter(|task| !self.is_lost(task) || self.keeps_place(task))
     }
 
     /// The slots of a service in which a task may be running, as far as anyone can tell.

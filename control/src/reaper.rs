@@ -22,7 +22,8 @@ pub(crate) fn end(draft: &mut Draft) {
     let gone = |node: &&Arc<Node>| matches!(node.status, NodeStatus::Left | NodeStatus::Down);
     let nodes: Vec<Arc<Node>> = draft.state().nodes().filter(gone).cloned().collect();
     for node in nodes {
-        let tasks: Vec<_> = draft.state().tasks_on(node.id).filter(|task| task.is_live()).collect();
+        let ends = |task: &&Arc<Task>| task.is_live() && !draft.state().keeps_place(task);
+        let tasks: Vec<_> = draft.state().tasks_on(node.id).filter(ends).collect();
         let why = match node.status {
             NodeStatus::Left => "its node left the cluster",
             _ if tasks.is_empty() => continue,

@@ -6,8 +6,10 @@
 
 use crate::assignment::{AssignedTask, Assignment};
 use crate::ids::{NodeId, TaskId};
+use crate::liveness::{LEASE, LEASE_GRACE};
 use crate::model::{Desired, Health, Observed};
 use crate::state::Report;
+use crate::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -19,6 +21,20 @@ pub struct Worker {
     /// Before the first assignment arrives nobody knows what is wanted, so nothing is stopped.
     assigned: Option<BTreeMap<TaskId, AssignedTask>>,
     held: BTreeMap<TaskId, Held>,
+    lease: Lease,
+}
+
+/// Whether fenced tasks may run here. They may until a [`LEASE`](crate::liveness::LEASE) after the last word to the
+/// leader that it has confirmed, by the node's own clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lease {
+    /// The daemon has just started: none is started, and what runs is left to the leases that containers have
+    /// themselves.
+    Unknown,
+    /// They may run until then.
+    Until(Timestamp),
+    /// They have been stopped.
+    Lapsed,
 }
 
 /// Something to be done, and its number.
@@ -103,6 +119,8 @@ struct Held {
     error: String,
     exit_code: Option<i32>,
     pid: Option<u32>,
+    /// It was stopped because the lease had lapsed.
+    fenced: bool,
     health: Health,
     /// As far as its readiness probe has found out.
     ready: Option<bool>,
@@ -122,7 +140,8 @@ impl Worker {
     /// A worker on `node` that finds what is left of earlier tasks: after a restart of the daemon those
     /// that run are adopted, and after a restart of the machine their end is reported.
     pub fn new(node: NodeId, found: BTreeMap<TaskId, Seen>) -> Self {
-        let mut this = Self { node, generation: 0, assigned: None, held: BTreeMap::new() };
+        let mut this =
+            Self { node, generation: 0, assigned: None, held: BTreeMap::new(), lease: Lease::Unknown };
         for (task, seen) in found {
             let mut held = Held::new();
             held.see(seen, false);
@@ -139,7 +158,7 @@ impl Worker {
         for task in tasks {
             let assigned = assignment.tasks.get(&task);
             let before = effects.list.len();
-            step(self.node, assigned, &mut self.held, task, &mut effects);
+            step(self.node, self.lease, assigned, &mut self.held, task, &mut effects);
             // The managers have not heard yet that it ended; a report may have been lost.
             let Some(held) = self.held.get_mut(&task) else { continue };
             let unheard = assigned.is_some_and(|assigned| !assigned.ended) && held.observed.is_terminal();
@@ -167,9 +186,59 @@ impl Worker {
             }
         }
         if let Some(assigned) = assigned {
-            step(self.node, assigned, &mut self.held, task, &mut effects);
+            step(self.node, self.lease, assigned, &mut self.held, task, &mut effects);
         }
         effects.list
+    }
+
+    /// A leader has confirmed what this node said at `said`, by the node's own clock, which must go on while the
+    /// machine sleeps: fenced tasks may run for a lease from then on.
+    pub fn renew(&mut self, said: Timestamp, now: Timestamp) -> Vec<Effect> {
+        let until = said.after(LEASE);
+        if until <= now || matches!(self.lease, Lease::Until(known) if known >= until) {
+            return Vec::new();
+        }
+        let resumed = !matches!(self.lease, Lease::Until(_));
+        self.lease = Lease::Until(until);
+        let Some(assigned) = self.assigned.as_ref().filter(|_| resumed) else { return Vec::new() };
+        let mut effects = Effects { generation: &mut self.generation, list: Vec::new() };
+        for task in assigned.values().filter(|task| task.spec.is_fenced()) {
+            step(self.node, self.lease, Some(task), &mut self.held, task.id, &mut effects);
+        }
+        effects.list
+    }
+
+    /// Stops the fenced tasks when the lease has lapsed: by now others may be about to take their places. What was
+    /// not started yet is not started any more.
+    pub fn fence(&mut self, now: Timestamp) -> Vec<Effect> {
+        if !matches!(self.lease, Lease::Until(until) if until <= now) {
+            return Vec::new();
+        }
+        self.lease = Lease::Lapsed;
+        let mut effects = Effects { generation: &mut self.generation, list: Vec::new() };
+        for (task, held) in self.held.iter_mut().filter(|(_, held)| !held.observed.is_terminal()) {
+            let assigned = self.assigned.as_ref().and_then(|assigned| assigned.get(task));
+            if assigned.is_some_and(|assigned| assigned.spec.is_fenced()) && !held.fenced {
+                (held.asked, held.fenced) = (Asked::Stop, true);
+                effects.push(Action::Stop { task: *task, grace: grace(assigned).min(LEASE_GRACE) });
+            }
+        }
+        effects.list
+    }
+
+    /// Until when fenced tasks may run, while they may; to be looked at then with [`Worker::fence`].
+    pub fn leased_until(&self) -> Option<Timestamp> {
+        match self.lease {
+            Lease::Until(until) => Some(until),
+            Lease::Unknown | Lease::Lapsed => None,
+        }
+    }
+
+    /// The fenced tasks that are not known to have ended.
+    pub fn leased(&self) -> impl Iterator<Item = TaskId> {
+        let fenced = |task: &TaskId| self.assigned(*task).is_some_and(|assigned| assigned.spec.is_fenced());
+        let live = self.held.iter().filter(|(_, held)| !held.observed.is_terminal());
+        live.map(|(task, _)| *task).filter(fenced)
     }
 
     /// Everything the managers should know, for a session that has just been opened: reports on the way
@@ -204,6 +273,7 @@ impl Effects<'_> {
 /// Does the next thing about one task, if nothing is being done about it already.
 fn step(
     node: NodeId,
+    lease: Lease,
     assigned: Option<&AssignedTask>,
     held: &mut BTreeMap<TaskId, Held>,
     id: TaskId,
@@ -236,7 +306,8 @@ fn step(
     let ended = this.observed.is_terminal();
     match (wanted, assigned) {
         (Some(task), _) if this.observed == Observed::Ready && this.asked == Asked::Nothing => {
-            if task.desired == Desired::Running {
+            let may_run = !task.spec.is_fenced() || matches!(lease, Lease::Until(_));
+            if task.desired == Desired::Running && may_run {
                 (this.observed, this.asked) = (Observed::Starting, Asked::Start);
                 effects.push(Action::Start(id));
                 effects.push(Action::Report(this.report(id, node)));
@@ -271,6 +342,9 @@ fn step(
     }
 }
 
+/// Why a task was stopped that nobody asked to stop.
+pub const FENCED: &str = "stopped by its node, which could not reach the managers";
+
 /// The longest any of a task's containers is given; for a task that nobody knows, the default.
 fn grace(assigned: Option<&AssignedTask>) -> Duration {
     let graces = assigned.map(|task| task.spec.containers.iter().map(|container| container.stop_grace).max());
@@ -286,6 +360,7 @@ impl Held {
             error: String::new(),
             exit_code: None,
             pid: None,
+            fenced: false,
             health: Health::Unchecked,
             ready: None,
         }
@@ -355,6 +430,9 @@ impl Held {
             Seen::Unpreparable(error) => {
                 let observed = if stopping || unwanted { Observed::Shutdown } else { Observed::Rejected };
                 self.end(observed, None, error);
+            }
+            Seen::Ended { exit_code, .. } if self.fenced => {
+                self.end(Observed::Orphaned, exit_code, FENCED.into());
             }
             Seen::Ended { exit_code, error } => {
                 let observed = match exit_code {

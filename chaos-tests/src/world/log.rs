@@ -77,6 +77,11 @@ impl World {
         self.log.voters.len() / 2 + 1
     }
 
+    /// Whether a quorum would confirm that this manager leads.
+    pub(super) fn leads_for_certain(&self, m: M, term: u64) -> bool {
+        self.log.leader == Some(m) && self.log.term == term && self.group(m).len() >= self.quorum()
+    }
+
     /// The voters that a voter and they hear from each other, itself included.
     fn group(&self, m: M) -> Vec<M> {
         let hears = |other: &M| self.acts(*other) && self.reach_each_other(m, *other);

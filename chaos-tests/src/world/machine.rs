@@ -7,15 +7,18 @@ use super::{Event, M, Planted, World};
 use crate::invariants;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints::Table;
+use rswarm_control::liveness::LEASE_GRACE;
 use rswarm_control::model::{Description, Resources};
 use rswarm_control::worker::{Action, Effect, Seen, Worker};
-use rswarm_control::{NodeId, Report, TaskId};
+use rswarm_control::{NodeId, Report, TaskId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How often a node says that it is alive.
 const HEARTBEAT: u64 = 250;
 /// A leader that has not answered for so long is looked for again.
 const SILENCE: u64 = 1_500;
+/// What a container exits with that was killed by its shim when its lease was over.
+const LEASE_OVER: i32 = 1_000;
 /// How long opening a session may take.
 const OPEN: u64 = 3_000;
 
@@ -40,6 +43,8 @@ pub(super) struct Machine {
     pub outages: u64,
     pub paused_until: u64,
     pub clock_offset: i64,
+    /// How much faster its clock runs than the true one.
+    pub drift_permille: i64,
     /// It has said goodbye.
     pub leaving: bool,
     pub containers: BTreeMap<TaskId, Container>,
@@ -54,6 +59,8 @@ pub(super) struct Container {
     image: Image,
     state: Life,
     pid: u32,
+    /// Of one that is fenced: until when its shim lets it run.
+    lease: Option<u64>,
     /// When it comes to be what its image makes of it.
     turns_at: u64,
     /// A probe has found it well, be it once.
@@ -73,6 +80,10 @@ impl Container {
         self.state == Life::Running
     }
 
+    pub(super) fn is_fenced(&self) -> bool {
+        self.lease.is_some()
+    }
+
     fn started(&self) -> Seen {
         let pid = self.pid;
         if self.image.is_checked() { Seen::Starting { pid } } else { Seen::Running { pid } }
@@ -82,6 +93,7 @@ impl Container {
         match self.state {
             Life::Created => Seen::Prepared,
             Life::Running => self.started(),
+            Life::Exited(LEASE_OVER) => Seen::Lost("its lease ran out".into()),
             Life::Exited(code) => Seen::Ended { exit_code: Some(code), error: String::new() },
             Life::Lost => Seen::Lost("its machine was restarted".into()),
         }
@@ -184,7 +196,8 @@ pub(super) struct Stream {
 #[derive(Clone, Debug)]
 pub(super) enum Up {
     Hello,
-    Beat,
+    /// When it was sent, by the node's clock.
+    Beat(u64),
     Reports(Vec<Report>),
 }
 
@@ -197,7 +210,8 @@ pub(super) enum Down {
     Table(Box<Table>),
     Full(Box<Assignment>),
     Difference(Box<Difference>),
-    Reply,
+    /// The beat, if the leader is one for certain.
+    Reply(Option<u64>),
 }
 
 impl Machine {
@@ -214,6 +228,7 @@ impl Machine {
             outages: 0,
             paused_until: 0,
             clock_offset: 0,
+            drift_permille: [0, 20, -20, 10, -10][number % 5],
             leaving: false,
             containers: BTreeMap::new(),
             replica: None,
@@ -369,9 +384,61 @@ impl World {
             Link::Opening { since, .. } if self.now - since > OPEN => self.session_over(m, true),
             Link::Opening { .. } => {}
             Link::Open { heard, .. } if self.now - heard > SILENCE => self.session_over(m, true),
-            Link::Open { stream, .. } => self.send_up(stream, Up::Beat),
+            Link::Open { stream, .. } => {
+                let said = self.uptime(m);
+                self.send_up(stream, Up::Beat(said));
+            }
+        }
+        if self.options.planted != Some(Planted::IgnoresLease) {
+            let now = Timestamp(self.uptime(m));
+            let effects = self.machines[m].agent.worker.fence(now);
+            self.carry_out(m, effects);
         }
         self.after(HEARTBEAT, Event::Beat { m, boot });
+    }
+
+    /// The machine's own clock since it was built, which is a little fast or slow.
+    fn uptime(&self, m: M) -> u64 {
+        self.now.saturating_add_signed(self.now as i64 * self.machines[m].drift_permille / 1_000)
+    }
+
+    /// Fenced tasks may run on, in the daemon's eyes and in their shims'.
+    fn confirmed(&mut self, m: M, said: u64) {
+        let now = Timestamp(self.uptime(m));
+        let effects = self.machines[m].agent.worker.renew(Timestamp(said), now);
+        let leased: Vec<TaskId> = self.machines[m].agent.worker.leased().collect();
+        let Some(until) = self.machines[m].agent.worker.leased_until() else { return };
+        for task in leased {
+            self.lease(m, task, until.after(LEASE_GRACE).0);
+        }
+        self.carry_out(m, effects);
+    }
+
+    fn lease(&mut self, m: M, task: TaskId, until: u64) {
+        let (uptime, machine) = (self.uptime(m), &mut self.machines[m]);
+        let Some(container) = machine.containers.get_mut(&task).filter(|container| container.runs()) else {
+            return;
+        };
+        let Some(lease) = container.lease.as_mut() else { return };
+        *lease = until.max(*lease);
+        let power = machine.outages;
+        self.after(until.saturating_sub(uptime), Event::Lease { m, power, task });
+    }
+
+    /// A shim looks whether its container may still run: it does so without a daemon, too.
+    pub(super) fn look_at_lease(&mut self, m: M, power: u64, task: TaskId) {
+        let uptime = self.uptime(m);
+        let lease = self.machines[m].containers.get(&task).and_then(|container| container.lease);
+        let Some(left) = lease.map(|until| until.saturating_sub(uptime)) else { return };
+        if self.options.planted == Some(Planted::IgnoresLease) {
+            return;
+        }
+        match left {
+            0 => self.exit(m, power, task, LEASE_OVER),
+            // Put off meanwhile; who did that looks again. A slow clock looks too early.
+            left if left < 1_000 => self.after(left.max(1), Event::Lease { m, power, task }),
+            _ => {}
+        }
     }
 
     fn send_up(&mut self, stream: u64, message: Up) {
@@ -485,7 +552,8 @@ impl World {
                 assignment.follow(*difference);
                 self.assign(m, assignment);
             }
-            Down::Reply => {}
+            Down::Reply(None) => {}
+            Down::Reply(Some(said)) => self.confirmed(m, said),
         }
     }
 
@@ -564,9 +632,10 @@ impl World {
                 Image::Missing => Some(Seen::Unpreparable("no such image".into())),
                 image => {
                     let pid = 100 + (task.id.0 % 30_000) as u32;
+                    let lease = task.spec.is_fenced().then_some(0);
                     let turns_at = u64::MAX;
                     let was_well = !image.is_probed();
-                    let new = Container { image, state: Life::Created, pid, turns_at, was_well };
+                    let new = Container { image, state: Life::Created, pid, lease, turns_at, was_well };
                     machine.containers.entry(task.id).or_insert(new);
                     Some(Seen::Prepared)
                 }
@@ -605,9 +674,13 @@ impl World {
             return Some(Seen::Ended { exit_code: Some(127), error: "no such program".into() });
         }
         container.state = Life::Running;
-        let image = container.image;
+        let (image, leased) = (container.image, container.lease.is_some());
         let started = container.started();
         self.note(|| format!("m{m} runs {task}"));
+        if leased {
+            let until = self.uptime(m) + u64::try_from(LEASE_GRACE.as_millis()).unwrap_or(0);
+            self.lease(m, task, until);
+        }
         let told = self.rng.between(0, 10);
         self.after(told, Event::Notice { m, boot, task, seen: started });
         match image {
@@ -684,7 +757,7 @@ impl World {
         container.state = Life::Exited(code);
         let boot = machine.boot;
         self.note(|| format!("{task} on m{m} exits with {code}"));
-        let seen = Seen::Ended { exit_code: Some(code), error: String::new() };
+        let seen = container_end(code);
         let delay = self.rng.between(1, 20);
         self.after(delay, Event::Notice { m, boot, task, seen });
     }
@@ -697,5 +770,12 @@ impl World {
             runs.map(|(task, _)| (m, *task)).collect::<Vec<_>>()
         };
         machines.flat_map(on).collect()
+    }
+}
+
+fn container_end(code: i32) -> Seen {
+    match code {
+        LEASE_OVER => Seen::Lost("its lease ran out".into()),
+        code => Seen::Ended { exit_code: Some(code), error: String::new() },
     }
 }

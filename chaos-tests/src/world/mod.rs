@@ -88,11 +88,13 @@ pub enum Planted {
     OneFailureMore,
     /// The leader has slots of jobs run that have had their run.
     RunsAgain,
+    /// Neither daemons nor shims stop what is fenced.
+    IgnoresLease,
 }
 
 impl Planted {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::StaleAssignment,
         Self::DeafToSilence,
         Self::DoubleCreate,
@@ -106,6 +108,7 @@ impl Planted {
         Self::RunsTooSoon,
         Self::OneFailureMore,
         Self::RunsAgain,
+        Self::IgnoresLease,
     ];
 }
 
@@ -214,6 +217,8 @@ enum Event {
     Probe { m: M, boot: u64, task: TaskId },
     /// A container ends.
     Exit { m: M, power: u64, task: TaskId, code: i32 },
+    /// The lease of a container may be over.
+    Lease { m: M, power: u64, task: TaskId },
     /// A daemon starts.
     Boot { m: M, power: bool },
     /// The user asks for something new.
@@ -429,6 +434,7 @@ impl World {
             Event::Notice { m, boot, task, seen } => self.notice(m, boot, task, seen),
             Event::Probe { m, boot, task } => self.probe(m, boot, task),
             Event::Exit { m, power, task, code } => self.exit(m, power, task, code),
+            Event::Lease { m, power, task } => self.look_at_lease(m, power, task),
             Event::Boot { m, power } => self.boot(m, power),
             Event::User => self.doing(Self::user),
             Event::Ask { request } => self.ask(request),
@@ -480,6 +486,7 @@ impl World {
                     service,
                     slot,
                     running: container.runs(),
+                    fenced: container.is_fenced(),
                     was_well: container.was_well,
                 });
             }

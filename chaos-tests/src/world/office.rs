@@ -353,9 +353,10 @@ impl World {
         let term = office.term;
         match message {
             Up::Hello => self.open(m, stream, node, 0),
-            Up::Beat => {
+            Up::Beat(said) => {
                 self.hear(m, node);
-                self.send_down(stream, Down::Reply);
+                let confirmed = self.leads_for_certain(m, term).then_some(said);
+                self.send_down(stream, Down::Reply(confirmed));
             }
             Up::Reports(reports) => {
                 for report in reports {

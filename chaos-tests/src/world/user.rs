@@ -2,13 +2,13 @@
 
 use super::machine::{Image, Machine, Power};
 use super::office::Ticket;
-use super::{Event, M, World, not_before};
+use super::{Event, M, Planted, World, not_before};
 use crate::invariants;
 use rswarm_control::admission::{self, Answer, Init, Join, NetworkSpec, NodeUpdate, Refused, Request};
 use rswarm_control::model::{
     Availability, Constraint, ContainerSpec, EndpointMode, EndpointSpec, FailureAction, JoinTokens, Labels,
-    Mode, PortMode, PortSpec, Probe, Protocol, Readiness, Resources, RestartCondition, RestartPolicy, Role,
-    Secret, ServiceSpec, Settings, TaskResources, TaskSpec, UpdateConfig, UpdateOrder,
+    Mode, OnNodeLoss, PortMode, PortSpec, Probe, Protocol, Readiness, Resources, RestartCondition,
+    RestartPolicy, Role, Secret, ServiceSpec, Settings, TaskResources, TaskSpec, UpdateConfig, UpdateOrder,
 };
 use rswarm_control::{Proposal, Timestamp};
 use std::sync::Arc;
@@ -196,6 +196,12 @@ impl World {
         let some = services.get(self.rng.below(services.len() as u64) as usize).cloned();
         let name = some.as_ref().map(|service| service.spec.name.clone());
         let dice = self.rng.below(100);
+        // This mistake shows only in updates that fail.
+        if let (Some(Planted::OneFailureMore), Some(old), 25..) = (self.options.planted, &some, dice)
+            && let Mode::Replicated { replicas: 2.. } = old.spec.mode
+        {
+            return self.update_badly(old);
+        }
         match (dice, some, name) {
             (0..=24, _, _) | (_, None, _) | (_, _, None) => {
                 if services.len() < SERVICES_MAX {
@@ -244,6 +250,15 @@ impl World {
             }
             _ => self.change_nodes(&state),
         }
+    }
+
+    /// Asks for what cannot be started, in an update that shall stop at its first failure.
+    fn update_badly(&mut self, old: &rswarm_control::model::Service) {
+        let mut spec = old.spec.clone();
+        Arc::make_mut(&mut spec.task).containers[0].image = format!("unstartable:{}", self.rng.below(4));
+        spec.update = UpdateConfig::default();
+        let (service, networks) = (spec.name.clone(), Vec::new());
+        self.request(Request::UpdateService { service, version: None, spec, networks }, None);
     }
 
     fn change_nodes(&mut self, state: &rswarm_control::State) {
@@ -354,6 +369,11 @@ impl World {
             _ => Mode::Replicated { replicas },
         };
         let (mut update, mut rollback) = (update, rollback);
+        let losses = [None, None, Some(OnNodeLoss::Fence), Some(OnNodeLoss::Fence), Some(OnNodeLoss::Wait)];
+        task.on_node_loss = self.rng.pick(&losses).unwrap_or(None);
+        if task.is_fenced() {
+            (update.order, rollback.order) = (UpdateOrder::StopFirst, UpdateOrder::StopFirst);
+        }
         if mode.is_job() {
             (update, rollback) = (UpdateConfig::default(), UpdateConfig::default());
             if task.restart.condition == RestartCondition::Any {

@@ -220,6 +220,14 @@ pub(super) fn remove(state: &State, text: &str, force: bool) -> Admitted {
             "node {name} is not down; run `rswarm leave` on it first, or use --force"
         )));
     }
+    let fenced = state.tasks_on(node.id).find(|task| task.is_live() && task.spec.is_fenced());
+    if let Some(task) = fenced.filter(|_| !force) {
+        return Err(Refused::FailedPrecondition(format!(
+            "task {} may still run on node {name}, and must not run twice; in a few seconds it will certainly have \
+             stopped. Try again then, or use --force if the machine is certainly off",
+            task.name()
+        )));
+    }
     let change = Change::RemoveNode { node: node.id, version: node.meta.version };
     Ok((vec![change], Answer::Node(node.id)))
 }

@@ -1,7 +1,9 @@
 //! What a spec must look like.
 
 use super::Refused;
-use crate::model::{AffinityRule, FailureAction, Preference, RestartCondition, UpdateConfig, WEIGHT_MAX};
+use crate::model::{
+    AffinityRule, FailureAction, Preference, RestartCondition, UpdateConfig, UpdateOrder, WEIGHT_MAX,
+};
 use crate::model::{
     ContainerSpec, EndpointSpec, Mount, Placement, PortMode, Resources, ServiceSpec, TaskSpec,
 };
@@ -31,6 +33,12 @@ pub(super) fn service(spec: &ServiceSpec) -> Result<(), Refused> {
             "max replicas per node: a {} service has one task on each node; leave it out",
             spec.mode.name()
         ));
+    }
+    let overlaps = |config: &UpdateConfig| config.order == UpdateOrder::StartFirst;
+    if spec.task.is_fenced() && (overlaps(&spec.update) || overlaps(&spec.rollback)) {
+        return invalid(
+            "on node loss: fence means never two at once, and start-first means two; choose one of them",
+        );
     }
     if spec.mode.is_job() {
         if spec.task.restart.condition == RestartCondition::Any {

@@ -20,6 +20,35 @@ pub struct TaskSpec {
     pub networks: Vec<NetworkId>,
     /// Raised to replace tasks although nothing else changed.
     pub force: u64,
+    /// What becomes of its place when its node is lost; nothing said is [`TaskSpec::node_loss`]'s to say.
+    pub on_node_loss: Option<OnNodeLoss>,
+}
+
+/// What becomes of a task's place when its node is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OnNodeLoss {
+    /// It is given to another task at once. If the node was only cut off, both run for that time.
+    Replace,
+    /// It is given to another task when the first has certainly stopped: a node that cannot reach the managers
+    /// stops such tasks by itself, and the managers wait until it must have.
+    Fence,
+    /// It is kept until the node is back or removed.
+    Wait,
+}
+
+impl TaskSpec {
+    /// What becomes of its place when its node is lost. What a task keeps in a volume of its node is nowhere else,
+    /// so there it waits.
+    pub fn node_loss(&self) -> OnNodeLoss {
+        let mounts = self.containers.iter().flat_map(|container| &container.mounts);
+        let local = mounts.into_iter().any(|mount| matches!(mount, Mount::Volume { .. }));
+        self.on_node_loss.unwrap_or(if local { OnNodeLoss::Wait } else { OnNodeLoss::Replace })
+    }
+
+    /// Whether its node stops it when it cannot reach the managers.
+    pub fn is_fenced(&self) -> bool {
+        self.node_loss() == OnNodeLoss::Fence
+    }
 }
 
 /// One container.

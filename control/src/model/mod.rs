@@ -16,7 +16,7 @@ mod transition;
 pub use cluster::{Cluster, JoinTokens, Secret, Settings};
 pub use constraint::{Constraint, ConstraintKey, ConstraintOp, NotAConstraint};
 pub use container::{ContainerSpec, EnvVar, Mount, Resources, RestartCondition};
-pub use container::{RestartPolicy, TaskResources, TaskSpec};
+pub use container::{OnNodeLoss, RestartPolicy, TaskResources, TaskSpec};
 pub use generic::{Claims, Need, NotGeneric, Stock, Stocks, stock_texts, stocks};
 pub use health::{Health, HealthCheck, HealthSpec, HealthTest, HttpProbe, Probe, Readiness};
 pub use network::Network;

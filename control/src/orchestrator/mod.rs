@@ -2,6 +2,7 @@
 
 mod global;
 mod job;
+mod loss;
 mod replicated;
 mod restart;
 mod slots;
@@ -53,7 +54,7 @@ pub(crate) fn reconcile(draft: &mut Draft, id: ServiceId) {
             Mode::ReplicatedJob { .. } | Mode::GlobalJob { .. } => job::run(draft, &service),
         };
         if !goes_on {
-            return;
+            break;
         }
         slots::keep_one(draft, &service);
         slots::refill(draft, &service);
@@ -62,4 +63,5 @@ pub(crate) fn reconcile(draft: &mut Draft, id: ServiceId) {
         }
     }
     slots::release(draft, id);
+    loss::explain(draft, id);
 }

@@ -87,6 +87,7 @@ pub(super) fn refill(draft: &mut Draft, service: &Service) {
         let mut filled = false;
         for task in tasks.iter().filter(|task| task.is_live() && task.is_wanted()) {
             if draft.state().is_lost(task) {
+                filled |= draft.state().keeps_place(task);
                 continue;
             }
             if may_stay(draft.state(), task) {

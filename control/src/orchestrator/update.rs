@@ -123,10 +123,16 @@ pub(super) fn is_current(state: &State, service: &Service, task: &Task) -> bool 
     if task.spec_version == service.spec_version || task.spec == service.spec.task {
         return true;
     }
+    // Whether its node stops it by itself is something the node has to know from the beginning.
+    if task.spec.is_fenced() != service.spec.task.is_fenced() {
+        return false;
+    }
     let (placement, restart) = (service.spec.task.placement.clone(), service.spec.task.restart.clone());
+    let on_node_loss = service.spec.task.on_node_loss;
     let fits = |node| constraint::may_stay(&placement, node);
     let placed_well = placement == task.spec.placement || state.home(task).is_some_and(|node| fits(node));
-    placed_well && TaskSpec { placement, restart, ..TaskSpec::clone(&task.spec) } == *service.spec.task
+    placed_well
+        && TaskSpec { placement, restart, on_node_loss, ..TaskSpec::clone(&task.spec) } == *service.spec.task
 }
 
 /// Whether a task runs what its service asks for now, or will not be replaced before its node takes tasks again.

@@ -179,6 +179,23 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
             tasks(world, out);
             Ok(())
         }
+        "drains" => {
+            for left in rswarm_control::drain::remaining(&world.state, world.node_named(name)) {
+                writeln!(out, "  {}: {}", left.name, left.words).expect("a string takes everything");
+            }
+            Ok(())
+        }
+        "brake" => {
+            if let Some(brake) = rswarm_control::liveness::brake_by(&world.state, world.now) {
+                writeln!(out, "  {} of {} nodes are silent", brake.silent, brake.nodes)
+                    .expect("a string takes everything");
+            }
+            Ok(())
+        }
+        "running" => {
+            running(world, out);
+            Ok(())
+        }
         "nodes" => {
             nodes(world, out);
             Ok(())
@@ -244,6 +261,19 @@ fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
                 task.containers[0].readiness = Some(Readiness::new(probe));
             }
             "force" => task.force += 1,
+            "loss" => {
+                task.on_node_loss = Some(match value {
+                    "replace" => OnNodeLoss::Replace,
+                    "fence" => OnNodeLoss::Fence,
+                    _ => OnNodeLoss::Wait,
+                });
+            }
+            "volume" => task.containers[0].mounts.push(Mount::Volume {
+                source: value.into(),
+                target: "/data".into(),
+                read_only: false,
+                no_copy: false,
+            }),
             "delay" => task.restart.delay = duration(value),
             "window" => task.restart.window = duration(value),
             "attempts" => task.restart.max_attempts = Some(value.parse().expect("a number")),
@@ -363,6 +393,20 @@ fn tasks(world: &World, out: &mut String) {
     if tasks.is_empty() {
         out.push_str("  none\n");
     }
+}
+
+/// What really runs, whatever the managers believe.
+fn running(world: &World, out: &mut String) {
+    let running = world.running();
+    let line = |(task, node): (&rswarm_control::TaskId, &rswarm_control::NodeId)| {
+        let task = world.state.task(*task).map_or("a forgotten task".into(), |task| name(world, task));
+        let node = world.state.node(*node).map_or("a removed node", |node| &node.hostname);
+        format!("  {task} on {node}\n")
+    };
+    let mut lines: Vec<String> = running.iter().map(line).collect();
+    lines.sort();
+    out.push_str(if lines.is_empty() { "  nothing\n" } else { "" });
+    lines.iter().for_each(|line| out.push_str(line));
 }
 
 /// Which tasks of a service are given new connections.

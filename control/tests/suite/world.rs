@@ -247,12 +247,18 @@ impl World {
             let heard = self.machines.iter().filter(|(_, machine)| machine.heard);
             for id in heard.map(|(id, _)| *id).collect::<Vec<_>>() {
                 self.heard.beat(id, self.now);
+                let effects = self.machines.get_mut(&id).expect("a machine").worker.renew(self.now, self.now);
+                self.carry_out(id, effects);
                 if self.state.node(id).is_some_and(|node| node.status != NodeStatus::Ready) {
                     self.due = self.now;
                 }
             }
         }
         self.come_to_run();
+        for id in self.machines.keys().copied().collect::<Vec<_>>() {
+            let effects = self.machines.get_mut(&id).expect("a machine").worker.fence(self.now);
+            self.carry_out(id, effects);
+        }
         self.settle();
     }
 

@@ -27,8 +27,20 @@ pub const STATE_FILE: &str = "state.json";
 pub const SOCKET_FILE: &str = "shim.sock";
 /// Locked for as long as the shim lives, in the run directory.
 pub const LOCK_FILE: &str = "lock";
+/// What the exit record of a container says whose lease ran out.
+pub const LEASE_OVER: &str = "its lease ran out: its node could not reach the managers";
 /// The longest line either side accepts on the socket, in bytes.
 pub const LINE_MAX: usize = 64 * 1024;
+
+/// Milliseconds since the machine's start, sleep included.
+pub fn boot_ms() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is valid for writing; the clock exists since Linux 2.6.39.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    let (seconds, nanos) =
+        (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0));
+    seconds * 1000 + nanos / 1_000_000
+}
 
 /// What a shim must know beyond the OCI specification.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -49,6 +61,9 @@ pub struct Launch {
     pub shims: Option<Cgroup>,
     /// How the log is kept.
     pub log: LogOptions,
+    /// The container is killed so many milliseconds after its start, unless that is put off by [`Request::Lease`].
+    #[serde(default)]
+    pub lease_ms: Option<u64>,
 }
 
 /// How a container's log is kept.
@@ -129,6 +144,11 @@ pub enum Request {
     Freeze {
         /// Still.
         frozen: bool,
+    },
+    /// Puts off the end of a container that has a lease. Answered by [`Reply::Done`].
+    Lease {
+        /// Until when, in milliseconds of the clock that counts from the machine's start and goes on while it sleeps.
+        until_boot_ms: u64,
     },
     /// Signals a program that was begun by `Exec`. Answered by [`Reply::Done`].
     KillExec {

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rswarm_shim::cgroup::Cgroup;
-use rswarm_shim::protocol::{EXIT_FILE, Exec, Exit, LINE_MAX, Reply, Request, Running};
+use rswarm_shim::protocol::{EXIT_FILE, Exec, Exit, LEASE_OVER, LINE_MAX, Reply, Request, Running, boot_ms};
 
 use crate::bundle::Bundle;
 use crate::container;
@@ -40,6 +40,9 @@ pub struct Shim<'a> {
     /// Cgroups of programs that have ended, until nothing is left in them.
     leftovers: Vec<Leftover>,
     null: File,
+    /// Until when it may run, by [`boot_ms`].
+    lease: Option<u64>,
+    lease_over: bool,
 }
 
 #[derive(Default)]
@@ -94,6 +97,7 @@ impl<'a> Shim<'a> {
     ) -> Self {
         let (clients, execs) = (BTreeMap::new(), BTreeMap::new());
         let (execs_begun, leftovers) = (0, Vec::new());
+        let lease = bundle.launch.lease_ms.map(|time| boot_ms().saturating_add(time));
         Self {
             bundle,
             child,
@@ -106,6 +110,8 @@ impl<'a> Shim<'a> {
             execs_begun,
             leftovers,
             null,
+            lease,
+            lease_over: false,
         }
     }
 
@@ -122,6 +128,7 @@ impl<'a> Shim<'a> {
                 self.reap(signals);
             }
             self.enforce_timeouts();
+            self.enforce_lease();
             self.sweep();
             if let Some((status, until)) = self.ended
                 && (self.outputs.is_empty() || Instant::now() >= until)
@@ -143,7 +150,10 @@ impl<'a> Shim<'a> {
         let timeouts = self.execs.values().filter(|exec| !exec.timed_out).filter_map(|exec| exec.deadline);
         let sweeping = self.leftovers.iter().any(|left| left.killing_until.is_some());
         let sweep = sweeping.then(|| Instant::now() + SWEEP);
-        timeouts.chain(self.ended.map(|(_, until)| until)).chain(sweep).min()
+        let lease = self.lease.filter(|_| !self.lease_over && self.ended.is_none());
+        let lease =
+            lease.map(|until| Instant::now() + Duration::from_millis(until.saturating_sub(boot_ms())));
+        timeouts.chain(self.ended.map(|(_, until)| until)).chain(sweep).chain(lease).min()
     }
 
     fn read_outputs(&mut self, ready: &[RawFd]) {
@@ -200,6 +210,21 @@ impl<'a> Shim<'a> {
         }
     }
 
+    /// Kills what must not outlive the contact of its node with the managers: also when the daemon is no more.
+    fn enforce_lease(&mut self) {
+        if self.ended.is_none() && !self.lease_over && self.lease.is_some_and(|until| until <= boot_ms()) {
+            self.lease_over = true;
+            self.kill_all();
+        }
+    }
+
+    fn kill_all(&self) {
+        let _ = self.signal(libc::SIGKILL);
+        if let Some(cgroup) = self.bundle.launch.cgroup.as_ref() {
+            cgroup.kill();
+        }
+    }
+
     /// Removes the cgroups of ended programs. What others than the contained have started may live on in them.
     fn sweep(&mut self) {
         let now = Instant::now();
@@ -220,7 +245,7 @@ impl<'a> Shim<'a> {
             code,
             signal,
             oom_killed: code != 0 && cgroup.is_some_and(|cgroup| cgroup.oom_kills() > 0),
-            error: None,
+            error: self.lease_over.then(|| LEASE_OVER.to_owned()),
             started_unix_ns: Some(self.running.started_unix_ns),
             finished_unix_ns: unix_ns(),
             log_dropped_bytes: self.log.dropped_bytes(),
@@ -296,10 +321,11 @@ impl<'a> Shim<'a> {
                 None => Ok(()),
             }),
             Request::KillAll => {
-                let _ = self.signal(libc::SIGKILL);
-                if let Some(cgroup) = cgroup {
-                    cgroup.kill();
-                }
+                self.kill_all();
+                Reply::Done
+            }
+            Request::Lease { until_boot_ms } => {
+                self.lease = self.lease.map(|until| until.max(until_boot_ms));
                 Reply::Done
             }
             Request::Wait => {

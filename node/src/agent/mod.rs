@@ -21,12 +21,14 @@ use prost::Message;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints;
 use rswarm_control::ids::{NodeId, TaskId};
+use rswarm_control::liveness::LEASE_GRACE;
+use rswarm_control::time::Timestamp;
 use rswarm_control::worker::{Action, Effect, Seen, Worker};
 use rswarm_netoverlay::Overlay;
 use rswarm_netoverlay::table::NetworkId;
 use rswarm_proto::v1 as pb;
 use rswarm_raft::Incarnation;
-use rswarm_shim::protocol::Exit;
+use rswarm_shim::protocol::{Exit, LEASE_OVER, boot_ms};
 use session::{Managers, Outbox, Session};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -52,6 +54,8 @@ pub(crate) enum Heard {
     Assignment(pb::Assignment),
     /// What has changed of that.
     Difference(pb::AssignmentDifference),
+    /// The leader has confirmed what was said then, by [`boot_ms`].
+    Confirmed(Timestamp),
     /// What it should know.
     Table(pb::Table),
     /// Who the managers are, and what it should be among them.
@@ -282,8 +286,8 @@ fn started(container: &executor::Container, pid: i32) -> Seen {
 }
 
 fn ended(exit: &Exit) -> Seen {
-    if exit.error.as_deref() == Some(executor::LOST) {
-        return Seen::Lost(executor::LOST.to_owned());
+    if let Some(lost) = exit.error.as_deref().filter(|error| [executor::LOST, LEASE_OVER].contains(error)) {
+        return Seen::Lost(lost.to_owned());
     }
     let error = match &exit.error {
         Some(error) => error.clone(),
@@ -321,8 +325,16 @@ struct Loop {
 impl Loop {
     async fn run(mut self, mut inbox: Inbox, stop: CancellationToken) {
         loop {
+            let lapse = self.worker.leased_until().filter(|_| self.worker.leased().next().is_some());
             tokio::select! {
                 () = stop.cancelled() => return,
+                () = until(lapse) => {
+                    let effects = self.worker.fence(Timestamp(boot_ms()));
+                    if !effects.is_empty() {
+                        tracing::warn!(tasks = effects.len(), "the managers cannot be reached: stopping what is fenced");
+                    }
+                    self.carry_out(effects);
+                }
                 Some(heard) = inbox.heard.recv() => self.hear(heard).await,
                 Some(event) = inbox.events.next() => self.happened(event),
                 Some((task, generation, seen)) = inbox.done.recv() => {
@@ -417,6 +429,7 @@ impl Loop {
                 }
                 Err(error) => tracing::error!(%error, "the leader's assignment cannot be read"),
             },
+            Heard::Confirmed(said) => self.confirmed(said),
             Heard::Table(message) => self.table(&message, true).await,
             Heard::Managers(list) => {
                 self.orders.send_replace(Order::Be(list));
@@ -432,6 +445,23 @@ impl Loop {
                 }
                 self.orders.send_replace(Order::Gone(words));
             }
+        }
+    }
+
+    /// Fenced tasks may run on: in this daemon's eyes, and in their shims'.
+    fn confirmed(&mut self, said: Timestamp) {
+        let effects = self.worker.renew(said, Timestamp(boot_ms()));
+        self.carry_out(effects);
+        let Some(until) = self.worker.leased_until() else { return };
+        let until = until.after(LEASE_GRACE).0;
+        for task in self.worker.leased() {
+            let executor = self.hands.executor.clone();
+            tokio::spawn(async move {
+                // One that does not run yet, or no more, needs none.
+                if let Err(error) = executor.lease(&work::container_id(task), until).await {
+                    tracing::trace!(%task, %error, "no lease");
+                }
+            });
         }
     }
 
@@ -565,6 +595,14 @@ impl Loop {
                 );
             }
         }
+    }
+}
+
+/// Waits for a moment of [`boot_ms`], or for ever.
+async fn until(moment: Option<Timestamp>) {
+    match moment {
+        None => std::future::pending().await,
+        Some(at) => tokio::time::sleep(Duration::from_millis(at.0.saturating_sub(boot_ms()))).await,
     }
 }
 

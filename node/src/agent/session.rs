@@ -6,12 +6,14 @@ use crate::identity::ManagerAddr;
 use crate::rpc::dial::{Dialer, Line};
 use anyhow::{Context, Result, bail};
 use rswarm_control::ids::TaskId;
+use rswarm_control::time::Timestamp;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::dispatcher_client::DispatcherClient;
 use rswarm_proto::v1::from_node::What as Up;
 use rswarm_proto::v1::to_node::What as Down;
 use rswarm_raft::Incarnation;
-use std::collections::{BTreeMap, BTreeSet};
+use rswarm_shim::protocol::boot_ms;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
@@ -21,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the node says that it is alive.
 const HEARTBEAT: Duration = Duration::from_millis(250);
+/// Heartbeats that are remembered until a leader confirms them: some seconds' worth.
+const UNCONFIRMED_MAX: usize = 64;
 /// A leader that has not answered for so long is looked for again.
 const SILENCE: Duration = Duration::from_millis(1500);
 /// How long opening a session may take: at first, and after some managers have not answered.
@@ -234,6 +238,8 @@ impl Session {
         let mut beat = tokio::time::interval(HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sequence = 0;
+        // When heartbeats were sent that no leader has confirmed yet.
+        let mut unconfirmed: VecDeque<(u64, Timestamp)> = VecDeque::new();
         let mut last = Instant::now();
         loop {
             tokio::select! {
@@ -242,6 +248,10 @@ impl Session {
                         bail!("the leader has not answered for {} ms", last.elapsed().as_millis());
                     }
                     sequence += 1;
+                    unconfirmed.push_back((sequence, Timestamp(boot_ms())));
+                    if unconfirmed.len() > UNCONFIRMED_MAX {
+                        unconfirmed.pop_front();
+                    }
                     let heartbeat = Up::Heartbeat(pb::Heartbeat { sequence });
                     up.try_send(pb::FromNode { what: Some(heartbeat) }).context("the connection is stuck")?;
                 }
@@ -261,6 +271,14 @@ impl Session {
                     };
                     match message.what {
                         Some(Down::Refusal(refusal)) => return self.refused(refusal).await,
+                        Some(Down::Heartbeat(reply)) => {
+                            self.contact.send_replace(Some(last));
+                            let sent = unconfirmed.iter().take_while(|(number, _)| *number <= reply.confirmed);
+                            if let Some((_, said)) = sent.last().copied() {
+                                unconfirmed.retain(|(number, _)| *number > reply.confirmed);
+                                self.heard.send(Heard::Confirmed(said)).await.context("the agent has stopped")?;
+                            }
+                        }
                         Some(what) => {
                             // Also one that does not lead says where the managers are; the leader says more.
                             if !matches!(what, Down::Managers(_)) {

@@ -8,6 +8,7 @@ use crate::volume::{Hold, Volumes};
 use anyhow::{Context, Result, anyhow, bail};
 use rswarm_control::assignment::AssignedTask;
 use rswarm_control::ids::TaskId;
+use rswarm_control::liveness::LEASE_GRACE;
 use rswarm_control::model::{ContainerSpec, Mount};
 use rswarm_control::worker::Seen;
 use rswarm_netoverlay::table::NetworkId;
@@ -78,6 +79,8 @@ impl Hands {
         labels.extend(super::health::labels(spec, &config));
         let netns = self.attach(&id, places).await?;
         let mut request = self.request(task, spec, &config, lower)?;
+        // What the node grants anew as long as it hears the managers.
+        request.lease = task.spec.is_fenced().then_some(LEASE_GRACE);
         request.netns = Some(netns);
         request.labels = labels;
         let _held = self.volumes(task, spec, &mut request).await?;

@@ -83,7 +83,7 @@ impl Control {
 
     /// Resolves the images of a spec to digests, so that all tasks run the same whatever becomes of a tag. What
     /// cannot be resolved stays as it is, and is returned as a warning: a node may have the image all the same.
-    async fn pin(&self, spec: &mut ServiceSpec, before: Option<&ServiceSpec>) -> Vec<String> {
+    pub(super) async fn pin(&self, spec: &mut ServiceSpec, before: Option<&ServiceSpec>) -> Vec<String> {
         let Some(ground) = (self.ground)() else { return Vec::new() };
         let mut warnings = Vec::new();
         let task = Arc::make_mut(&mut spec.task);
@@ -123,7 +123,11 @@ impl Control {
         warnings
     }
 
-    async fn admit(&self, once: Option<RequestId>, ask: Ask) -> Result<(Answer, Arc<State>), Status> {
+    pub(super) async fn admit(
+        &self,
+        once: Option<RequestId>,
+        ask: Ask,
+    ) -> Result<(Answer, Arc<State>), Status> {
         let cluster = self.cluster()?;
         let (answer, _) = cluster.admit_once(once, &ask).await?;
         Ok((answer, cluster.state()))
@@ -154,7 +158,7 @@ fn version(said: u64) -> Option<u64> {
     Some(said).filter(|version| *version != 0)
 }
 
-fn spec(said: Option<pb::ServiceSpec>) -> Result<ServiceSpec, Status> {
+pub(super) fn spec(said: Option<pb::ServiceSpec>) -> Result<ServiceSpec, Status> {
     let said = said.ok_or_else(|| Status::invalid_argument("spec: is missing"))?;
     ServiceSpec::try_from(said).map_err(|error| Status::invalid_argument(format!("spec.{error}")))
 }
@@ -166,6 +170,23 @@ fn rules<T: std::str::FromStr<Err: std::fmt::Display>>(
 ) -> Result<Vec<T>, Status> {
     let read = |text: &String| text.parse().map_err(|error| format!("{field}: {error}"));
     texts.iter().map(read).collect::<Result<_, _>>().map_err(Status::invalid_argument)
+}
+
+pub(super) fn node_update(request: pb::UpdateNodeRequest) -> Result<NodeUpdate, Status> {
+    let availability = request.availability.map(|_| Availability::try_from(request.availability()));
+    let availability = availability
+        .transpose()
+        .map_err(|problem: Problem| Status::invalid_argument(format!("availability: {problem}")))?;
+    Ok(NodeUpdate {
+        role: request.role.map(|_| role(request.role())).transpose()?,
+        node: request.node,
+        version: version(request.version),
+        availability,
+        labels_add: request.labels_add.into_iter().collect(),
+        labels_rm: request.labels_rm,
+        taints_add: rules("taints_add", &request.taints_add)?,
+        taints_rm: rules("taints_rm", &request.taints_rm)?,
+    })
 }
 
 fn by(author: String, ask: Ask) -> Ask {
@@ -292,25 +313,11 @@ impl pb::control_server::Control for Control {
         request: Request<pb::UpdateNodeRequest>,
     ) -> Result<Response<pb::UpdateNodeResponse>, Status> {
         let once = once(&request)?;
-        let request = request.into_inner();
-        let availability = request.availability.map(|_| Availability::try_from(request.availability()));
-        let availability = availability
-            .transpose()
-            .map_err(|problem: Problem| Status::invalid_argument(format!("availability: {problem}")))?;
-        let role = request.role.map(|_| role(request.role())).transpose()?;
+        let update = node_update(request.into_inner())?;
         let state = self.fresh().await?;
         let repeated = is_repeated(&state, once);
-        let before = find_node(&state, &request.node).map_err(refused)?;
-        let update = NodeUpdate {
-            node: before.id.to_string(),
-            version: version(request.version),
-            role,
-            availability,
-            labels_add: request.labels_add.into_iter().collect(),
-            labels_rm: request.labels_rm,
-            taints_add: rules("taints_add", &request.taints_add)?,
-            taints_rm: rules("taints_rm", &request.taints_rm)?,
-        };
+        let before = find_node(&state, &update.node).map_err(refused)?;
+        let update = NodeUpdate { node: before.id.to_string(), ..update };
         let (_, state) = self.admit(once, Ask::UpdateNode(update)).await?;
         let node =
             state.node(before.id).ok_or_else(|| Status::not_found("the node has just been removed"))?;

@@ -12,14 +12,14 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 /// What the leader goes by at a moment.
-struct Moment {
-    state: Arc<State>,
-    heard: Heard,
-    now: Timestamp,
+pub(super) struct Moment {
+    pub(super) state: Arc<State>,
+    pub(super) heard: Heard,
+    pub(super) now: Timestamp,
 }
 
 impl Control {
-    async fn moment(&self) -> Result<Moment, Status> {
+    pub(super) async fn moment(&self) -> Result<Moment, Status> {
         let state = self.fresh().await?;
         let office = self.manager()?.office();
         let office = office.ok_or_else(|| Status::unavailable("this manager no longer leads; try again"))?;
@@ -44,5 +44,19 @@ impl pb::insight_server::Insight for Control {
             About::Node(_) => "node",
         };
         Ok(Response::new(pb::Explanation { r#type: kind.into(), ..told.into() }))
+    }
+
+    async fn rehearse(
+        &self,
+        request: Request<pb::PlannedRequest>,
+    ) -> Result<Response<pb::Rehearsal>, Status> {
+        self.plan(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn apply_plan(
+        &self,
+        request: Request<pb::ApplyPlanRequest>,
+    ) -> Result<Response<pb::ApplyPlanResponse>, Status> {
+        self.carry_out(&request.into_inner().plan).await.map(Response::new)
     }
 }

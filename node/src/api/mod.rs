@@ -11,6 +11,7 @@ pub mod join;
 pub mod local;
 mod logs;
 mod quorum;
+mod rehearse;
 mod status;
 mod tasks;
 pub mod volumes;

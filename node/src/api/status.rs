@@ -5,9 +5,9 @@ use crate::daemon::{Daemon, Membership};
 use crate::manager::cluster::FREE;
 use crate::manager::{self, Manager};
 use crate::member::{GIVE_UP, Member, believed};
-use rswarm_control::convergence;
-use rswarm_control::model::{NodeStatus, Observed, Role};
+use rswarm_control::model::{Availability, NodeStatus, Observed, Role};
 use rswarm_control::state::State;
+use rswarm_control::{convergence, drain, liveness};
 use rswarm_proto::v1 as pb;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -207,6 +207,35 @@ fn disk_problems(manager: &Manager, state: &State, answer: &mut pb::StatusRespon
 }
 
 fn node_problems(state: &State, answer: &mut pb::StatusResponse) {
+    if let Some(brake) = liveness::brake_by(state, manager::clock::now()) {
+        answer.problems.push(format!(
+            "{} of {} nodes fell silent at once, which is more likely the network than the machines: nothing is \
+             replaced for {} s",
+            brake.silent,
+            brake.nodes,
+            liveness::BRAKE_HOLD.as_secs()
+        ));
+        answer.cures.push(
+            "look at the network between this node and the silent ones; if they are really gone, their tasks are \
+             replaced by themselves when that time is over"
+                .into(),
+        );
+    }
+    for node in state.nodes().filter(|node| node.availability == Availability::Drain) {
+        let left = drain::remaining(state, node.id);
+        for task in left.iter().take(5) {
+            answer
+                .problems
+                .push(format!("drained node {} still has task {}: {}", node.hostname, task.name, task.words));
+        }
+        if left.len() > 5 {
+            answer.problems.push(format!(
+                "drained node {} still has {} more tasks",
+                node.hostname,
+                left.len() - 5
+            ));
+        }
+    }
     for node in state.nodes() {
         if matches!(node.status, NodeStatus::Down | NodeStatus::Suspect) {
             let seconds = manager::clock::now().0.saturating_sub(node.status_since.0) / 1000;
@@ -226,10 +255,8 @@ fn node_problems(state: &State, answer: &mut pb::StatusResponse) {
 }
 
 fn task_problems(state: &State, answer: &mut pb::StatusResponse) {
-    let waiting: Vec<_> = state
-        .tasks()
-        .filter(|task| task.observed == Observed::Pending && task.is_wanted() && !task.note.is_empty())
-        .collect();
+    let waiting: Vec<_> =
+        state.tasks().filter(|task| task.is_live() && task.is_wanted() && !task.note.is_empty()).collect();
     for task in waiting.iter().take(5) {
         answer.problems.push(format!("task {} waits: {}", task.name(), task.note));
     }

@@ -121,6 +121,7 @@ pub(super) fn write(
         cgroup: cgroup.cloned(),
         shims: shims.cloned(),
         log: request.log,
+        lease_ms: request.lease.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
     };
     fs::write(directory.join(LAUNCH_FILE), serde_json::to_vec(&launch)?)
 }

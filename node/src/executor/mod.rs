@@ -318,6 +318,12 @@ impl Executor {
         self.running(id)?.ask(&Request::Update(limits)).await.map(drop)
     }
 
+    /// Puts off the end of a running container that was made with a lease, until `until_boot_ms` of
+    /// [`boot_ms`](rswarm_shim::protocol::boot_ms).
+    pub async fn lease(&self, id: &str, until_boot_ms: u64) -> Result<()> {
+        self.running(id)?.ask(&Request::Lease { until_boot_ms }).await.map(drop)
+    }
+
     /// Holds every process of a running container still. Succeeds if they are already.
     pub async fn pause(&self, id: &str) -> Result<()> {
         self.running(id)?.ask(&Request::Freeze { frozen: true }).await.map(drop)

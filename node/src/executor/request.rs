@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use rswarm_shim::cgroup::Limits;
 pub use rswarm_shim::protocol::LogOptions;
@@ -46,6 +47,9 @@ pub struct ContainerRequest {
     pub log: LogOptions,
     /// What it may do.
     pub privileges: Privileges,
+    /// It is killed so long after its start, unless that is put off by [`Executor::lease`](super::Executor::lease):
+    /// also when this daemon is no more.
+    pub lease: Option<Duration>,
 }
 
 impl ContainerRequest {
@@ -69,6 +73,7 @@ impl ContainerRequest {
             labels: BTreeMap::new(),
             log: LogOptions::default(),
             privileges: Privileges::default(),
+            lease: None,
         }
     }
 }

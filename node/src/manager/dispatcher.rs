@@ -13,10 +13,10 @@ use rswarm_proto::convert;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::to_node::What as Down;
 use rswarm_raft::Incarnation;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -27,6 +27,8 @@ use tonic::{Request, Response, Status, Streaming};
 const GATHER: Duration = Duration::from_millis(20);
 /// How many reports one proposal carries.
 const BATCH: usize = 2_000;
+/// Heartbeats of a session that are remembered until they are confirmed: some seconds' worth.
+const BEATS_MAX: usize = 64;
 /// Reports that one message may hold.
 const REPORTS_MAX: usize = 10_000;
 
@@ -392,8 +394,11 @@ impl Session {
 
     async fn hear(&self, incoming: &mut Streaming<pb::FromNode>) -> &'static str {
         use pb::from_node::What as Up;
+        // Heartbeats that were heard, and when.
+        let mut beats: VecDeque<(u64, Instant)> = VecDeque::new();
         while let Some(message) = incoming.next().await {
             let Ok(message) = message else { return "the connection broke" };
+            let heard_at = Instant::now();
             let state = self.manager.cluster().state();
             self.office.ears.hear(self.node, clock::after(state.clock()));
             let ready = rswarm_control::model::NodeStatus::Ready;
@@ -402,7 +407,15 @@ impl Session {
             }
             match message.what {
                 Some(Up::Heartbeat(heartbeat)) => {
-                    let reply = pb::HeartbeatReply { sequence: heartbeat.sequence };
+                    beats.push_back((heartbeat.sequence, heard_at));
+                    let led = self.office.leads.confirmed();
+                    let known = |(_, heard): &&(u64, Instant)| led.is_some_and(|led| *heard <= led);
+                    let confirmed = beats.iter().take_while(known).last().map_or(0, |(number, _)| *number);
+                    beats.retain(|(number, _)| *number >= confirmed);
+                    if beats.len() > BEATS_MAX {
+                        beats.pop_front();
+                    }
+                    let reply = pb::HeartbeatReply { sequence: heartbeat.sequence, confirmed };
                     // A node that does not read its replies will find its session slow by itself.
                     let _ = self.sender.try_send(Ok(pb::ToNode { what: Some(Down::Heartbeat(reply)) }));
                 }

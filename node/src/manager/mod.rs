@@ -4,6 +4,7 @@ pub mod clock;
 pub mod cluster;
 pub mod dispatcher;
 pub mod leader;
+pub mod leads;
 pub mod routes;
 pub mod seat;
 pub mod transport;
@@ -70,6 +71,8 @@ pub struct Office {
     pub routes: Arc<routes::Routes>,
     /// What nodes report, on its way to the log.
     pub reports: dispatcher::Reports,
+    /// Whether it leads for certain.
+    pub leads: leads::Leads,
 }
 
 impl Manager {
@@ -192,7 +195,9 @@ async fn take_office(
     let (followed, view) = (routes.clone(), cluster.view().clone());
     let follow = async move { followed.follow(view).await };
     tracker.spawn(stop.clone().run_until_cancelled_owned(follow));
-    Some(Arc::new(Office { term, ears, stop, routes, reports }))
+    let leads = leads::Leads::default();
+    tracker.spawn(leads.clone().ask(cluster.clone(), term, stop.clone()));
+    Some(Arc::new(Office { term, ears, stop, routes, reports, leads }))
 }
 
 /// The first act of a new incarnation, before anybody could be spoken to as if nothing had happened.

@@ -1,10 +1,13 @@
 //! Explanations, on their way to whoever asked, and events.
 
-use super::{Invalid, Problem, parsed, parsed_or_none};
+use super::{Invalid, Problem, each, parsed, parsed_or_none};
 use crate::v1 as pb;
 use rswarm_control::Timestamp;
 use rswarm_control::events::{Action, Event, Subject};
 use rswarm_control::explain::{Choice, Explanation, Past, Wait};
+use rswarm_control::rehearsal::difference::Difference;
+use rswarm_control::rehearsal::{Fate, Outcome, Peak, Place};
+use std::time::Duration;
 
 impl From<&Event> for pb::Event {
     fn from(event: &Event) -> Self {
@@ -111,5 +114,91 @@ impl From<Past> for pb::explanation::Past {
     fn from(past: Past) -> Self {
         let Past { at, index, whom, what, by, why } = past;
         Self { at_ms: at.0, index, whom, what, by, why }
+    }
+}
+
+impl From<&Outcome> for pb::Rehearsal {
+    fn from(outcome: &Outcome) -> Self {
+        let Outcome { differences, places, peaks, took, settled } = outcome;
+        let difference = |difference: &Difference| {
+            let Difference { of, path, before, after } = difference.clone();
+            pb::rehearsal::Difference { of, path, before, after }
+        };
+        let place = |place: &Place| {
+            let Place { name, before, after, fate, note } = place.clone();
+            let fate = match fate {
+                Fate::Stays => pb::rehearsal::Fate::Stays,
+                Fate::Starts => pb::rehearsal::Fate::Starts,
+                Fate::Replaced => pb::rehearsal::Fate::Replaced,
+                Fate::Stops => pb::rehearsal::Fate::Stops,
+            };
+            pb::rehearsal::Place { name, before, after, fate: fate.into(), note }
+        };
+        let peak = |peak: &Peak| {
+            let Peak { node, before, most, after, capacity } = peak;
+            pb::rehearsal::Peak {
+                node: node.clone(),
+                before: Some(before.into()),
+                most: Some(most.into()),
+                after: Some(after.into()),
+                capacity: Some(capacity.into()),
+            }
+        };
+        Self {
+            differences: differences.iter().map(difference).collect(),
+            places: places.iter().map(place).collect(),
+            peaks: peaks.iter().map(peak).collect(),
+            took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+            settled: *settled,
+            warnings: Vec::new(),
+            index: 0,
+            plan: Default::default(),
+        }
+    }
+}
+
+impl TryFrom<pb::Rehearsal> for Outcome {
+    type Error = Invalid;
+
+    fn try_from(wire: pb::Rehearsal) -> Result<Self, Invalid> {
+        let difference = |difference: pb::rehearsal::Difference| {
+            let pb::rehearsal::Difference { of, path, before, after } = difference;
+            Difference { of, path, before, after }
+        };
+        let peak = |peak: pb::rehearsal::Peak| {
+            let resources = |wire: Option<pb::Resources>| wire.unwrap_or_default().into();
+            Peak {
+                node: peak.node,
+                before: resources(peak.before),
+                most: resources(peak.most),
+                after: resources(peak.after),
+                capacity: resources(peak.capacity),
+            }
+        };
+        Ok(Self {
+            differences: wire.differences.into_iter().map(difference).collect(),
+            places: each("places", wire.places)?,
+            peaks: wire.peaks.into_iter().map(peak).collect(),
+            took: Duration::from_millis(wire.took_ms),
+            settled: wire.settled,
+        })
+    }
+}
+
+impl TryFrom<pb::rehearsal::Place> for Place {
+    type Error = Invalid;
+
+    fn try_from(wire: pb::rehearsal::Place) -> Result<Self, Invalid> {
+        let fate = match wire.fate() {
+            pb::rehearsal::Fate::Unspecified => {
+                return Err(Invalid::new("fate", Problem::UnknownChoice(wire.fate)));
+            }
+            pb::rehearsal::Fate::Stays => Fate::Stays,
+            pb::rehearsal::Fate::Starts => Fate::Starts,
+            pb::rehearsal::Fate::Replaced => Fate::Replaced,
+            pb::rehearsal::Fate::Stops => Fate::Stops,
+        };
+        let pb::rehearsal::Place { name, before, after, note, .. } = wire;
+        Ok(Self { name, before, after, fate, note })
     }
 }

@@ -7,7 +7,7 @@ use super::{port, required};
 use crate::v1 as pb;
 use rswarm_control::Timestamp;
 use rswarm_control::model::{
-    ContainerSpec, Endpoint, EndpointMode, EndpointSpec, EnvVar, FailureAction, Mode,
+    ContainerSpec, Endpoint, EndpointMode, EndpointSpec, EnvVar, FailureAction, Mode, OnNodeLoss,
 };
 use rswarm_control::model::{Mount, PortMode, PortSpec, Protocol, PublishedPort, RestartCondition};
 use rswarm_control::model::{
@@ -25,6 +25,7 @@ choices! {
     UpdateState = UpdateState {
         Updating, Paused, Completed, RollbackStarted, RollbackPaused, RollbackCompleted
     }
+    OnNodeLoss = OnNodeLoss { Replace, Fence, Wait }
     EndpointMode = EndpointMode { Vip }
     Protocol = Protocol { Tcp, Udp }
     PortMode = PortMode { Ingress, Host }
@@ -378,7 +379,7 @@ impl TryFrom<pb::PublishedPort> for PublishedPort {
 
 impl From<&TaskSpec> for pb::TaskSpec {
     fn from(spec: &TaskSpec) -> Self {
-        let TaskSpec { containers, resources, restart, placement, networks, force } = spec;
+        let TaskSpec { containers, resources, restart, placement, networks, force, on_node_loss } = spec;
         let TaskResources { limits, reservations, generic } = resources;
         Self {
             containers: containers.iter().map(Into::into).collect(),
@@ -391,6 +392,7 @@ impl From<&TaskSpec> for pb::TaskSpec {
             placement: Some(placement.into()),
             networks: networks.iter().map(ToString::to_string).collect(),
             force: *force,
+            on_node_loss: on_node_loss.map_or(pb::OnNodeLoss::Unspecified, Into::into).into(),
         }
     }
 }
@@ -414,6 +416,10 @@ impl TryFrom<pb::TaskSpec> for TaskSpec {
             placement: nested("placement", Some(wire.placement.unwrap_or_default()))?,
             networks: parsed_each("networks", &wire.networks)?,
             force: wire.force,
+            on_node_loss: match wire.on_node_loss {
+                0 => None,
+                said => Some(choice::<pb::OnNodeLoss, _>("on_node_loss", said)?),
+            },
         })
     }
 }

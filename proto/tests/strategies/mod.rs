@@ -267,14 +267,17 @@ fn claims() -> BoxedStrategy<Claims> {
 fn task_spec() -> BoxedStrategy<TaskSpec> {
     let resources = (resources(), resources(), prop::collection::btree_map("[a-z]{1,4}", 1..9u64, 0..3))
         .prop_map(|(limits, reservations, generic)| TaskResources { limits, reservations, generic });
-    (vec(container(), 0..3), resources, restart(), placement(), vec(network_id(), 0..3), any::<u64>())
-        .prop_map(|(containers, resources, restart, placement, networks, force)| TaskSpec {
+    let loss = vec![None, Some(OnNodeLoss::Replace), Some(OnNodeLoss::Fence), Some(OnNodeLoss::Wait)];
+    let loss = prop::sample::select(loss);
+    (vec(container(), 0..3), resources, restart(), placement(), vec(network_id(), 0..3), (any::<u64>(), loss))
+        .prop_map(|(containers, resources, restart, placement, networks, (force, on_node_loss))| TaskSpec {
             containers,
             resources,
             restart,
             placement,
             networks,
             force,
+            on_node_loss,
         })
         .boxed()
 }

@@ -3,10 +3,12 @@
 use super::{AvailabilityArg, RoleArg};
 use crate::cli::context::Context;
 use crate::cli::failure::refused;
+use crate::cli::service::dry_run::DryRun;
 use crate::cli::service::flags::Label;
 use anyhow::{Context as _, Result};
 use rswarm_control::model::{Taint, Toleration};
 use rswarm_proto::v1 as pb;
+use rswarm_proto::v1::planned_request::What;
 
 /// Change a node
 #[derive(Debug, clap::Args)]
@@ -31,6 +33,8 @@ pub struct Update {
     /// Remove the taints of this key
     #[arg(long, value_name = "KEY[=VALUE][:EFFECT]")]
     taint_rm: Vec<Toleration>,
+    #[command(flatten)]
+    dry: DryRun,
 }
 
 impl Update {
@@ -50,6 +54,10 @@ impl Update {
             taints_add: self.taint_add.iter().map(ToString::to_string).collect(),
             taints_rm: self.taint_rm.iter().map(ToString::to_string).collect(),
         };
+        if self.dry.is_asked() {
+            let what = || format!("cannot update `{}`", self.node);
+            return self.dry.rehearse(cx, &mut client, What::UpdateNode(request)).await.with_context(what);
+        }
         let updated = client.control.update_node(request).await;
         updated
             .map_err(|status| refused(&status))

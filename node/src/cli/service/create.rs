@@ -1,5 +1,6 @@
 //! `rswarm service create --name web --replicas 3 -p 8080:80 rswarm/demo`
 
+use super::dry_run::DryRun;
 use super::flags::{Common, Env, Label, ModeArg, MountArg, Publish, main, set_env};
 use super::health::Wellness;
 use super::placement::Rules;
@@ -10,6 +11,7 @@ use anyhow::{Context as _, Result};
 use rswarm_control::model::UpdateConfig;
 use rswarm_control::model::{Constraint, ContainerSpec, EndpointSpec, Labels, ServiceSpec, TaskSpec};
 use rswarm_proto::v1 as pb;
+use rswarm_proto::v1::planned_request::What;
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,6 +59,8 @@ pub struct Create {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
+    dry: DryRun,
+    #[command(flatten)]
     wellness: Wellness,
     #[command(flatten)]
     wait: wait::Options,
@@ -68,12 +72,15 @@ impl Create {
     /// # Errors
     /// If the manager refuses, or the service does not come to run.
     pub async fn run(self, cx: &mut Context) -> Result<()> {
-        let (wait, networks) = (self.wait.clone(), self.networks.clone());
+        let (wait, networks, dry) = (self.wait.clone(), self.networks.clone(), self.dry.clone());
         let spec = self.spec()?;
         let name = spec.name.clone();
         let mut client = cx.client().await?;
         let request =
             pb::CreateServiceRequest { spec: Some((&spec).into()), networks, author: crate::cli::author() };
+        if dry.is_asked() {
+            return dry.rehearse(cx, &mut client, What::CreateService(request)).await;
+        }
         let created = client.control.create_service(request).await.map_err(|status| refused(&status));
         let created = created.with_context(|| format!("cannot create `{name}`"))?.into_inner();
         cx.warn(&created.warnings)?;

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use rswarm_control::model::{
     ContainerSpec, EnvVar, Mode, Mount, PortMode, PortSpec, Protocol, RestartCondition,
 };
-use rswarm_control::model::{ServiceSpec, TaskSpec};
+use rswarm_control::model::{OnNodeLoss, ServiceSpec, TaskSpec};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -226,6 +226,17 @@ pub enum RestartArg {
     Any,
 }
 
+/// What becomes of a task's place when its node is lost, as an option's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LossArg {
+    /// Another task takes it at once
+    Replace,
+    /// Another takes it when the first has certainly stopped: never two at once
+    Fence,
+    /// It is kept until the node is back or removed
+    Wait,
+}
+
 /// How many tasks there are, and where, as an option's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ModeArg {
@@ -289,6 +300,9 @@ pub struct Common {
     /// How far back restarts are counted; 0 counts all [default: 0s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     restart_window: Option<Duration>,
+    /// What becomes of a task's place when its node is lost [default: replace; with a volume: wait]
+    #[arg(long, value_enum)]
+    on_node_loss: Option<LossArg>,
     /// How long after its stop signal a task is killed [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     stop_grace_period: Option<Duration>,
@@ -344,6 +358,7 @@ impl Common {
             restart_delay,
             restart_max_attempts,
             restart_window,
+            on_node_loss,
             stop_grace_period,
             stop_signal,
             user,
@@ -400,6 +415,12 @@ impl Common {
         set(&mut task.restart.delay, restart_delay);
         set(&mut task.restart.max_attempts, restart_max_attempts.map(|max| Some(max).filter(|max| *max > 0)));
         set(&mut task.restart.window, restart_window);
+        let loss = on_node_loss.map(|loss| match loss {
+            LossArg::Replace => OnNodeLoss::Replace,
+            LossArg::Fence => OnNodeLoss::Fence,
+            LossArg::Wait => OnNodeLoss::Wait,
+        });
+        task.on_node_loss = loss.or(task.on_node_loss);
         let container = main(task);
         set(&mut container.stop_grace, stop_grace_period);
         set_text(&mut container.stop_signal, stop_signal);

@@ -4,7 +4,7 @@ use crate::cli::client::checked;
 use crate::cli::context::Context;
 use crate::cli::output::{inspect, units};
 use crate::cli::view;
-use crate::cli::view::service::{action_name, image, order_name, protocol_name, update_state};
+use crate::cli::view::service::{action_name, image, loss_name, order_name, protocol_name, update_state};
 use anyhow::Result;
 use rswarm_control::ids::NetworkId;
 use rswarm_control::model::{AffinityRule, Filling, Placement, TaskSpec};
@@ -85,6 +85,7 @@ fn pretty(service: &Service, names: &BTreeMap<String, String>) -> Result<String,
     pace(out, "Rollback", &spec.rollback)?;
     placement(out, task)?;
     restart(out, service)?;
+    writeln!(out, "On Node Loss:\t{}", loss_name(task.node_loss()))?;
     for container in &task.containers {
         writeln!(out, "ContainerSpec:\n Image:\t\t{}", image(container))?;
         list(out, "Command", &container.command)?;
@@ -273,6 +274,7 @@ mod tests {
              Condition:	any
              Delay:		5s
              Max attempts:	unlimited
+            On Node Loss:	replace
             ContainerSpec:
              Image:		rswarm/demo:1@sha256:28402db69fec7c17e179ea87882667f1e054391138f77ffaf0c3eb388efc3ffb
              Args:		serve

@@ -1,6 +1,8 @@
 //! `rswarm service`
 
+pub mod apply_plan;
 pub mod create;
+pub mod dry_run;
 pub mod flags;
 pub mod health;
 pub mod inspect;
@@ -32,6 +34,7 @@ pub enum ServiceCommand {
     Update(update::Update),
     Scale(scale::Scale),
     Rollback(revisions::Rollback),
+    ApplyPlan(apply_plan::ApplyPlan),
     History(revisions::History),
     Pause(revisions::Pause),
     Resume(revisions::Resume),
@@ -54,6 +57,7 @@ impl ServiceCommand {
             Self::Update(command) => command.run(cx).await,
             Self::Scale(command) => command.run(cx).await,
             Self::Rollback(command) => command.run(cx).await,
+            Self::ApplyPlan(command) => command.run(cx).await,
             Self::History(command) => command.run(cx).await,
             Self::Pause(command) => command.run(cx).await,
             Self::Resume(command) => command.run(cx).await,

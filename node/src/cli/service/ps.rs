@@ -161,7 +161,7 @@ fn desired(task: &Task) -> String {
 /// What went wrong, or else why it waits.
 fn error(task: &Task, no_trunc: bool) -> String {
     let words = match (task.status.error.as_str(), task.status.exit_code) {
-        ("", _) if task.observed <= Observed::Pending => task.note.clone(),
+        ("", _) if task.is_live() && !task.note.is_empty() => task.note.clone(),
         ("", Some(code)) if code != 0 && task.observed == Observed::Failed => format!("exited with {code}"),
         (error, _) => error.to_owned(),
     };

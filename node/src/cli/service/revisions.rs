@@ -1,5 +1,6 @@
 //! `rswarm service history web`, `rollback web`, `pause web`, `resume web`
 
+use super::dry_run::DryRun;
 use super::update::find;
 use super::wait;
 use crate::cli::context::Context;
@@ -12,6 +13,7 @@ use anyhow::{Context as _, Result};
 use rswarm_control::Timestamp;
 use rswarm_control::model::{Service, ServiceSpec};
 use rswarm_proto::v1 as pb;
+use rswarm_proto::v1::planned_request::What;
 
 /// Show what a service was asked to be, by whom and when
 #[derive(Debug, clap::Args)]
@@ -30,6 +32,8 @@ pub struct Rollback {
     /// To this revision, of those that `service history` shows [default: the last one before the present]
     #[arg(long, value_name = "REVISION", value_parser = clap::value_parser!(u64).range(1..))]
     to: Option<u64>,
+    #[command(flatten)]
+    dry: DryRun,
     #[command(flatten)]
     wait: wait::Options,
 }
@@ -112,7 +116,7 @@ impl Rollback {
     /// # Errors
     /// If there is nothing to go back to, the manager refuses, or the service does not come to run.
     pub async fn run(self, cx: &mut Context) -> Result<()> {
-        roll_back(cx, &self.service, self.to, &self.wait).await
+        roll_back(cx, &self.service, self.to, &self.dry, &self.wait).await
     }
 }
 
@@ -120,13 +124,23 @@ impl Rollback {
 ///
 /// # Errors
 /// As [`Rollback::run`].
-pub async fn roll_back(cx: &mut Context, name: &str, to: Option<u64>, wait: &wait::Options) -> Result<()> {
+pub async fn roll_back(
+    cx: &mut Context,
+    name: &str,
+    to: Option<u64>,
+    dry: &DryRun,
+    wait: &wait::Options,
+) -> Result<()> {
     let mut client = cx.client().await?;
     let request = pb::RollbackServiceRequest {
         service: name.to_owned(),
         to: to.unwrap_or_default(),
         author: crate::cli::author(),
     };
+    if dry.is_asked() {
+        let what = || format!("cannot roll back `{name}`");
+        return dry.rehearse(cx, &mut client, What::RollbackService(request)).await.with_context(what);
+    }
     let answer = client.control.rollback_service(request).await.map_err(|status| refused(&status));
     let answer = answer.with_context(|| format!("cannot roll back `{name}`"))?.into_inner();
     writeln!(cx.out, "{name}")?;

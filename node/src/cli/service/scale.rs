@@ -1,10 +1,12 @@
 //! `rswarm service scale web=5 db=2`
 
-use super::update::{find, send};
+use super::dry_run::DryRun;
+use super::update::{asked, find, send};
 use super::wait;
 use crate::cli::context::Context;
 use crate::cli::failure::Failure;
 use anyhow::{Context as _, Result};
+use rswarm_proto::v1::planned_request::What;
 use std::str::FromStr;
 
 /// Change how many tasks services run
@@ -13,6 +15,8 @@ pub struct Scale {
     /// Services and their new sizes
     #[arg(required = true, value_name = "SERVICE=REPLICAS")]
     targets: Vec<Target>,
+    #[command(flatten)]
+    dry: DryRun,
     #[command(flatten)]
     wait: wait::Options,
 }
@@ -40,6 +44,9 @@ impl Scale {
     /// # Errors
     /// If there is no such service, the manager refuses, or a service does not come to run.
     pub async fn run(self, cx: &mut Context) -> Result<()> {
+        if self.dry.writes() && self.targets.len() > 1 {
+            return Err(Failure::usage("a plan file holds one service; scale one at a time").into());
+        }
         let mut client = cx.client().await?;
         let mut scaled = Vec::new();
         for Target { service: name, replicas } in self.targets {
@@ -51,6 +58,11 @@ impl Scale {
                     format!("it is {}: it has one task on each node that may have one", spec.mode.name());
                 let refused = Failure::failed(format!("cannot scale `{name}`: {why}"));
                 return Err(refused.help("choose its nodes with --constraint-add").into());
+            }
+            if self.dry.is_asked() {
+                let request = asked(&service, &spec, Vec::new());
+                self.dry.rehearse(cx, &mut client, What::UpdateService(request)).await.with_context(what)?;
+                continue;
             }
             let updated = send(&mut client, &service, &spec, Vec::new()).await.with_context(what)?;
             cx.warn(&updated.warnings)?;

@@ -1,5 +1,6 @@
 //! `rswarm service update --image rswarm/demo:2 web`
 
+use super::dry_run::DryRun;
 use super::flags::{Common, Env, Label, MountArg, Publish, TargetPort, Words, main, set_env, words};
 use super::health::Wellness;
 use super::placement::Changes;
@@ -10,6 +11,7 @@ use crate::cli::failure::{Failure, refused};
 use anyhow::{Context as _, Result};
 use rswarm_control::model::{Constraint, Service, ServiceSpec};
 use rswarm_proto::v1 as pb;
+use rswarm_proto::v1::planned_request::What;
 use std::sync::Arc;
 
 /// Change a service; its tasks are replaced one by one where they must be
@@ -76,6 +78,8 @@ pub struct Update {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
+    dry: DryRun,
+    #[command(flatten)]
     wellness: Wellness,
     #[command(flatten)]
     wait: wait::Options,
@@ -87,9 +91,9 @@ impl Update {
     /// # Errors
     /// If there is no such service, the manager refuses, or the service does not come to run.
     pub async fn run(self, cx: &mut Context) -> Result<()> {
-        let (name, wait) = (self.service.clone(), self.wait.clone());
+        let (name, wait, dry) = (self.service.clone(), self.wait.clone(), self.dry.clone());
         if self.rollback {
-            return super::revisions::roll_back(cx, &name, None, &wait).await;
+            return super::revisions::roll_back(cx, &name, None, &dry, &wait).await;
         }
         let what = || format!("cannot update `{name}`");
         let mut client = cx.client().await?;
@@ -97,6 +101,10 @@ impl Update {
         let networks = self.networks(&mut client, &service).await.with_context(what)?;
         let mut spec = service.spec.clone();
         self.apply(&mut spec).with_context(what)?;
+        if dry.is_asked() {
+            let request = asked(&service, &spec, networks);
+            return dry.rehearse(cx, &mut client, What::UpdateService(request)).await.with_context(what);
+        }
         let updated = send(&mut client, &service, &spec, networks).await.with_context(what)?;
         cx.warn(&updated.warnings)?;
         writeln!(cx.out, "{name}")?;
@@ -210,14 +218,19 @@ pub async fn send(
     spec: &ServiceSpec,
     networks: Vec<String>,
 ) -> Result<pb::UpdateServiceResponse> {
-    let request = pb::UpdateServiceRequest {
+    let request = asked(service, spec, networks);
+    Ok(client.control.update_service(request).await.map_err(|status| refused(&status))?.into_inner())
+}
+
+/// The request that asks for another spec.
+pub fn asked(service: &Service, spec: &ServiceSpec, networks: Vec<String>) -> pb::UpdateServiceRequest {
+    pb::UpdateServiceRequest {
         service: service.id.to_string(),
         version: service.meta.version,
         spec: Some(spec.into()),
         networks,
         author: crate::cli::author(),
-    };
-    Ok(client.control.update_service(request).await.map_err(|status| refused(&status))?.into_inner())
+    }
 }
 
 #[cfg(test)]

@@ -7,10 +7,10 @@ use rswarm_control::model::{AffinityRule, Filling, Placement, Platform, Preferen
 use rswarm_control::model::{
     ContainerSpec, EndpointMode, EndpointSpec, FailureAction, Mode, Mount, PortMode,
 };
+use rswarm_control::model::{OnNodeLoss, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
 use rswarm_control::model::{
     PortSpec, Protocol, PublishedPort, RestartCondition, Service, ServiceSpec, TaskSpec,
 };
-use rswarm_control::model::{UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
 
 /// A service, as `service inspect` shows it.
 pub fn service(service: &Service) -> Value {
@@ -85,6 +85,7 @@ fn task(task: &TaskSpec) -> Struct {
         .maybe("Placement", placement(&task.placement))
         .maybe("Networks", task.networks.iter().map(network).collect::<Vec<_>>())
         .with("ForceUpdate", task.force)
+        .maybe("OnNodeLoss", task.on_node_loss.map(loss_name))
         .with("Runtime", "container")
 }
 
@@ -205,6 +206,15 @@ pub fn order_name(order: UpdateOrder) -> &'static str {
     match order {
         UpdateOrder::StopFirst => "stop-first",
         UpdateOrder::StartFirst => "start-first",
+    }
+}
+
+/// As the option calls it.
+pub fn loss_name(loss: OnNodeLoss) -> &'static str {
+    match loss {
+        OnNodeLoss::Replace => "replace",
+        OnNodeLoss::Fence => "fence",
+        OnNodeLoss::Wait => "wait",
     }
 }
 
