@@ -182,7 +182,8 @@ impl Agent {
                     self.assign(assignment);
                 }
                 Heard::Table(table) => self.outbox.taken(table.generation),
-                Heard::Managers(_) => {}
+                // Its tasks are not fenced.
+                Heard::Managers(_) | Heard::Confirmed(_) => {}
                 Heard::Outdated(_) | Heard::Refused { .. } => return,
             }
         }
