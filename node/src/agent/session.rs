@@ -110,11 +110,10 @@ impl Managers {
         if let Some(leader) = self.known.iter().find(|manager| leads(manager) && !has_failed(manager)) {
             return Some(leader);
         }
-        let others: Vec<_> = self.known.iter().filter(|manager| !has_failed(manager)).collect();
-        match others.len() {
-            0 => self.known.get(turn % self.known.len().max(1)),
-            count => others.get(turn % count).copied(),
-        }
+        // All of them in turn, whoever is left out: each comes up, whatever the order of failures.
+        let count = self.known.len();
+        let in_turn = || (0..count).filter_map(|next| self.known.get(turn.wrapping_add(next) % count));
+        in_turn().find(|manager| !has_failed(manager)).or_else(|| in_turn().next())
     }
 }
 
@@ -384,12 +383,25 @@ mod tests {
 
     #[test]
     fn one_that_has_just_failed_is_left_out_even_if_it_is_said_to_lead() {
-        assert_eq!(chosen(&managers(Some("a")), Some("a")), ["b", "c", "b", "c"]);
-        assert_eq!(chosen(&managers(None), Some("b")), ["a", "c", "a", "c"]);
+        assert_eq!(chosen(&managers(Some("a")), Some("a")), ["b", "b", "c", "b"]);
+        assert_eq!(chosen(&managers(None), Some("b")), ["a", "c", "c", "a"]);
         let mut alone = managers(None);
         alone.known.truncate(1);
         assert_eq!(chosen(&alone, Some("a")), ["a", "a", "a", "a"]);
         alone.known.clear();
         assert!(chosen(&alone, None).is_empty());
+    }
+
+    #[test]
+    fn the_only_one_that_answers_is_found_whichever_failed_before_it() {
+        let managers = managers(None);
+        for (begin, alive) in (0..3).flat_map(|begin| ["a", "b", "c"].map(|alive| (begin, alive))) {
+            let mut failed = None;
+            let asked = (begin..begin + 3).map(|turn| {
+                failed = managers.choose(turn, failed.as_deref()).map(|manager| manager.node.clone());
+                failed.clone().unwrap_or_default()
+            });
+            assert!(asked.collect::<Vec<_>>().contains(&alive.to_owned()), "{alive} from turn {begin}");
+        }
     }
 }
