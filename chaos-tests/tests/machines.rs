@@ -316,7 +316,7 @@ fn a_minority_refuses_writes_and_heals() {
             let refused = write(&leader, "never")?;
             ensure!(refused.code != 0, "one of three takes no write");
             println!("one of three managers: refused: {}", refused.stderr.trim());
-            ensure!(refused.stderr.contains("more than half of its 3 managers"), "{}", refused.stderr);
+            ensure!(refused.stderr.contains("more than half of"), "{}", refused.stderr);
             Ok(true)
         })?;
         let own = before.iter().position(|task| task.node == leader).context("one runs there")?;

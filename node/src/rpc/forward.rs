@@ -248,7 +248,10 @@ async fn carry(
             Err(status) => return Carried::Lost(status),
             Ok(Leader::Me) => return Carried::ItIsMe,
             Ok(Leader::Other { .. }) if begun.elapsed() > SEARCH => {
-                return Carried::Lost(Status::unavailable(format!("the leader cannot be reached: {failed}")));
+                return Carried::Lost(Status::unavailable(format!(
+                    "the leader cannot be reached ({failed}), and there is no other yet: more than half of the \
+                     managers must be online and reach each other (see `rswarm status`)"
+                )));
             }
             Ok(Leader::Other { node, channel }) => (node, channel),
         };
