@@ -6,6 +6,7 @@ mod assignment;
 mod health;
 mod insight;
 mod network;
+mod news;
 mod node;
 mod placement;
 mod service;
@@ -14,6 +15,7 @@ mod task;
 
 pub(crate) use health::{health, health_out};
 pub(crate) use placement::filling;
+pub use news::{part, piece, pieces};
 pub use task::report;
 pub(crate) use task::{slot, slot_out, task, task_without_spec};
 
