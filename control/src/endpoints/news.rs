@@ -60,7 +60,9 @@ impl Directory {
                 if news.whole {
                     self.nodes.clear();
                 }
-                self.nodes.retain(|number, _| !news.gone.contains(number));
+                for number in &news.gone {
+                    self.nodes.remove(number);
+                }
                 self.nodes.extend(news.places);
                 Ok(())
             }
@@ -81,7 +83,9 @@ impl Directory {
 
 impl Section {
     fn follow(&mut self, news: SectionNews) -> Result<(), Missed> {
-        news.services_gone.iter().for_each(|service| drop(self.services.remove(service)));
+        for service in &news.services_gone {
+            self.services.remove(service);
+        }
         self.services.extend(news.services);
         for spot in &news.rows_gone {
             self.rows.remove(spot);

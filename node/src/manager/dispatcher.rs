@@ -3,11 +3,11 @@
 use super::cluster::{Cluster, WriteError};
 use super::roster::Roster;
 use super::tables::{Edition, Latest};
+use super::told::Told;
 use super::{Manager, Office, clock};
 use crate::rpc::access;
 use rswarm_control::admission::{self, Answer, Refused};
-use rswarm_control::assignment::{self, Assignment};
-use rswarm_control::endpoints::{self, Part};
+use rswarm_control::assignment;
 use rswarm_control::ids::{NodeId, RaftId};
 use rswarm_control::model::Role;
 use rswarm_control::state::{Change, Report, State};
@@ -15,7 +15,7 @@ use rswarm_proto::convert;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::to_node::What as Down;
 use rswarm_raft::Incarnation;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -268,69 +268,6 @@ fn refusal(reason: pb::refusal::Reason, words: &str) -> Down {
 fn once(messages: Vec<Down>) -> Response<Stream> {
     let messages = messages.into_iter().map(|what| Ok(pb::ToNode { what: Some(what) }));
     Response::new(Box::pin(tokio_stream::iter(messages.collect::<Vec<_>>())))
-}
-
-/// What a node was told on a session.
-#[derive(Default)]
-struct Told {
-    /// Up to which edition.
-    edition: u64,
-    /// The generation of the table it has.
-    generation: u64,
-    /// What it is told news of.
-    parts: BTreeSet<Part>,
-    /// The whole table, where it is not told news.
-    table: Option<endpoints::Table>,
-    held: Option<Assignment>,
-    managers: Option<pb::ManagerList>,
-}
-
-impl Told {
-    /// What a node that follows news has not been told of; everything without the `editions` in between.
-    fn news(
-        &mut self,
-        latest: &Latest,
-        editions: Option<Vec<Arc<Edition>>>,
-        node: NodeId,
-    ) -> Option<pb::TableNews> {
-        let editions = editions.filter(|_| self.generation != 0);
-        if editions.is_none() {
-            (self.generation, self.parts) = (0, BTreeSet::new());
-        }
-        let mut needed = endpoints::parts(&latest.state, node, latest.is_published);
-        // What is no network is kept up, once begun.
-        needed.extend(self.parts.iter().filter(|part| !matches!(part, Part::Network(_))));
-        let mut parts = Vec::new();
-        for part in &needed {
-            if self.parts.contains(part) {
-                let editions = editions.iter().flatten();
-                parts.extend(editions.filter_map(|edition| edition.parts.get(part).cloned()));
-            } else {
-                parts.push(latest.whole(*part));
-            }
-        }
-        let left = self.parts.difference(&needed).filter_map(|part| match part {
-            Part::Network(network) => Some(network.0),
-            Part::Nodes | Part::Published => None,
-        });
-        let left: Vec<u64> = left.collect();
-        self.parts = needed;
-        let is_news = self.generation == 0 || !parts.is_empty() || !left.is_empty();
-        is_news.then(|| {
-            let generation = latest.state.index();
-            let follows = std::mem::replace(&mut self.generation, generation);
-            pb::TableNews { follows, generation, parts, left }
-        })
-    }
-
-    /// The whole table, if it has changed.
-    fn table(&mut self, latest: &Latest, node: NodeId) -> Option<pb::Table> {
-        let table = endpoints::of(&latest.state, node);
-        let is_news = self.table.as_ref() != Some(&table);
-        let message = is_news.then(|| pb::Table { generation: latest.state.index(), ..(&table).into() });
-        self.table = Some(table);
-        message
-    }
 }
 
 struct Session {

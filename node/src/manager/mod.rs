@@ -9,6 +9,7 @@ pub mod routes;
 pub mod roster;
 pub mod seat;
 pub mod tables;
+pub mod told;
 pub mod transport;
 mod warm;
 

@@ -145,7 +145,7 @@ impl Tables {
     }
 
     /// Returns how large it is, in bytes.
-    async fn bring_out(&self, last: &Arc<State>, state: &Arc<State>, routes: &Routes) -> u64 {
+    pub(super) async fn bring_out(&self, last: &Arc<State>, state: &Arc<State>, routes: &Routes) -> u64 {
         let (last, now) = (last.clone(), state.clone());
         let made = tokio::task::spawn_blocking(move || {
             let pieces = endpoints::between(&last, &now);
