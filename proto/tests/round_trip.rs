@@ -9,8 +9,8 @@ use rswarm_control::assignment::{Assignment, Difference};
 use rswarm_control::endpoints::{Directory, Table};
 use rswarm_control::model::{Network, Node, Service, ServiceSpec, Task};
 use rswarm_control::{Report, Snapshot, State};
-use rswarm_proto::store::{SnapshotError, decode_proposal, encode_proposal, read_snapshot, write_snapshot};
 use rswarm_proto::convert;
+use rswarm_proto::store::{SnapshotError, decode_proposal, encode_proposal, read_snapshot, write_snapshot};
 use rswarm_proto::v1 as pb;
 use std::fmt::Debug;
 

@@ -68,7 +68,8 @@ impl Directory {
             }
             Piece::Section(part, news) => {
                 if news.whole {
-                    self.sections.insert(part, Section { network: news.network.clone(), ..Section::default() });
+                    self.sections
+                        .insert(part, Section { network: news.network.clone(), ..Section::default() });
                 }
                 self.sections.get_mut(&part).ok_or(Missed)?.follow(news)
             }
@@ -172,12 +173,14 @@ pub fn between(before: &State, after: &State) -> BTreeMap<Part, Piece> {
     }
     for change in before.service_map().diff(after.service_map()) {
         let (old, new) = sides(change);
-        let publishes = |service: Option<&Arc<Service>>| service.is_some_and(|s| !s.endpoint.ports.is_empty());
+        let publishes =
+            |service: Option<&Arc<Service>>| service.is_some_and(|s| !s.endpoint.ports.is_empty());
         let Some(id) = old.or(new).map(|service| service.id) else { continue };
         if publishes(old) != publishes(new) {
             spots.extend(before.tasks_of(id).chain(after.tasks_of(id)).flat_map(spots_of));
         }
-        let networks = || old.into_iter().chain(new).flat_map(|service| service.endpoint.vips.keys().copied());
+        let networks =
+            || old.into_iter().chain(new).flat_map(|service| service.endpoint.vips.keys().copied());
         let parts: BTreeSet<Part> = networks().map(Part::Network).chain([Part::Published]).collect();
         for part in parts {
             let was = old.and_then(|service| reached(service, part));

@@ -565,7 +565,11 @@ impl Loop {
         match self.told.follow(message) {
             Ok(()) => {}
             Err(Trouble::Missed { had }) => {
-                tracing::warn!(had, follows = message.follows, "news do not follow the table: asking for the whole");
+                tracing::warn!(
+                    had,
+                    follows = message.follows,
+                    "news do not follow the table: asking for the whole"
+                );
                 self.outbox.missed(had);
                 return;
             }

@@ -1,7 +1,7 @@
 //! The directory as the leader tells it: whole at first on each session, then what has changed.
 
-use rswarm_control::{NetworkId, NodeId};
 use rswarm_control::endpoints::{Directory, Part, Table};
+use rswarm_control::{NetworkId, NodeId};
 use rswarm_proto::convert::{self, Invalid};
 use rswarm_proto::v1 as pb;
 
@@ -60,8 +60,7 @@ mod tests {
     use rswarm_control::model::NodeStatus;
 
     fn nodes(number: u64, whole: bool) -> Piece {
-        let place =
-            Place { id: NodeId(number), addr: "192.0.2.1:2377".into(), status: NodeStatus::Ready };
+        let place = Place { id: NodeId(number), addr: "192.0.2.1:2377".into(), status: NodeStatus::Ready };
         Piece::Nodes(NodesNews { whole, places: vec![(number, place)], gone: vec![] })
     }
 

@@ -304,7 +304,13 @@ impl Session {
     fn introduction(&self, standing: Standing) -> Up {
         let Standing { incarnation, seat, lost } = standing;
         let hello = (self.hello)();
-        Up::Hello(pb::Hello { incarnation: incarnation.0, seat, seat_lost: lost, follows_news: true, ..hello })
+        Up::Hello(pb::Hello {
+            incarnation: incarnation.0,
+            seat,
+            seat_lost: lost,
+            follows_news: true,
+            ..hello
+        })
     }
 
     async fn take(&self, what: Down) -> Result<()> {

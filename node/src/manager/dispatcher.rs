@@ -188,7 +188,11 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
 }
 
 /// Records the session and returns its number and that of the entry. The inner error is what the node is told instead of being served.
-async fn open(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<Result<(u64, u64), Down>, Status> {
+async fn open(
+    manager: &Manager,
+    node: NodeId,
+    hello: &pb::Hello,
+) -> Result<Result<(u64, u64), Down>, Status> {
     let description = hello.description.clone().unwrap_or_default();
     let description = description
         .try_into()

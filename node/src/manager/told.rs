@@ -123,8 +123,7 @@ mod tests {
             let mut bed = Self { state, node, crank: Crank::default(), heard: Heard::new(NOW) };
             bed.commit(changes);
             let hostname = "n1".into();
-            let session =
-                admission::Session { node, hostname, addr: "192.0.2.1:2377".into(), description };
+            let session = admission::Session { node, hostname, addr: "192.0.2.1:2377".into(), description };
             bed.ask(&Request::OpenSession(session));
             bed.heard.beat(node, NOW);
             bed
@@ -142,12 +141,8 @@ mod tests {
 
         /// Has so many tasks run, and the port published.
         fn run(&mut self, name: &str, replicas: u32) {
-            let port = PortSpec {
-                published: None,
-                target: 80,
-                protocol: Protocol::Tcp,
-                mode: PortMode::Ingress,
-            };
+            let port =
+                PortSpec { published: None, target: 80, protocol: Protocol::Tcp, mode: PortMode::Ingress };
             let containers = vec![ContainerSpec::new("web")];
             let spec = ServiceSpec {
                 name: name.into(),

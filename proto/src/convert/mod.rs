@@ -14,8 +14,8 @@ mod table;
 mod task;
 
 pub(crate) use health::{health, health_out};
-pub(crate) use placement::filling;
 pub use news::{part, piece, pieces};
+pub(crate) use placement::filling;
 pub use task::report;
 pub(crate) use task::{slot, slot_out, task, task_without_spec};
 

@@ -2,8 +2,8 @@
 
 use super::{Invalid, Problem, choice, choices, each, nested, required};
 use crate::v1 as pb;
-use prost::Message;
 use bytes::Bytes;
+use prost::Message;
 use rswarm_control::endpoints::{NodesNews, Part, Piece, Place, Reached, Row, SectionNews, Spot, Standing};
 use rswarm_control::model::Slot;
 use rswarm_control::{NetworkId, NodeId, ServiceId};
@@ -110,8 +110,8 @@ fn section(wire: pb::SectionNews) -> Result<Piece, Invalid> {
         ..SectionNews::default()
     };
     for (index, service) in wire.services.into_iter().enumerate() {
-        let ports = each("ports", service.ports)
-            .map_err(|error| error.within(format_args!("services[{index}]")))?;
+        let ports =
+            each("ports", service.ports).map_err(|error| error.within(format_args!("services[{index}]")))?;
         let reached = Reached { name: service.name, vip: service.vip.map(Ipv4Addr::from), ports };
         news.services.push((ServiceId(service.id), reached));
     }

@@ -3,8 +3,8 @@
 
 use super::{Invalid, choice, each, nested, parsed, port, slot, slot_out};
 use crate::v1 as pb;
-use rswarm_control::{NetworkId, NodeId, TaskId};
 use rswarm_control::endpoints::{Backend, NetworkTable, PublishedPort, ServiceEntry, Table};
+use rswarm_control::{NetworkId, NodeId, TaskId};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 

@@ -9,7 +9,8 @@ use proptest::prelude::*;
 use rswarm_control::admission::Answer;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints::{
-    self, Backend, NetworkTable, NodesNews, Part, Piece, Place, Reached, Row, SectionNews, ServiceEntry, Standing, Table,
+    self, Backend, NetworkTable, NodesNews, Part, Piece, Place, Reached, Row, SectionNews, ServiceEntry,
+    Standing, Table,
 };
 use rswarm_control::events::{Action, Event, Subject};
 use rswarm_control::model::*;
@@ -553,13 +554,9 @@ fn backends() -> BoxedStrategy<Vec<Backend>> {
 pub fn piece() -> BoxedStrategy<Piece> {
     let place = (node_id(), text(), node_status()).prop_map(|(id, addr, status)| Place { id, addr, status });
     let nodes = (any::<bool>(), btree_map(any::<u64>(), place, 0..4), vec(any::<u64>(), 0..4)).prop_map(
-        |(whole, places, gone)| {
-            Piece::Nodes(NodesNews { whole, places: places.into_iter().collect(), gone })
-        },
+        |(whole, places, gone)| Piece::Nodes(NodesNews { whole, places: places.into_iter().collect(), gone }),
     );
-    let standing = || {
-        prop_oneof![Just(Standing::Routed), Just(Standing::Serving), Just(Standing::Draining)]
-    };
+    let standing = || prop_oneof![Just(Standing::Routed), Just(Standing::Serving), Just(Standing::Draining)];
     let spot = || (any::<u32>(), address());
     let row = (service_id(), slot(), any::<u64>(), standing())
         .prop_map(|(service, slot, node, standing)| Row { service, slot, node, standing });
