@@ -137,7 +137,7 @@ impl World {
             assert!(held || touched.has(*id), "node {id} is not told: {applied:?}");
         }
         for follower in &mut self.followers {
-            if self.index % follower.every == 0 {
+            if self.index.is_multiple_of(follower.every) {
                 follower.look(&self.state, self.machines.keys().copied());
             }
         }
