@@ -9,6 +9,7 @@ use rswarm_control::model::{
     NodeStatus, Observed, OnNodeLoss, PortMode, Protocol, Resources, RestartCondition, Service, Slot, Task,
     UpdateOrder,
 };
+use rswarm_control::state::Owner;
 use rswarm_control::{Change, NetworkId, NodeId, Proposal, ServiceId, State, TaskId, endpoints};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -440,10 +441,24 @@ fn routes(state: &State) -> Finding {
         return Ok(());
     };
     let table = endpoints::of(state, node.id);
-    let of_networks = table.networks.values().flat_map(|network| &network.services).flat_map(|s| &s.backends);
-    for backend in of_networks.chain(table.ports.iter().flat_map(|port| &port.backends)) {
-        let Some(task) = state.task(backend.task) else {
-            return fail(format!("{} is told to connect to {}, which is gone", node.hostname, backend.task));
+    let of_networks = table.networks.values().flat_map(|network| {
+        let backends = network.services.iter().flat_map(|service| &service.backends);
+        backends.map(|backend| (network.network.vni, backend))
+    });
+    let of_ports =
+        table.ports.iter().flat_map(|port| port.backends.iter().map(|backend| (port.vni, backend)));
+    for (vni, backend) in of_networks.chain(of_ports) {
+        let network = state.networks().find(|network| network.vni == vni);
+        let owner = network.and_then(|network| state.owner_of(network.id, backend.address));
+        let task = match owner {
+            Some(Owner::Task(task)) => state.task(task),
+            Some(Owner::Service(_)) | None => None,
+        };
+        let Some(task) = task else {
+            return fail(format!(
+                "{} is told to connect to {}, where nobody is",
+                node.hostname, backend.address
+            ));
         };
         let away = backend.node != node.id && is_lost(state, task);
         let well = matches!(task.status.health, Health::Unchecked | Health::Healthy) && !task.status.unready;

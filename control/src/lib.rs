@@ -29,6 +29,7 @@ mod allocator;
 pub mod assignment;
 mod calm;
 pub mod convergence;
+mod diff;
 pub mod drain;
 pub mod endpoints;
 pub mod events;

@@ -1,10 +1,10 @@
-//! Whom a change concerns: the nodes whose [assignment](crate::assignment) or [table](crate::endpoints) may differ
-//! from what it was. With many nodes most changes concern few of them.
+//! Whom a change concerns: the nodes whose [assignment](crate::assignment) may differ from what it was, or what they
+//! and the managers are to each other. With many nodes most changes concern few of them.
 
-use crate::ids::{NetworkId, NodeId};
-use crate::model::{Node, Service, Task};
-use crate::state::{Owner, State};
-use imbl::ordmap::DiffItem;
+use crate::diff::sides;
+use crate::ids::NodeId;
+use crate::model::{Node, Observed, Role, Task};
+use crate::state::State;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -30,75 +30,31 @@ impl Touched {
 /// Whom it concerns that `before` has become `after`. Takes time for what differs, not for what there is, if one
 /// state was made from the other.
 pub fn between(before: &State, after: &State) -> Touched {
-    let networks = before.networks().map(|network| network.id).ne(after.networks().map(|network| network.id));
-    if networks || services_moved(before, after) {
-        return Touched::Everyone;
-    }
-    let Some(mut nodes) = nodes_between(before, after) else { return Touched::Everyone };
-    let mut networks = BTreeSet::new();
-    for change in before.all_tasks().diff(after.all_tasks()) {
-        let (old, new) = match change {
-            DiffItem::Add(_, new) => (None, Some(new)),
-            DiffItem::Remove(_, old) => (Some(old), None),
-            DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
-        };
-        let both = || old.into_iter().chain(new);
-        nodes.extend(both().filter_map(|task| task.node));
-        if old.map(|task| role(task)) == new.map(|task| role(task)) {
+    let mut nodes = BTreeSet::new();
+    for change in before.node_map().diff(after.node_map()) {
+        let (old, new) = sides(change);
+        let sessions = |node: &Arc<Node>| (node.addr.clone(), node.role, node.raft, node.session);
+        if old.map(sessions) == new.map(sessions) {
             continue;
         }
-        if both().any(|task| is_published(before, task) || is_published(after, task)) {
+        // Every node knows where the managers are.
+        if old.into_iter().chain(new).any(|node| node.role == Role::Manager) {
             return Touched::Everyone;
         }
-        networks.extend(both().flat_map(|task| task.addresses.iter().map(|(network, _)| *network)));
+        nodes.extend(old.or(new).map(|node| node.id));
     }
-    for network in networks {
-        nodes.extend(members(before, network));
-        nodes.extend(members(after, network));
+    for change in before.all_tasks().diff(after.all_tasks()) {
+        let (old, new) = sides(change);
+        let is_same = |(old, new): (&Arc<Task>, &Arc<Task>)| held(old) == held(new);
+        if !old.zip(new).is_some_and(is_same) {
+            nodes.extend(old.into_iter().chain(new).filter_map(|task| task.node));
+        }
     }
     Touched::These(nodes)
 }
 
-/// The nodes that concern only themselves, if none concerns others.
-fn nodes_between(before: &State, after: &State) -> Option<BTreeSet<NodeId>> {
-    let mut nodes = BTreeSet::new();
-    for change in before.node_map().diff(after.node_map()) {
-        let DiffItem::Update { old: (id, old), new: (_, new) } = change else { return None };
-        let seen = |node: &Arc<Node>| (node.addr.clone(), node.role, node.raft, node.status);
-        if seen(old) != seen(new) {
-            return None;
-        }
-        nodes.insert(*id);
-    }
-    Some(nodes)
-}
-
-/// Whether any service is reached in another way than before.
-fn services_moved(before: &State, after: &State) -> bool {
-    let is_reached =
-        |service: &Arc<Service>| !service.endpoint.vips.is_empty() || !service.endpoint.ports.is_empty();
-    before.service_map().diff(after.service_map()).any(|change| match change {
-        DiffItem::Add(_, service) | DiffItem::Remove(_, service) => is_reached(service),
-        DiffItem::Update { old: (_, old), new: (_, new) } => {
-            old.endpoint != new.endpoint || old.spec.name != new.spec.name && is_reached(new)
-        }
-    })
-}
-
-/// What others see of a task.
-fn role(task: &Task) -> impl PartialEq {
-    (task.node, task.desired, task.observed, task.serves(), task.addresses.clone())
-}
-
-fn is_published(state: &State, task: &Task) -> bool {
-    state.service(task.service).is_some_and(|service| !service.endpoint.ports.is_empty())
-}
-
-/// Where the live tasks of a network are.
-fn members(state: &State, network: NetworkId) -> impl Iterator<Item = NodeId> {
-    let task = |owner| match owner {
-        Owner::Task(task) => state.task(task).and_then(|task| task.node),
-        Owner::Service(_) => None,
-    };
-    state.owners_in(network).filter_map(move |(_, owner)| task(owner))
+/// What its node is told of a task, as far as it can change.
+fn held(task: &Task) -> impl PartialEq {
+    let started = task.observed >= Observed::Starting;
+    (task.node, task.desired, task.is_live(), started, task.addresses.clone(), task.claims.clone())
 }

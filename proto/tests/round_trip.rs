@@ -8,9 +8,10 @@ mod strategies;
 use proptest::prelude::*;
 use prost::Message;
 use rswarm_control::assignment::{Assignment, Difference};
-use rswarm_control::endpoints::Table;
+use rswarm_control::endpoints::{Directory, Table};
 use rswarm_control::model::{Network, Node, Service, ServiceSpec, Task};
 use rswarm_control::{Report, Snapshot, State};
+use rswarm_proto::convert;
 use rswarm_proto::store::{SnapshotError, decode_proposal, encode_proposal, read_snapshot, write_snapshot};
 use rswarm_proto::v1 as pb;
 use std::fmt::Debug;
@@ -69,6 +70,26 @@ proptest! {
     #[test]
     fn tables_come_back(table in strategies::table()) {
         check::<Table, pb::Table>(&table)?;
+    }
+
+    #[test]
+    fn news_of_tables_come_back(piece in strategies::piece()) {
+        let back = convert::piece(convert::part(&piece));
+        prop_assert_eq!(back.expect("what the model holds is valid"), piece);
+    }
+
+    #[test]
+    fn a_bit_flipped_in_news_does_no_harm(
+        piece in strategies::piece(),
+        place: prop::sample::Index,
+        bit in 0u8..8,
+    ) {
+        let mut bytes = convert::part(&piece).to_vec();
+        let place = place.index(bytes.len());
+        bytes[place] ^= 1 << bit;
+        if let Ok(piece) = convert::piece(bytes.into()) {
+            let _ = Directory::default().follow(piece);
+        }
     }
 
     #[test]

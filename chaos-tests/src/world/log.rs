@@ -286,9 +286,13 @@ impl World {
     /// Keeps the books, and checks what must hold after each entry.
     fn account(&mut self, before: &State, proposal: &Proposal, applied: &rswarm_control::Applied) {
         let touched = touched::between(before, &self.log.truth);
-        for node in before.nodes().map(|node| node.id).filter(|node| !touched.has(*node)) {
-            let seen = |state| (assignment::of(state, node), endpoints::of(state, node));
-            if seen(before) != seen(&self.log.truth) {
+        let is_news = !endpoints::between(before, &self.log.truth).is_empty();
+        for node in before.nodes().map(|node| node.id) {
+            let held = |state| assignment::of(state, node);
+            let known = |state| endpoints::of(state, node);
+            if !touched.has(node) && held(before) != held(&self.log.truth)
+                || !is_news && known(before) != known(&self.log.truth)
+            {
                 let detail = format!("node {node} does not hear of {:?}", proposal.changes);
                 self.broken.get_or_insert((invariants::TOLD_WHAT_CONCERNS, detail));
             }

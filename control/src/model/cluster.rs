@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 /// What there is one of.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
     /// Drawn from the seed, like every other id.
     pub id: ClusterId,
@@ -43,7 +43,7 @@ pub struct JoinTokens {
 }
 
 /// Cluster-wide settings.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Ended tasks remembered for each slot.
     pub task_history_limit: u32,

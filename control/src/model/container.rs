@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Everything that, when it changes, makes a running task out of date.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TaskSpec {
     /// Started in this order; one, for now.
     pub containers: Vec<ContainerSpec>,
@@ -52,7 +52,7 @@ impl TaskSpec {
 }
 
 /// One container.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContainerSpec {
     /// Unique within the task.
     pub name: String,
@@ -191,7 +191,7 @@ pub struct TaskResources {
 }
 
 /// Whether and when an ended task is replaced. A task lost with its node is always replaced, at once.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RestartPolicy {
     /// Which endings count.
     pub condition: RestartCondition,

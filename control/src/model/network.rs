@@ -5,7 +5,7 @@ use crate::ids::NetworkId;
 use std::net::Ipv4Addr;
 
 /// A network that spans the nodes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Network {
     /// Never reused.
     pub id: NetworkId,

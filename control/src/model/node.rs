@@ -6,7 +6,7 @@ use crate::time::Timestamp;
 use std::fmt;
 
 /// A machine that is a member of the cluster.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// Also what its certificate proves.
     pub id: NodeId,

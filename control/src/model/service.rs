@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A service: some number of equal tasks behind one name.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Never reused.
     pub id: ServiceId,
@@ -70,7 +70,7 @@ impl Service {
 }
 
 /// A former spec of a service.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revision {
     /// Its [`Service::revision`].
     pub number: u64,
@@ -87,7 +87,7 @@ pub struct Revision {
 }
 
 /// What a user asks for.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceSpec {
     /// A DNS label, unique among services.
     pub name: String,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// One attempt to run one slot of a service. It is placed once and never restarted; what follows it in
 /// its slot is another task.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Task {
     /// Never reused.
     pub id: TaskId,

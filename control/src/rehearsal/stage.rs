@@ -7,6 +7,7 @@ use crate::model::{Desired, Health, NodeStatus, Observed, Resources};
 use crate::state::{Change, Proposal, Report, Stale, State};
 use crate::tick::Crank;
 use crate::time::Timestamp;
+use crate::touched::{self, Touched};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -80,8 +81,8 @@ impl Stage {
         }
         let before = self.state.clone();
         let proposal = Proposal { changes, at: self.now };
-        let applied = self.state.apply(self.state.index() + 1, &proposal)?;
-        for node in applied.assignments {
+        self.state.apply(self.state.index() + 1, &proposal)?;
+        for node in self.touched_since(&before) {
             let now = reserved(&self.state, node);
             let (_, most) = self.peaks.entry(node).or_insert_with(|| {
                 let first = reserved(&before, node);
@@ -91,6 +92,13 @@ impl Stage {
             most.memory_bytes = most.memory_bytes.max(now.memory_bytes);
         }
         Ok(())
+    }
+
+    fn touched_since(&self, before: &State) -> BTreeSet<NodeId> {
+        match touched::between(before, &self.state) {
+            Touched::These(nodes) => nodes,
+            Touched::Everyone => self.state.nodes().map(|node| node.id).collect(),
+        }
     }
 
     /// Goes on until there is nothing left to do. Whether it came to that.

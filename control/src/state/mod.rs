@@ -69,10 +69,6 @@ pub struct Applied {
     pub index: u64,
     /// What was touched, in order.
     pub events: Vec<Event>,
-    /// Nodes whose [assignment](crate::assignment) may have changed.
-    pub assignments: BTreeSet<NodeId>,
-    /// Whether any node's [endpoints](crate::endpoints) may have changed.
-    pub endpoints: bool,
 }
 
 /// One object was touched.

@@ -205,9 +205,14 @@ fn check(world: &World) {
     }
     for node in state.nodes() {
         let table = endpoints::of(state, node.id);
-        for backend in table.ports.iter().flat_map(|port| &port.backends) {
-            let task = state.task(backend.task).expect("a backend is a task");
-            assert_eq!(task.observed, Observed::Running, "only running tasks are backends");
+        for port in table.ports.iter().filter(|port| port.mode == PortMode::Ingress) {
+            let service = state.service(port.service).expect("a port is a service's");
+            let routable = endpoints::routable(state, service, node.id);
+            let places: BTreeSet<_> =
+                routable.iter().filter_map(|task| Some((task.node?, task.addresses.first()?.1))).collect();
+            let told: BTreeSet<_> =
+                port.backends.iter().map(|backend| (backend.node, backend.address)).collect();
+            assert_eq!(told, places, "the backends of {}", service.spec.name);
         }
     }
 }

@@ -4,6 +4,7 @@
 mod doors;
 mod enter;
 mod health;
+mod news;
 pub(crate) mod session;
 mod table;
 mod template;
@@ -17,6 +18,8 @@ use crate::rpc::dial::Dialer;
 use anyhow::{Context, Result};
 use doors::Doors;
 use health::Watches;
+pub(crate) use news::Follower;
+use news::Trouble;
 use prost::Message;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints;
@@ -58,6 +61,8 @@ pub(crate) enum Heard {
     Confirmed(Timestamp),
     /// What it should know.
     Table(pb::Table),
+    /// What has changed of that.
+    News(pb::TableNews),
     /// Who the managers are, and what it should be among them.
     Managers(pb::ManagerList),
     /// The cluster goes on in this life, and this manager is of an earlier one.
@@ -174,6 +179,7 @@ impl Agent {
             dir,
             worker,
             assignment: Assignment::default(),
+            told: Follower::default(),
             hands,
             outbox,
             orders: order_sender,
@@ -312,6 +318,7 @@ struct Loop {
     dir: PathBuf,
     worker: Worker,
     assignment: Assignment,
+    told: Follower,
     hands: Hands,
     outbox: Outbox,
     orders: watch::Sender<Order>,
@@ -431,6 +438,7 @@ impl Loop {
             },
             Heard::Confirmed(said) => self.confirmed(said),
             Heard::Table(message) => self.table(&message, true).await,
+            Heard::News(message) => self.news(&message).await,
             Heard::Managers(list) => {
                 self.orders.send_replace(Order::Be(list));
             }
@@ -545,14 +553,46 @@ impl Loop {
                 return;
             }
         };
-        let told = table::translate(&table, generation, self.node, self.my_addr);
+        self.put_in_force(&table, generation).await;
+        if keep {
+            self.outbox.taken(generation);
+            self.keep_table(message);
+        }
+    }
+
+    /// Follows what is new of the table, or asks for the whole.
+    async fn news(&mut self, message: &pb::TableNews) {
+        match self.told.follow(message) {
+            Ok(()) => {}
+            Err(Trouble::Missed { had }) => {
+                tracing::warn!(
+                    had,
+                    follows = message.follows,
+                    "news do not follow the table: asking for the whole"
+                );
+                self.outbox.missed(had);
+                return;
+            }
+            Err(Trouble::Unreadable(error)) => {
+                tracing::error!(%error, "the leader's table cannot be read");
+                return;
+            }
+        }
+        let table = self.told.table(self.node);
+        self.put_in_force(&table, message.generation).await;
+        self.outbox.taken(message.generation);
+        self.keep_table(&pb::Table { generation: message.generation, ..(&table).into() });
+    }
+
+    async fn put_in_force(&self, table: &endpoints::Table, generation: u64) {
+        let told = table::translate(table, generation, self.node, self.my_addr);
         if let Err(error) = self.hands.overlay.apply(told).await {
             tracing::warn!(%error, "the overlay does not take the table");
         }
-        if keep {
-            self.outbox.taken(generation);
-        }
-        if keep && let Err(error) = write_atomically(&self.dir.join(TABLE), &message.encode_to_vec()) {
+    }
+
+    fn keep_table(&self, message: &pb::Table) {
+        if let Err(error) = write_atomically(&self.dir.join(TABLE), &message.encode_to_vec()) {
             tracing::warn!(error = format!("{error:#}"), "cannot keep the table");
         }
     }

@@ -47,6 +47,8 @@ struct Reports {
     unsent: BTreeSet<TaskId>,
     /// The generation of the table that came into force, until it is said.
     taken: Option<u64>,
+    /// That of the table that news did not follow, until it is said.
+    missed: Option<u64>,
 }
 
 impl Outbox {
@@ -75,6 +77,12 @@ impl Outbox {
         self.news.notify_one();
     }
 
+    /// News did not follow the table that is had.
+    pub fn missed(&self, generation: u64) {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).missed = Some(generation);
+        self.news.notify_one();
+    }
+
     fn everything_is_news(&self) {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.unsent = reports.latest.keys().copied().collect();
@@ -87,7 +95,8 @@ impl Outbox {
         let unsent = std::mem::take(&mut reports.unsent);
         let said: Vec<_> = unsent.iter().filter_map(|task| reports.latest.get(task).cloned()).collect();
         let said = (!said.is_empty()).then_some(Up::Reports(pb::TaskReports { reports: said }));
-        said.into_iter().chain(reports.taken.take().map(Up::Taken)).collect()
+        let taken = reports.taken.take().map(Up::Taken);
+        said.into_iter().chain(taken).chain(reports.missed.take().map(Up::Missed)).collect()
     }
 }
 
@@ -294,7 +303,14 @@ impl Session {
 
     fn introduction(&self, standing: Standing) -> Up {
         let Standing { incarnation, seat, lost } = standing;
-        Up::Hello(pb::Hello { incarnation: incarnation.0, seat, seat_lost: lost, ..(self.hello)() })
+        let hello = (self.hello)();
+        Up::Hello(pb::Hello {
+            incarnation: incarnation.0,
+            seat,
+            seat_lost: lost,
+            follows_news: true,
+            ..hello
+        })
     }
 
     async fn take(&self, what: Down) -> Result<()> {
@@ -302,6 +318,7 @@ impl Session {
             Down::Assignment(assignment) => Heard::Assignment(assignment),
             Down::Difference(difference) => Heard::Difference(difference),
             Down::Table(table) => Heard::Table(table),
+            Down::News(news) => Heard::News(news),
             Down::Managers(list) => {
                 let (its, ours) = (Incarnation(list.incarnation), self.standing.borrow().incarnation);
                 if its.precedes(ours) {

@@ -2,7 +2,8 @@
 
 use super::control::once;
 use crate::identity::{Identity, ca};
-use crate::manager::{Manager, clock, dispatcher};
+use crate::manager::roster::Roster;
+use crate::manager::{Manager, clock};
 use crate::rpc::access::{self, Peer};
 use crate::rpc::forward::CALLER;
 use anyhow::Result;
@@ -114,7 +115,7 @@ fn issue(manager: &Manager, node: &Node, csr_pem: &str) -> Result<pb::IssueCerti
     let state = manager.cluster().state();
     let cert_pem = sign(&state, &node.id.to_string(), csr_pem)
         .map_err(|error| Status::invalid_argument(format!("{error:#}")))?;
-    let list = dispatcher::managers(manager, node.id);
+    let list = Roster::of(manager.cluster()).told_to(&node.id.to_string(), Some(node));
     let cluster = state.cluster().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
     Ok(pb::IssueCertificateResponse {
         node_id: node.id.to_string(),

@@ -1,11 +1,13 @@
 //! The leader's end of the nodes' sessions: what a node should hold and know goes down, what it sees comes up.
 
 use super::cluster::{Cluster, WriteError};
+use super::roster::Roster;
+use super::tables::{Edition, Latest};
+use super::told::Told;
 use super::{Manager, Office, clock};
 use crate::rpc::access;
 use rswarm_control::admission::{self, Answer, Refused};
-use rswarm_control::assignment::{self, Assignment};
-use rswarm_control::endpoints;
+use rswarm_control::assignment;
 use rswarm_control::ids::{NodeId, RaftId};
 use rswarm_control::model::Role;
 use rswarm_control::state::{Change, Report, State};
@@ -15,6 +17,7 @@ use rswarm_proto::v1::to_node::What as Down;
 use rswarm_raft::Incarnation;
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
@@ -134,11 +137,13 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
         let manager = (self.manager)().ok_or_else(|| Status::unavailable("this node is not a manager"))?;
         let mut incoming = request.into_inner();
         let Some(office) = manager.office() else {
+            let state = manager.cluster().state();
+            let known = state.node(node);
             return Ok(once(vec![
                 // What this node should be is for the leader to say.
                 Down::Managers(pb::ManagerList {
                     role: pb::Role::Unspecified.into(),
-                    ..managers(&manager, node)
+                    ..Roster::of(manager.cluster()).told_to(&node.to_string(), known.map(AsRef::as_ref))
                 }),
                 refusal(pb::refusal::Reason::NotLeader, "another manager leads"),
             ]));
@@ -147,8 +152,8 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
             Some(pb::FromNode { what: Some(pb::from_node::What::Hello(hello)) }) => hello,
             _ => return Err(Status::invalid_argument("a session begins with a hello")),
         };
-        let epoch = match open(&manager, node, &hello).await? {
-            Ok(epoch) => epoch,
+        let (epoch, from) = match open(&manager, node, &hello).await? {
+            Ok(opened) => opened,
             Err(words) => return Ok(once(vec![words])),
         };
         mind_seat(&manager, node, &hello).await?;
@@ -156,7 +161,17 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
         tracing::info!(%node, hostname = %hello.hostname, "session opened");
 
         let (sender, receiver) = mpsc::channel(16);
-        let session = Session { node, epoch, manager, office, sender };
+        let session = Session {
+            node,
+            name: node.to_string(),
+            epoch,
+            from,
+            follows_news: hello.follows_news,
+            missed: AtomicBool::new(false),
+            manager,
+            office,
+            sender,
+        };
         tokio::spawn(session.run(incoming));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
@@ -172,8 +187,12 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
     }
 }
 
-/// Records the session and returns its number. The inner error is what the node is told instead of being served.
-async fn open(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<Result<u64, Down>, Status> {
+/// Records the session and returns its number and that of the entry. The inner error is what the node is told instead of being served.
+async fn open(
+    manager: &Manager,
+    node: NodeId,
+    hello: &pb::Hello,
+) -> Result<Result<(u64, u64), Down>, Status> {
     let description = hello.description.clone().unwrap_or_default();
     let description = description
         .try_into()
@@ -195,7 +214,7 @@ async fn open(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result<Resu
     let session =
         admission::Session { node, hostname: hello.hostname.clone(), addr: known.addr.clone(), description };
     match manager.cluster().admit(&admission::Request::OpenSession(session)).await {
-        Ok((Answer::Session { epoch }, _)) => Ok(Ok(epoch)),
+        Ok((Answer::Session { epoch }, index)) => Ok(Ok((epoch, index))),
         Ok(_) => Err(Status::internal("a session was asked for, and something else was answered")),
         Err(WriteError::Refused(Refused::Denied(words)))
             if manager.cluster().state().removed_at(node).is_some() =>
@@ -255,40 +274,16 @@ fn once(messages: Vec<Down>) -> Response<Stream> {
     Response::new(Box::pin(tokio_stream::iter(messages.collect::<Vec<_>>())))
 }
 
-/// Who the managers are, and what `node` should be among them. Whoever has a vote keeps its seat until the vote is
-/// taken away: the others count on it, and without it they might have no majority to take it away with.
-pub fn managers(manager: &Manager, node: NodeId) -> pb::ManagerList {
-    let state = manager.cluster().state();
-    let status = manager.cluster().log().status();
-    let me = state.node(node);
-    let name = node.to_string();
-    let (role, seat) = match status.voters.iter().find(|voter| voter.node == name) {
-        Some(voter) => (Role::Manager, voter.id.0),
-        None => {
-            let seat = me.and_then(|node| node.raft).map_or(0, |seat| seat.0);
-            (me.map_or(Role::Worker, |node| node.role), seat)
-        }
-    };
-    pb::ManagerList {
-        managers: state
-            .nodes()
-            .filter(|node| node.role == Role::Manager && node.raft.is_some())
-            .map(|node| pb::Manager {
-                node_id: node.id.to_string(),
-                addr: node.addr.clone(),
-                raft_id: node.raft.map_or(0, |seat| seat.0),
-            })
-            .collect(),
-        role: pb::Role::from(role).into(),
-        raft_id: seat,
-        leader_id: status.leader.map(|member| member.node).unwrap_or_default(),
-        incarnation: status.incarnation.0,
-    }
-}
-
 struct Session {
     node: NodeId,
+    name: String,
     epoch: u64,
+    /// The entry that recorded it.
+    from: u64,
+    /// Whether the node is told news of its table, or whole ones.
+    follows_news: bool,
+    /// The node has lost track of the news.
+    missed: AtomicBool,
     manager: Arc<Manager>,
     office: Arc<Office>,
     sender: mpsc::Sender<Result<pb::ToNode, Status>>,
@@ -300,7 +295,7 @@ impl Session {
         let why = tokio::select! {
             () = self.office.stop.cancelled() => "this manager no longer leads",
             () = self.push(&wake) => "the node does not take its messages",
-            why = self.hear(&mut incoming) => why,
+            why = self.hear(&mut incoming, &wake) => why,
         };
         self.office.routes.close(self.node, self.epoch);
         tracing::info!(node = %self.node, why, "session closed");
@@ -308,91 +303,102 @@ impl Session {
 
     /// Sends what the node should hold and know, at once and whenever it changes, which `wake` tells.
     async fn push(&self, wake: &Notify) {
-        let view = self.manager.cluster().view();
-        let mut voters = self.manager.cluster().log().watch();
-        let (mut held, mut known, mut listed): (Option<Assignment>, _, _) = (None, None, None);
-        let mut before: Option<Arc<State>> = None;
+        let tables = &self.office.tables;
+        // A session is served when the edition knows of it.
+        tables.want(self.from);
+        let mut roster = self.office.roster.clone();
+        let mut told = Told::default();
         loop {
-            let state = view.state();
-            let index = state.index();
-            match state.node(self.node) {
-                None => {
-                    if state.removed_at(self.node).is_some() {
-                        let words = "this node was removed from the cluster";
-                        let _ = self.send(refusal(pb::refusal::Reason::Removed, words)).await;
+            let list = roster.borrow_and_update().clone();
+            let (latest, editions) = tables.since(told.edition);
+            let (state, index) = (&latest.state, latest.state.index());
+            if index >= self.from {
+                match state.node(self.node) {
+                    None => {
+                        if state.removed_at(self.node).is_some() {
+                            let words = "this node was removed from the cluster";
+                            let _ = self.send(refusal(pb::refusal::Reason::Removed, words)).await;
+                        }
+                        return;
                     }
-                    return;
-                }
-                Some(node) if node.session > self.epoch => {
-                    let words = "another daemon has this node's identity and is newer";
-                    let _ = self.send(refusal(pb::refusal::Reason::Superseded, words)).await;
-                    return;
-                }
-                // The leader took the session for dead while it was not: it is heard from, so say it again.
-                Some(_) => {}
-            }
-            let same_nodes = before.as_ref().is_some_and(|before| state.shares_nodes_with(before));
-            if !same_nodes && self.list_managers(&mut listed).await.is_err() {
-                return;
-            }
-            let table = endpoints::of(&state, self.node);
-            let news = known.as_ref() != Some(&table);
-            if news {
-                let message = pb::Table { generation: index, ..(&table).into() };
-                if self.send(Down::Table(message)).await.is_err() {
-                    return;
-                }
-                known = Some(table);
-            }
-            self.office.routes.seen(self.node, self.epoch, index, news);
-            let hold = assignment::of(&state, self.node);
-            let news = match &held {
-                None => Some(Down::Assignment(pb::Assignment { generation: index, ..(&hold).into() })),
-                Some(before) => {
-                    let news = hold.since(before);
-                    if news.tasks.iter().any(|task| !task.is_wanted() && !task.ended) {
-                        // A task is asked to end when nobody sends it anything new.
-                        self.office.routes.settled(index).await;
+                    Some(node) if node.session > self.epoch => {
+                        let words = "another daemon has this node's identity and is newer";
+                        let _ = self.send(refusal(pb::refusal::Reason::Superseded, words)).await;
+                        return;
                     }
-                    let message = || pb::AssignmentDifference { generation: index, ..(&news).into() };
-                    (!news.is_empty()).then(|| Down::Difference(message()))
-                }
-            };
-            if let Some(news) = news
-                && self.send(news).await.is_err()
-            {
-                return;
-            }
-            held = Some(hold);
-            before = Some(state);
-            loop {
-                tokio::select! {
-                    () = wake.notified() => break,
-                    changed = voters.changed() => {
-                        if changed.is_err() || self.list_managers(&mut listed).await.is_err() {
-                            return;
+                    // The leader took the session for dead while it was not: it is heard from, so say it again.
+                    Some(node) => {
+                        let list = list.told_to(&self.name, Some(node));
+                        if told.managers.as_ref() != Some(&list) {
+                            if self.send(Down::Managers(list.clone())).await.is_err() {
+                                return;
+                            }
+                            told.managers = Some(list);
                         }
                     }
                 }
+                let missed = self.missed.swap(false, Ordering::Relaxed);
+                let is_news = told.edition < latest.number;
+                if (is_news || missed) && self.tell(&mut told, &latest, editions, missed).await.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                () = wake.notified() => {}
+                changed = roster.changed() => if changed.is_err() { return },
             }
         }
     }
 
-    /// Sends who the managers are, if that is not what was `listed` before.
-    async fn list_managers(&self, listed: &mut Option<pb::ManagerList>) -> Result<(), ()> {
-        let list = managers(&self.manager, self.node);
-        if listed.as_ref() != Some(&list) {
-            self.send(Down::Managers(list.clone())).await?;
-            *listed = Some(list);
+    /// Sends the table, or what has changed of it, then the same of what the node should hold.
+    async fn tell(
+        &self,
+        told: &mut Told,
+        latest: &Latest,
+        editions: Option<Vec<Arc<Edition>>>,
+        missed: bool,
+    ) -> Result<(), ()> {
+        let (state, index) = (&latest.state, latest.state.index());
+        let is_touched = told.held.is_none()
+            || editions.as_ref().is_none_or(|all| all.iter().any(|edition| edition.touches(self.node)));
+        let table = match self.follows_news {
+            true => told.news(latest, editions.filter(|_| !missed), self.node).map(Down::News),
+            false => told.table(latest, self.node).map(Down::Table),
+        };
+        let news = table.is_some();
+        if let Some(table) = table {
+            self.send(table).await?;
         }
-        Ok(())
+        told.edition = latest.number;
+        self.office.routes.seen(self.node, self.epoch, index, news);
+        if !is_touched {
+            return Ok(());
+        }
+        let hold = assignment::of(state, self.node);
+        let news = match &told.held {
+            None => Some(Down::Assignment(pb::Assignment { generation: index, ..(&hold).into() })),
+            Some(before) => {
+                let news = hold.since(before);
+                if news.tasks.iter().any(|task| !task.is_wanted() && !task.ended) {
+                    // A task is asked to end when nobody sends it anything new.
+                    self.office.routes.settled(index).await;
+                }
+                let message = || pb::AssignmentDifference { generation: index, ..(&news).into() };
+                (!news.is_empty()).then(|| Down::Difference(message()))
+            }
+        };
+        told.held = Some(hold);
+        match news {
+            Some(news) => self.send(news).await,
+            None => Ok(()),
+        }
     }
 
     async fn send(&self, what: Down) -> Result<(), ()> {
         self.sender.send(Ok(pb::ToNode { what: Some(what) })).await.map_err(|_| ())
     }
 
-    async fn hear(&self, incoming: &mut Streaming<pb::FromNode>) -> &'static str {
+    async fn hear(&self, incoming: &mut Streaming<pb::FromNode>, wake: &Notify) -> &'static str {
         use pb::from_node::What as Up;
         // Heartbeats that were heard, and when.
         let mut beats: VecDeque<(u64, Instant)> = VecDeque::new();
@@ -437,6 +443,11 @@ impl Session {
                     }
                 }
                 Some(Up::Taken(generation)) => self.office.routes.taken(self.node, self.epoch, generation),
+                Some(Up::Missed(generation)) => {
+                    tracing::warn!(node = %self.node, generation, "news did not follow its table; it is told the whole");
+                    self.missed.store(true, Ordering::Relaxed);
+                    wake.notify_one();
+                }
                 // Said again when something about its seat has changed.
                 Some(Up::Hello(hello)) => {
                     if let Err(error) = mind_seat(&self.manager, self.node, &hello).await {

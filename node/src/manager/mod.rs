@@ -5,8 +5,11 @@ pub mod cluster;
 pub mod dispatcher;
 pub mod leader;
 pub mod leads;
+pub mod roster;
 pub mod routes;
 pub mod seat;
+pub mod tables;
+pub mod told;
 pub mod transport;
 mod warm;
 
@@ -69,6 +72,10 @@ pub struct Office {
     pub stop: CancellationToken,
     /// Which sessions are to look again, and which nodes have taken over which tables.
     pub routes: Arc<routes::Routes>,
+    /// What they are told.
+    pub tables: Arc<tables::Tables>,
+    /// Who the managers are.
+    pub roster: watch::Receiver<Arc<roster::Roster>>,
     /// What nodes report, on its way to the log.
     pub reports: dispatcher::Reports,
     /// Whether it leads for certain.
@@ -192,12 +199,15 @@ async fn take_office(
     tracker.spawn(leader::keep_membership(cluster.clone(), stop.clone()));
     tracker.spawn(dispatcher::pump(cluster.clone(), reports.clone(), stop.clone()));
     let routes = Arc::new(routes::Routes::default());
-    let (followed, view) = (routes.clone(), cluster.view().clone());
-    let follow = async move { followed.follow(view).await };
-    tracker.spawn(stop.clone().run_until_cancelled_owned(follow));
+    let tables = Arc::new(tables::Tables::new(cluster.state()));
+    let (publisher, woken, view) = (tables.clone(), routes.clone(), cluster.view().clone());
+    let publish = async move { publisher.publish(view, &woken).await };
+    tracker.spawn(stop.clone().run_until_cancelled_owned(publish));
+    let (listed, roster) = watch::channel(Arc::new(roster::Roster::of(cluster)));
+    tracker.spawn(stop.clone().run_until_cancelled_owned(roster::keep(cluster.clone(), listed)));
     let leads = leads::Leads::default();
     tracker.spawn(leads.clone().ask(cluster.clone(), term, stop.clone()));
-    Some(Arc::new(Office { term, ears, stop, routes, reports, leads }))
+    Some(Arc::new(Office { term, ears, stop, routes, tables, roster, reports, leads }))
 }
 
 /// The first act of a new incarnation, before anybody could be spoken to as if nothing had happened.

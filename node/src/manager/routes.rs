@@ -1,22 +1,21 @@
 //! The sessions of a term of office: which are to look at the state again, and which nodes have taken over which
 //! tables, which is what lets a task be asked to end only when nobody routes to it any more.
 
-use super::cluster::View;
 use rswarm_control::ids::NodeId;
-use rswarm_control::touched::{self, Touched};
+use rswarm_control::touched::Touched;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// How long a task that is to end waits for nodes that do not answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How far the sessions of a term of office are.
-#[derive(Default)]
 pub struct Routes {
     sessions: Mutex<Sessions>,
-    news: Notify,
+    /// As of which entry of the log every node routes.
+    settled: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -41,9 +40,16 @@ struct Progress {
 }
 
 impl Progress {
-    fn has(&self, index: u64, passed: u64) -> bool {
-        let has_seen = self.seen >= index || passed >= index && self.seen >= self.due;
-        has_seen && (self.taken >= self.sent || self.taken >= index)
+    /// As of which entry the node routes, if it was looked at up to `passed` whom the state concerns.
+    fn settled(&self, passed: u64) -> u64 {
+        let seen = if self.seen >= self.due { self.seen.max(passed) } else { self.seen };
+        if self.taken >= self.sent { seen } else { seen.min(self.taken) }
+    }
+}
+
+impl Default for Routes {
+    fn default() -> Self {
+        Self { sessions: Mutex::default(), settled: watch::channel(0).0 }
     }
 }
 
@@ -68,20 +74,13 @@ impl Routes {
         });
     }
 
-    /// Wakes the sessions that a change of the state concerns, for as long as it is polled.
-    pub async fn follow(&self, view: View) {
-        let mut watch = view.watch();
-        let mut before = view.state();
-        self.pass(before.index(), &Touched::Everyone);
-        while watch.changed().await.is_ok() {
-            let after = view.state();
-            self.pass(after.index(), &touched::between(&before, &after));
-            before = after;
-        }
+    /// How many sessions there are.
+    pub fn sessions(&self) -> usize {
+        self.lock().of.len()
     }
 
-    /// The state is that of `index` now, and some nodes are to look at it.
-    fn pass(&self, index: u64, touched: &Touched) {
+    /// There is an edition of the state as of `index`, and some nodes are to look at it.
+    pub fn pass(&self, index: u64, touched: &Touched) {
         self.change(|sessions| {
             sessions.passed = index;
             for (_, progress) in sessions.of.iter_mut().filter(|(node, _)| touched.has(**node)) {
@@ -108,21 +107,8 @@ impl Routes {
 
     /// Waits until every node routes as of `index`, but not for ever.
     pub async fn settled(&self, index: u64) {
-        let wait = async {
-            loop {
-                let news = self.news.notified();
-                tokio::pin!(news);
-                news.as_mut().enable();
-                let all = {
-                    let sessions = self.sessions();
-                    sessions.of.values().all(|progress| progress.has(index, sessions.passed))
-                };
-                if all {
-                    return;
-                }
-                news.await;
-            }
-        };
+        let mut settled = self.settled.subscribe();
+        let wait = settled.wait_for(|settled| *settled >= index);
         if tokio::time::timeout(PATIENCE, wait).await.is_err() {
             tracing::debug!(index, "some nodes have not taken over their routes in time");
         }
@@ -138,11 +124,17 @@ impl Routes {
     }
 
     fn change(&self, with: impl FnOnce(&mut Sessions)) {
-        with(&mut self.sessions());
-        self.news.notify_waiters();
+        let mut sessions = self.lock();
+        with(&mut sessions);
+        let passed = sessions.passed;
+        let settled = sessions.of.values().map(|progress| progress.settled(passed)).min();
+        self.settled.send_if_modified(|known| {
+            let now = settled.unwrap_or(u64::MAX);
+            std::mem::replace(known, now) != now
+        });
     }
 
-    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+    fn lock(&self) -> MutexGuard<'_, Sessions> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

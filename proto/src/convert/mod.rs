@@ -6,6 +6,7 @@ mod assignment;
 mod health;
 mod insight;
 mod network;
+mod news;
 mod node;
 mod placement;
 mod service;
@@ -13,6 +14,7 @@ mod table;
 mod task;
 
 pub(crate) use health::{health, health_out};
+pub use news::{part, piece, pieces};
 pub(crate) use placement::filling;
 pub use task::report;
 pub(crate) use task::{slot, slot_out, task, task_without_spec};

@@ -1,9 +1,10 @@
-//! Endpoint tables: who is where. Generations as for assignments.
+//! Whole endpoint tables: who is where. They are what a node keeps on disk, and what nodes are sent that do not follow
+//! [news](super::news). Generations as for assignments.
 
 use super::{Invalid, choice, each, nested, parsed, port, slot, slot_out};
 use crate::v1 as pb;
-use rswarm_control::NodeId;
 use rswarm_control::endpoints::{Backend, NetworkTable, PublishedPort, ServiceEntry, Table};
+use rswarm_control::{NetworkId, NodeId, TaskId};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -93,12 +94,13 @@ impl TryFrom<pb::ServiceEntry> for ServiceEntry {
 
 impl From<&Backend> for pb::Backend {
     fn from(backend: &Backend) -> Self {
-        let Backend { task, slot, node, network, address } = *backend;
+        let Backend { slot, node, address } = *backend;
         Self {
-            task: task.to_string(),
+            // Nodes that are told whole tables want both to be ids, and use neither.
+            task: TaskId(0).to_string(),
+            network: NetworkId(0).to_string(),
             slot: Some(slot_out(slot)),
             node: node.to_string(),
-            network: network.to_string(),
             address: u32::from(address),
         }
     }
@@ -109,10 +111,8 @@ impl TryFrom<pb::Backend> for Backend {
 
     fn try_from(wire: pb::Backend) -> Result<Self, Invalid> {
         Ok(Self {
-            task: parsed("task", &wire.task)?,
             slot: slot("slot", wire.slot)?,
             node: parsed("node", &wire.node)?,
-            network: parsed("network", &wire.network)?,
             address: Ipv4Addr::from(wire.address),
         })
     }

@@ -8,7 +8,10 @@ use proptest::option;
 use proptest::prelude::*;
 use rswarm_control::admission::Answer;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
-use rswarm_control::endpoints::{self, Backend, NetworkTable, ServiceEntry, Table};
+use rswarm_control::endpoints::{
+    self, Backend, NetworkTable, NodesNews, Part, Piece, Place, Reached, Row, SectionNews, ServiceEntry,
+    Standing, Table,
+};
 use rswarm_control::events::{Action, Event, Subject};
 use rswarm_control::model::*;
 use rswarm_control::{
@@ -348,10 +351,14 @@ fn endpoint_spec() -> BoxedStrategy<EndpointSpec> {
     vec(port, 0..3).prop_map(|ports| EndpointSpec { mode: EndpointMode::Vip, ports }).boxed()
 }
 
+fn published_port() -> BoxedStrategy<PublishedPort> {
+    (any::<u16>(), any::<u16>(), protocol(), port_mode())
+        .prop_map(|(published, target, protocol, mode)| PublishedPort { published, target, protocol, mode })
+        .boxed()
+}
+
 fn endpoint() -> BoxedStrategy<Endpoint> {
-    let port = (any::<u16>(), any::<u16>(), protocol(), port_mode())
-        .prop_map(|(published, target, protocol, mode)| PublishedPort { published, target, protocol, mode });
-    (btree_map(network_id(), address(), 0..3), vec(port, 0..3))
+    (btree_map(network_id(), address(), 0..3), vec(published_port(), 0..3))
         .prop_map(|(vips, ports)| Endpoint { vips, ports })
         .boxed()
 }
@@ -538,9 +545,47 @@ pub fn difference() -> BoxedStrategy<Difference> {
 }
 
 fn backends() -> BoxedStrategy<Vec<Backend>> {
-    let backend = (task_id(), slot(), node_id(), network_id(), address())
-        .prop_map(|(task, slot, node, network, address)| Backend { task, slot, node, network, address });
+    let backend =
+        (slot(), node_id(), address()).prop_map(|(slot, node, address)| Backend { slot, node, address });
     vec(backend, 0..3).boxed()
+}
+
+/// One that has nothing twice, in the order in which it is sent.
+pub fn piece() -> BoxedStrategy<Piece> {
+    let place = (node_id(), text(), node_status()).prop_map(|(id, addr, status)| Place { id, addr, status });
+    let nodes = (any::<bool>(), btree_map(any::<u64>(), place, 0..4), vec(any::<u64>(), 0..4)).prop_map(
+        |(whole, places, gone)| Piece::Nodes(NodesNews { whole, places: places.into_iter().collect(), gone }),
+    );
+    let standing = || prop_oneof![Just(Standing::Routed), Just(Standing::Serving), Just(Standing::Draining)];
+    let spot = || (any::<u32>(), address());
+    let row = (service_id(), slot(), any::<u64>(), standing())
+        .prop_map(|(service, slot, node, standing)| Row { service, slot, node, standing });
+    let ports = vec(published_port(), 0..3);
+    let reached =
+        (text(), option::of(address()), ports).prop_map(|(name, vip, ports)| Reached { name, vip, ports });
+    let part = option::of(network_id()).prop_map(|id| id.map_or(Part::Published, Part::Network));
+    let services = (vec((service_id(), reached), 0..3), vec(service_id(), 0..3));
+    let rows = (btree_map(spot(), row, 0..9), btree_map(spot(), standing(), 0..9), vec(spot(), 0..9));
+    let section = (part, any::<bool>(), option::of(network()), services, rows).prop_map(
+        |(part, whole, network, (services, services_gone), (rows, turned, rows_gone))| {
+            let mut news = SectionNews {
+                whole,
+                network: network.map(Arc::new),
+                services,
+                services_gone,
+                rows: rows.into_iter().collect(),
+                turned: turned.into_iter().collect(),
+                rows_gone,
+            };
+            news.rows.sort_by_key(|((vni, _), row)| {
+                (row.service, *vni, row.standing, matches!(row.slot, Slot::Node(_)))
+            });
+            news.turned.sort_by_key(|((vni, _), standing)| (*vni, *standing));
+            news.rows_gone.sort_by_key(|(vni, _)| *vni);
+            Piece::Section(part, news)
+        },
+    );
+    prop_oneof![nodes, section].boxed()
 }
 
 pub fn table() -> BoxedStrategy<Table> {

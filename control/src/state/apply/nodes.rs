@@ -18,7 +18,6 @@ impl Turn {
         let raft = self.seat(node.role, None);
         let node = Node { meta, raft, status_since: self.at, ..node.clone() };
         self.event(Object::Node(node.id), EventKind::Created);
-        self.applied.endpoints = true;
         self.state.nodes.insert(node.id, Arc::new(node));
         Ok(())
     }
@@ -60,7 +59,6 @@ impl Turn {
             return stale(format!("node {id} has opened a newer session"));
         }
         let at = self.at;
-        self.applied.assignments.insert(id);
         self.change_node(id, |node| {
             node.session = epoch;
             node.hostname = hostname.into();
@@ -103,8 +101,6 @@ impl Turn {
         }
         self.state.nodes.remove(&id);
         self.state.removed_nodes.insert(id, self.at);
-        self.applied.assignments.insert(id);
-        self.applied.endpoints = true;
         self.event(Object::Node(id), EventKind::Removed);
         Ok(())
     }
@@ -165,7 +161,6 @@ impl Turn {
         change(node);
         node.meta.version = index;
         node.meta.updated_at = at;
-        self.applied.endpoints = true;
         self.event(Object::Node(id), EventKind::Updated);
         Ok(())
     }

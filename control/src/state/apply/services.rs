@@ -31,7 +31,6 @@ impl Turn {
         };
         self.state.index_service(&service);
         self.event(Object::Service(service.id), EventKind::Created);
-        self.applied.endpoints = true;
         self.state.services.insert(service.id, Arc::new(service));
         Ok(())
     }
@@ -122,7 +121,6 @@ impl Turn {
         self.state.unindex_service(&service);
         self.state.services.remove(&id);
         self.event(Object::Service(id), EventKind::Removed);
-        self.applied.endpoints = true;
         let tasks: Vec<_> = self.state.tasks_of(id).map(|task| task.id).collect();
         for task in tasks {
             self.set_desired(task, Desired::Remove)?;
@@ -160,7 +158,6 @@ impl Turn {
         self.state.networks.remove(&id);
         self.state.network_names.remove(&network.name);
         self.event(Object::Network(id), EventKind::Removed);
-        self.applied.endpoints = true;
         Ok(())
     }
 
@@ -214,7 +211,6 @@ impl Turn {
         service.meta.version = self.index;
         service.meta.updated_at = self.at;
         self.event(Object::Service(service.id), EventKind::Updated);
-        self.applied.endpoints = true;
         self.state.services.insert(service.id, Arc::new(service));
     }
 }

@@ -103,8 +103,6 @@ impl Turn {
             task.note.clear();
         })?;
         self.state.tasks_by_node.entry(node).or_default().insert(id);
-        self.applied.assignments.insert(node);
-        self.applied.endpoints = true;
         Ok(())
     }
 
@@ -141,7 +139,6 @@ impl Turn {
         if desired == task.desired {
             return Ok(());
         }
-        self.applied.endpoints |= task.observed >= Observed::Running;
         let why = reason::of_wish(&self.state, &task, desired);
         self.move_task(id, Actor::Managers, why, |task| task.desired = desired)
     }
@@ -153,10 +150,6 @@ impl Turn {
         }
         let at = self.at;
         let moved = report.observed != task.observed;
-        let served = task.serves();
-        if moved && report.observed >= Observed::Running {
-            self.applied.endpoints = true;
-        }
         self.move_task(report.task, Actor::Node, reason::of_report(report), |task| {
             if moved {
                 task.status.at = at;
@@ -172,8 +165,6 @@ impl Turn {
             task.status.exit_code = report.exit_code;
             task.status.pid = report.pid;
         })?;
-        let serves = self.known_task(report.task)?.serves();
-        self.applied.endpoints |= serves != served;
         self.settle(report.task);
         Ok(())
     }
@@ -184,7 +175,6 @@ impl Turn {
             return stale(format!("task {id} is {}", task.observed));
         }
         let at = self.at;
-        self.applied.endpoints = true;
         self.move_task(id, Actor::Managers, reason::cut(message), |task| {
             task.observed = observed;
             task.status.at = at;
@@ -202,7 +192,6 @@ impl Turn {
             return stale(format!("task {id} has not ended"));
         }
         self.state.unindex_task(&task);
-        self.applied.assignments.extend(task.node);
         self.event(Object::Task(id), EventKind::Removed);
         Ok(())
     }
@@ -246,7 +235,6 @@ impl Turn {
         }
         task.meta.version = index;
         task.meta.updated_at = at;
-        self.applied.assignments.extend(task.node);
         self.state.put_task(Arc::new(task));
         self.event(Object::Task(id), EventKind::Updated);
         Ok(())

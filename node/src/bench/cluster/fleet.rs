@@ -15,6 +15,7 @@ use rswarm_control::assignment::{Assignment, Difference};
 use rswarm_control::ids::{NodeId, TaskId};
 use rswarm_control::model::{Description, Resources};
 use rswarm_control::worker::{Action, Effect, Seen, Worker};
+use rswarm_proto::convert;
 use rswarm_proto::v1 as pb;
 use rswarm_raft::Incarnation;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -146,6 +147,7 @@ impl Fleet {
             outbox,
             expected: self.expected.clone(),
             first: Some(first),
+            table: 0,
             _standing: standing,
         };
         let stop = self.stop.clone();
@@ -163,6 +165,8 @@ struct Agent {
     expected: Arc<Expected>,
     /// Told when the first assignment has come.
     first: Option<oneshot::Sender<()>>,
+    /// The generation of the table it has.
+    table: u64,
     _standing: watch::Sender<Standing>,
 }
 
@@ -182,6 +186,17 @@ impl Agent {
                     self.assign(assignment);
                 }
                 Heard::Table(table) => self.outbox.taken(table.generation),
+                // Read as by a daemon; what a daemon does with it then is the affair of each node's own machine.
+                Heard::News(news) if news.follows != 0 && news.follows != self.table => {
+                    self.outbox.missed(self.table);
+                }
+                Heard::News(news) => {
+                    if convert::pieces(&news).is_err() {
+                        return;
+                    }
+                    self.table = news.generation;
+                    self.outbox.taken(news.generation);
+                }
                 // Its tasks are not fenced.
                 Heard::Managers(_) | Heard::Confirmed(_) => {}
                 Heard::Outdated(_) | Heard::Refused { .. } => return,

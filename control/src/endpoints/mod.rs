@@ -1,12 +1,19 @@
 //! What a node must know to reach services: addresses, virtual IPs, names and published ports.
 //!
-//! The whole table is derived from the replicated state; equal tables need not be sent again. A node
-//! learns of the networks its own live tasks join and of published ports, and of nothing else.
+//! A node learns of the networks its own live tasks join and of published ports, and of nothing else. It is told parts
+//! of a [`Directory`], which are the same for all nodes, at first whole and then what has changed; its [`Table`]
+//! follows from them.
 
-use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
-use crate::model::{Network, NodeStatus, Observed, PortMode, Protocol, Service, Slot, Task};
-use crate::state::{Owner, State};
-use std::collections::{BTreeMap, BTreeSet};
+mod directory;
+mod news;
+
+pub use directory::{Directory, Missed, Part, Place, Reached, Row, Section, Spot, Standing};
+pub use news::{NodesNews, Piece, SectionNews, between, is_published, parts, takes_out, whole};
+
+use crate::ids::{NetworkId, NodeId, ServiceId};
+use crate::model::{Network, NodeStatus, PortMode, Protocol, Service, Slot, Task};
+use crate::state::State;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -41,7 +48,7 @@ pub struct ServiceEntry {
     pub name: String,
     /// Its virtual address, which may receive new connections for any backend.
     pub vip: Ipv4Addr,
-    /// Tasks that may be given new connections, by id.
+    /// Tasks that may be given new connections, by address.
     pub backends: Vec<Backend>,
     /// Addresses of tasks that are being stopped as planned, or are not ready: no new connections, but those they have
     /// go on.
@@ -51,15 +58,11 @@ pub struct ServiceEntry {
 /// A task that may be given new connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Backend {
-    /// Which.
-    pub task: TaskId,
     /// Which of the service's places it fills.
     pub slot: Slot,
     /// Where it runs.
     pub node: NodeId,
-    /// On which network it is to be reached.
-    pub network: NetworkId,
-    /// Its address there.
+    /// Its address on the network it is reached on.
     pub address: Ipv4Addr,
 }
 
@@ -81,49 +84,17 @@ pub struct PublishedPort {
     /// The number of the network that the tasks are reached on; a node may serve the port without having
     /// joined that network. 0 where there is none.
     pub vni: u32,
-    /// Tasks that may be given new connections, by id.
+    /// Tasks that may be given new connections, by address.
     pub backends: Vec<Backend>,
 }
 
 /// What `node` must know.
 pub fn of(state: &State, node: NodeId) -> Table {
-    let joined: BTreeSet<NetworkId> = state
-        .tasks_on(node)
-        .filter(|task| task.is_live())
-        .flat_map(|task| task.addresses.iter().map(|(network, _)| *network))
-        .collect();
-    let networks: BTreeMap<NetworkId, NetworkTable> = joined
-        .iter()
-        .filter_map(|id| state.network(*id))
-        .map(|network| (network.id, table(state, network, node)))
-        .collect();
-    let ports = ports(state, node);
-    let peers = networks
-        .values()
-        .flat_map(|table| table.routes.values().copied())
-        .chain(ports.iter().flat_map(|port| port.backends.iter().map(|backend| backend.node)))
-        .chain(callers(state, node))
-        .filter(|peer| *peer != node)
-        .filter_map(|peer| state.node(peer).map(|peer| (peer.id, peer.addr.clone())))
-        .collect();
-    Table { peers, networks, ports }
-}
-
-/// Who may bring clients to `node`'s tasks: a port published on every node is carried from any of them to where the
-/// task runs, and a node takes connections from its peers alone.
-fn callers(state: &State, node: NodeId) -> Vec<NodeId> {
-    let on_every_node = |task: &&Arc<Task>| {
-        let service = state.service(task.service);
-        task.is_live()
-            && service.is_some_and(|service| {
-                service.endpoint.ports.iter().any(|port| port.mode == PortMode::Ingress)
-            })
-    };
-    if !state.tasks_on(node).any(|task| on_every_node(&task)) {
-        return Vec::new();
+    let mut directory = Directory::default();
+    for part in parts(state, node, is_published(state)) {
+        directory.follow(whole(state, part)).expect("a whole part follows from nothing");
     }
-    let gone = |status| matches!(status, NodeStatus::Down | NodeStatus::Left);
-    state.nodes().filter(|node| !gone(node.status)).map(|node| node.id).collect()
+    directory.table(node)
 }
 
 /// Which tasks of a service `from` may give new connections to, by id. A node's own tasks are not taken from
@@ -146,81 +117,10 @@ pub fn routable<'a>(state: &'a State, service: &Service, from: NodeId) -> Vec<&'
     if seen.is_empty() { suspect } else { seen }
 }
 
-fn backend(task: &Task, &(network, address): &(NetworkId, Ipv4Addr)) -> Option<Backend> {
-    Some(Backend { task: task.id, slot: task.slot, node: task.node?, network, address })
-}
-
-/// Tasks that are being stopped as planned or are not ready: they keep the connections they have.
-fn draining(state: &State, service: &Service, network: NetworkId) -> Vec<Ipv4Addr> {
-    state
-        .tasks_of(service.id)
-        .filter(|task| task.observed == Observed::Running && !state.is_lost(task))
-        .filter(|task| !task.is_wanted() || !task.serves())
-        .filter_map(|task| task.addresses.iter().find(|(id, _)| *id == network).map(|(_, address)| *address))
-        .collect()
-}
-
-fn table(state: &State, network: &Arc<Network>, from: NodeId) -> NetworkTable {
-    let entry = |service: &Arc<Service>| {
-        let vip = *service.endpoint.vips.get(&network.id)?;
-        let on_it = |task: &&Arc<Task>| {
-            let address = task.addresses.iter().find(|(id, _)| *id == network.id)?;
-            backend(task, address)
-        };
-        let backends = routable(state, service, from).iter().filter_map(on_it).collect();
-        let draining = draining(state, service, network.id);
-        Some(ServiceEntry { service: service.id, name: service.spec.name.clone(), vip, backends, draining })
-    };
-    let services = state.services().filter_map(entry).collect();
-    NetworkTable { network: network.clone(), routes: routes(state, network.id), services }
-}
-
-/// Where the live tasks of a network are: they alone hold addresses.
-fn routes(state: &State, network: NetworkId) -> BTreeMap<Ipv4Addr, NodeId> {
-    let home = |owner| match owner {
-        Owner::Task(task) => state.task(task).and_then(|task| task.node),
-        Owner::Service(_) => None,
-    };
-    state.owners_in(network).filter_map(|(address, owner)| Some((address, home(owner)?))).collect()
-}
-
-fn ports(state: &State, node: NodeId) -> Vec<PublishedPort> {
-    let mut ports = Vec::new();
-    for service in state.services().filter(|service| !service.endpoint.ports.is_empty()) {
-        // A task is reached on the first of its own networks.
-        let backends: Vec<Backend> = routable(state, service, node)
-            .iter()
-            .filter_map(|task| backend(task, task.addresses.first()?))
-            .collect();
-        let reached = backends.first().and_then(|backend| state.network(backend.network));
-        let vni = reached.map_or(0, |network| network.vni);
-        for port in &service.endpoint.ports {
-            let mut backends = backends.clone();
-            if port.mode == PortMode::Host {
-                backends.retain(|backend| backend.node == node);
-                if backends.is_empty() {
-                    continue;
-                }
-            }
-            ports.push(PublishedPort {
-                published: port.published,
-                protocol: port.protocol,
-                target: port.target,
-                mode: port.mode,
-                service: service.id,
-                service_name: service.spec.name.clone(),
-                vni,
-                backends,
-            });
-        }
-    }
-    ports.sort();
-    ports
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Observed;
     use crate::testing::{Bed, port, spec};
     use std::time::Duration;
 
@@ -315,27 +215,23 @@ mod tests {
         let mut told = |health, ready| {
             let before = bed.state.clone();
             let report = crate::Report { health, ready, ..bed.report_of(one.id, Observed::Running) };
-            let applied = bed.commit(vec![crate::Change::Report(report)]).expect("reports are never stale");
+            bed.commit(vec![crate::Change::Report(report)]).expect("reports are never stale");
             let tables = |state: &State| nodes.iter().map(|node| of(state, *node)).collect::<Vec<_>>();
-            if tables(&before) != tables(&bed.state) {
-                assert!(applied.endpoints, "a table changed in silence");
-                let touched = crate::touched::between(&before, &bed.state);
-                assert!(nodes.iter().all(|node| touched.has(*node)));
-            }
+            assert_eq!(tables(&before) != tables(&bed.state), !between(&before, &bed.state).is_empty());
             let table = of(&bed.state, one.node.expect("it has a node"));
             let entry = &table.networks[&network].services[0];
             assert_eq!(entry.backends, table.ports[0].backends);
-            let backends: Vec<TaskId> = entry.backends.iter().map(|backend| backend.task).collect();
+            let backends: Vec<Ipv4Addr> = entry.backends.iter().map(|backend| backend.address).collect();
             (backends, entry.draining.clone())
         };
-        let mut both = vec![one.id, other.id];
+        let (address, its) = (one.addresses[0].1, other.addresses[0].1);
+        let mut both = vec![address, its];
         both.sort();
-        let address = one.addresses[0].1;
         assert_eq!(told(Health::Healthy, None), (both.clone(), vec![]));
-        assert_eq!(told(Health::Healthy, Some(false)), (vec![other.id], vec![address]));
-        assert_eq!(told(Health::Healthy, None), (vec![other.id], vec![address]), "nothing new is known");
+        assert_eq!(told(Health::Healthy, Some(false)), (vec![its], vec![address]));
+        assert_eq!(told(Health::Healthy, None), (vec![its], vec![address]), "nothing new is known");
         assert_eq!(told(Health::Healthy, Some(true)), (both.clone(), vec![]));
-        assert_eq!(told(Health::Unhealthy, Some(true)), (vec![other.id], vec![address]));
+        assert_eq!(told(Health::Unhealthy, Some(true)), (vec![its], vec![address]));
     }
 
     #[test]
