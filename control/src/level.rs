@@ -8,6 +8,7 @@
 //! |---|---|
 //! | 1 | everything up to rswarm 0.1 |
 //! | 2 | requests are remembered ([`Change::Once`]) |
+//! | 3 | what a health check finds is an event |
 
 use crate::admission::Refused;
 use crate::model::{Description, Role};
@@ -17,9 +18,11 @@ use crate::state::{Change, State};
 /// What every daemon understands.
 pub const OLDEST: u32 = 1;
 /// What this program understands.
-pub const LATEST: u32 = 2;
+pub const LATEST: u32 = 3;
 /// From which requests are remembered.
 pub const REQUESTS: u32 = 2;
+/// From which what a health check finds is an event.
+pub const HEALTH_EVENTS: u32 = 3;
 
 /// The level of a daemon that says this of itself; those that say nothing are of the oldest.
 pub fn of(description: &Description) -> u32 {
@@ -75,16 +78,16 @@ mod tests {
         let worker = bed.node("w1", 64);
         bed.tick();
         assert_eq!(bed.state.level(), 1, "nobody has said more");
-        speaks(&mut bed, founder, 2);
+        speaks(&mut bed, founder, LATEST);
         bed.tick();
         assert_eq!(bed.state.level(), 1, "m2 has not");
         speaks(&mut bed, other, 9);
         bed.tick();
-        assert_eq!(bed.state.level(), 2, "workers need not, and what nobody here knows is not reached");
+        assert_eq!(bed.state.level(), LATEST, "workers need not, and what nobody here knows is not reached");
         speaks(&mut bed, other, 1);
         speaks(&mut bed, worker, 1);
         bed.tick();
-        assert_eq!(bed.state.level(), 2);
+        assert_eq!(bed.state.level(), LATEST);
     }
 
     #[test]

@@ -44,6 +44,7 @@ mod plan;
 mod reaper;
 pub mod rehearsal;
 mod scheduler;
+pub mod spare;
 pub mod state;
 #[cfg(test)]
 mod testing;

@@ -53,15 +53,7 @@ impl Crank {
             let wake_at = draft.during(|draft| orchestrator::reconcile(draft, service));
             looked_at.push((service, before, wake_at));
         }
-        loop {
-            allocator::allocate(draft);
-            scheduler::schedule(draft);
-            let unblocked = orchestrator::unblock(draft);
-            if unblocked.is_empty() {
-                break;
-            }
-            unblocked.into_iter().for_each(|service| orchestrator::reconcile(draft, service));
-        }
+        place(draft);
         // Tasks that lost their purpose in this very turn need not wait for the next.
         reaper::end(draft);
         for service in draft.state().service_ids() {
@@ -81,6 +73,19 @@ impl Crank {
             .filter(|service| self.calm.of(state, service.id).is_none())
             .filter(|service| orchestrator::is_scaling(state, service));
         orchestrator::share(scaling.count())
+    }
+}
+
+/// Gives waiting tasks what they need, as far as there is any.
+pub(crate) fn place(draft: &mut Draft) {
+    loop {
+        allocator::allocate(draft);
+        scheduler::schedule(draft);
+        let unblocked = orchestrator::unblock(draft);
+        if unblocked.is_empty() {
+            break;
+        }
+        unblocked.into_iter().for_each(|service| orchestrator::reconcile(draft, service));
     }
 }
 

@@ -185,6 +185,10 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
             }
             Ok(())
         }
+        "spare" => {
+            spare(world, out);
+            Ok(())
+        }
         "brake" => {
             if let Some(brake) = rswarm_control::liveness::brake_by(&world.state, world.now) {
                 writeln!(out, "  {} of {} nodes are silent", brake.silent, brake.nodes)
@@ -205,6 +209,22 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
             Ok(())
         }
         other => panic!("no such command: {other}"),
+    }
+}
+
+/// What the loss of each node would leave without a place.
+fn spare(world: &World, out: &mut String) {
+    let spare = rswarm_control::spare::spare(&world.state, world.now);
+    let (examined, of) = (spare.examined, spare.of);
+    if spare.losses.is_empty() {
+        writeln!(out, "  any of {of} nodes may be lost").expect("a string takes everything");
+    }
+    assert_eq!(examined, of, "a small cluster is looked at as a whole");
+    for loss in &spare.losses {
+        for short in &loss.shortfalls {
+            let (host, tasks, name, why) = (&loss.hostname, short.tasks, &short.name, &short.why);
+            writeln!(out, "  {host}: {tasks} of {name}: {why}").expect("a string takes everything");
+        }
     }
 }
 

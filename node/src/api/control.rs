@@ -14,11 +14,11 @@ use rswarm_control::admission::{
     Answer, NetworkSpec, NodeUpdate, Refused, Request as Ask, find_network, find_node, find_service,
     find_task,
 };
-use rswarm_control::convergence;
 use rswarm_control::model::{
     Availability, Filling, NodeStatus, Observed, Role, Secret, Service, ServiceSpec, Subnet, Task,
 };
 use rswarm_control::state::{NotARequestId, RequestId, State};
+use rswarm_control::{convergence, drain};
 use rswarm_proto::Problem;
 use rswarm_proto::v1 as pb;
 use std::pin::Pin;
@@ -172,6 +172,21 @@ fn rules<T: std::str::FromStr<Err: std::fmt::Display>>(
     texts.iter().map(read).collect::<Result<_, _>>().map_err(Status::invalid_argument)
 }
 
+/// What is still on nodes that are drained, and why.
+fn remaining(state: &State) -> Vec<pb::Remaining> {
+    let drained = state.nodes().filter(|node| node.availability == Availability::Drain);
+    let left = drained.flat_map(|node| {
+        let left = drain::remaining(state, node.id).into_iter();
+        left.map(|left| pb::Remaining {
+            node_id: node.id.to_string(),
+            task_id: left.task.to_string(),
+            name: left.name,
+            why: left.words,
+        })
+    });
+    left.collect()
+}
+
 pub(super) fn node_update(request: pb::UpdateNodeRequest) -> Result<NodeUpdate, Status> {
     let availability = request.availability.map(|_| Availability::try_from(request.availability()));
     let availability = availability
@@ -305,6 +320,7 @@ impl pb::control_server::Control for Control {
                 .filter(|node| matches!(node.status, NodeStatus::Ready | NodeStatus::Unknown))
                 .map(|node| node.id.to_string())
                 .collect(),
+            remaining: remaining(&state),
         }))
     }
 

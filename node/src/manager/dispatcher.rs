@@ -4,7 +4,7 @@ use super::cluster::{Cluster, WriteError};
 use super::{Manager, Office, clock};
 use crate::rpc::access;
 use rswarm_control::admission::{self, Answer, Refused};
-use rswarm_control::assignment::{self, Assignment};
+use rswarm_control::assignment::{self, AssignedTask, Assignment};
 use rswarm_control::endpoints;
 use rswarm_control::ids::{NodeId, RaftId};
 use rswarm_control::model::Role;
@@ -350,7 +350,7 @@ impl Session {
                 None => Some(Down::Assignment(pb::Assignment { generation: index, ..(&hold).into() })),
                 Some(before) => {
                     let news = hold.since(before);
-                    if news.tasks.iter().any(|task| !task.is_wanted() && !task.ended) {
+                    if news.tasks.iter().any(AssignedTask::is_to_end) {
                         // A task is asked to end when nobody sends it anything new.
                         self.office.routes.settled(index).await;
                     }

@@ -498,8 +498,10 @@ fn transition() -> BoxedStrategy<Transition> {
 
 fn assigned_task() -> BoxedStrategy<AssignedTask> {
     let what = (task_id(), service_id(), text(), slot(), task_spec());
-    (what, desired(), any::<bool>(), any::<bool>(), addresses(), claims())
-        .prop_map(|((id, service, service_name, slot, spec), desired, ended, started, addresses, claims)| {
+    let seen = (any::<bool>(), any::<bool>(), any::<bool>());
+    (what, desired(), seen, addresses(), claims())
+        .prop_map(|((id, service, service_name, slot, spec), desired, seen, addresses, claims)| {
+            let (ended, started, unhealthy) = seen;
             AssignedTask {
                 id,
                 service,
@@ -509,6 +511,7 @@ fn assigned_task() -> BoxedStrategy<AssignedTask> {
                 desired,
                 ended,
                 started,
+                unhealthy,
                 addresses,
                 claims,
             }
@@ -799,7 +802,7 @@ fn event() -> BoxedStrategy<Event> {
                 .prop_map(|(task, service, node)| Subject::Task { task, service, node }),
         ];
     let action =
-        prop_oneof![Just(Action::Create), Just(Action::Update), Just(Action::Die), Just(Action::Orphan)];
+        prop_oneof![Just(Action::Create), Just(Action::Update), Just(Action::Healthy), Just(Action::Orphan)];
     (any::<u64>(), at(), subject, action, text(), vec((text(), text()), 0..3))
         .prop_map(|(index, at, subject, action, name, attributes)| {
             let name = name.into();
