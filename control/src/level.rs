@@ -8,7 +8,7 @@
 //! |---|---|
 //! | 1 | everything up to rswarm 0.1 |
 //! | 2 | requests are remembered ([`Change::Once`]) |
-//! | 3 | what a health check finds is an event |
+//! | 3 | what a health check finds is an event; services are rebalanced ([`Change::SetRebalance`]) |
 
 use crate::admission::Refused;
 use crate::model::{Description, Role};
@@ -23,6 +23,8 @@ pub const LATEST: u32 = 3;
 pub const REQUESTS: u32 = 2;
 /// From which what a health check finds is an event.
 pub const HEALTH_EVENTS: u32 = 3;
+/// From which services are rebalanced.
+pub const REBALANCE: u32 = 3;
 
 /// The level of a daemon that says this of itself; those that say nothing are of the oldest.
 pub fn of(description: &Description) -> u32 {

@@ -42,6 +42,7 @@ pub mod model;
 mod orchestrator;
 mod plan;
 mod reaper;
+mod rebalance;
 pub mod rehearsal;
 mod scheduler;
 pub mod spare;

@@ -5,7 +5,7 @@ use crate::liveness::{self, Heard};
 use crate::plan::{Draft, Hold, Plan};
 use crate::state::State;
 use crate::time::Timestamp;
-use crate::{allocator, level, orchestrator, reaper, scheduler};
+use crate::{allocator, level, orchestrator, reaper, rebalance, scheduler};
 
 /// Looks at the whole cluster and proposes what should change next.
 ///
@@ -41,6 +41,7 @@ impl Crank {
         level::raise(draft);
         liveness::watch(draft, heard);
         reaper::end(draft);
+        rebalance::step(draft);
         self.calm.disturb(draft.state(), draft.now);
         draft.share = self.share(draft.state());
         let mut looked_at = Vec::new();

@@ -9,7 +9,7 @@ use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints::Table;
 use rswarm_control::level;
 use rswarm_control::liveness::LEASE_GRACE;
-use rswarm_control::model::{Description, Resources};
+use rswarm_control::model::{Description, Resources, Stock, Stocks};
 use rswarm_control::worker::{Action, Effect, Seen, Worker};
 use rswarm_control::{NodeId, Report, TaskId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -219,7 +219,14 @@ pub(super) enum Down {
 impl Machine {
     pub(super) fn new(number: M, capacity: Resources) -> Self {
         let (os, arch, level) = ("linux".into(), "x86_64".into(), level::LATEST);
-        let description = Description { capacity, os, arch, level, ..Description::default() };
+        let names = |names: [&str; 2]| Stock::Named(names.map(str::to_owned).into());
+        let generic = match number % 4 {
+            0 => Stocks::from([("gpu".to_owned(), Stock::Count(2))]),
+            1 => Stocks::from([("nic".to_owned(), names(["eth1", "eth2"]))]),
+            2 => Stocks::from([("gpu".to_owned(), names(["a", "b"])), ("nic".to_owned(), Stock::Count(1))]),
+            _ => Stocks::new(),
+        };
+        let description = Description { capacity, os, arch, level, generic, ..Description::default() };
         Self {
             name: format!("m{number}"),
             addr: format!("10.9.{}.{}:2377", number / 250, number % 250 + 1),

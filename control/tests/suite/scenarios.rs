@@ -67,6 +67,18 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
             let to = option(words, "to").map(|to| to.parse().expect("a revision"));
             ask(world, Request::RollbackService { service: name.into(), to })
         }
+        "rebalance" => {
+            let services = words[1..].iter().map(|name| (*name).to_owned()).collect();
+            ask(
+                world,
+                Request::By { author: "ann".into(), request: Box::new(Request::Rebalance { services }) },
+            )
+        }
+        "rebalance-on-return" => {
+            let mut settings = world.state.cluster().expect("a cluster").settings.clone();
+            settings.rebalance_since = Some(world.now);
+            ask(world, Request::UpdateSettings { version: None, settings })
+        }
         "pause" | "resume" => {
             ask(world, Request::PauseUpdate { service: name.into(), pause: words[0] == "pause" })
         }

@@ -5,8 +5,8 @@ use super::watch;
 use crate::identity::token::JoinToken;
 use crate::identity::{ca, random, token};
 use crate::image::{self, Reference};
-use crate::manager::Manager;
 use crate::manager::cluster::{Cluster, refused_status};
+use crate::manager::{Manager, clock};
 use crate::member::{Ground, Member};
 use crate::rpc::dial::Dialer;
 use crate::rpc::forward::REQUEST_ID;
@@ -284,6 +284,10 @@ impl pb::control_server::Control for Control {
                 .map_err(|problem: Problem| Status::invalid_argument(format!("placement: {problem}")))?;
         }
         settings.task_history_limit = request.task_history_limit.unwrap_or(settings.task_history_limit);
+        if let Some(on) = request.rebalance_on_return {
+            let now = settings.rebalance_since.unwrap_or(clock::after(state.clock()));
+            settings.rebalance_since = on.then_some(now);
+        }
         self.admit(once, Ask::UpdateSettings { version: Some(cluster.meta.version), settings }).await?;
         Ok(Response::new(pb::UpdateClusterResponse {}))
     }
@@ -418,6 +422,26 @@ impl pb::control_server::Control for Control {
         let ask = Ask::PauseUpdate { service: before.id.to_string(), pause };
         let (_, state) = self.admit(once, ask).await?;
         Ok(Response::new(updated(&state, &before, repeated, Vec::new())))
+    }
+
+    async fn rebalance(
+        &self,
+        request: Request<pb::RebalanceRequest>,
+    ) -> Result<Response<pb::RebalanceResponse>, Status> {
+        let once = once(&request)?;
+        let pb::RebalanceRequest { services, author } = request.into_inner();
+        let before = self.fresh().await?;
+        let named: Result<Vec<_>, _> = services.iter().map(|name| find_service(&before, name)).collect();
+        let named: Vec<_> = named.map_err(refused)?.iter().map(|service| service.id).collect();
+        let ask = by(author, Ask::Rebalance { services });
+        let (_, state) = self.admit(once, ask).await?;
+        let asked = |service: &&Arc<Service>| named.is_empty() || named.contains(&service.id);
+        let begun = state.services().filter(asked).filter(|service| service.rebalance.is_some());
+        let begun = begun.map(|service| pb::rebalance_response::Begun {
+            name: service.spec.name.clone(),
+            service: Some(updated(&state, service, true, Vec::new())),
+        });
+        Ok(Response::new(pb::RebalanceResponse { services: begun.collect() }))
     }
 
     async fn remove_service(

@@ -391,8 +391,9 @@ pub fn service() -> BoxedStrategy<Service> {
         },
     );
     let what = (service_id(), meta(), service_spec(), any::<u64>(), vec(previous, 0..2));
-    (what, text(), (at(), at(), option::of(at())), any::<u64>(), endpoint(), option::of(update_status()))
-        .prop_map(|(what, author, times, spec_version, endpoint, update_status)| {
+    let moves = (option::of(update_status()), option::of(rebalance()));
+    (what, text(), (at(), at(), option::of(at())), any::<u64>(), endpoint(), moves)
+        .prop_map(|(what, author, times, spec_version, endpoint, (update_status, rebalance))| {
             let (spec_since, version_since, expired_at) = times;
             let (id, meta, spec, revision, previous) = what;
             Service {
@@ -408,8 +409,16 @@ pub fn service() -> BoxedStrategy<Service> {
                 expired_at,
                 endpoint,
                 update_status,
+                rebalance,
             }
         })
+        .boxed()
+}
+
+fn rebalance() -> BoxedStrategy<Rebalance> {
+    let moving = prop::collection::btree_map(task_id(), text(), 0..3);
+    (at(), text(), any::<u32>(), any::<bool>(), moving)
+        .prop_map(|(since, author, left, gentle, moving)| Rebalance { since, author, left, gentle, moving })
         .boxed()
 }
 
@@ -608,9 +617,17 @@ fn tokens() -> BoxedStrategy<JoinTokens> {
 
 fn settings() -> BoxedStrategy<Settings> {
     let filling = prop::sample::select(vec![Filling::Spread, Filling::BinPack]);
-    (any::<u32>(), duration(), vec(subnet(), 0..3), 0u8..=32, filling)
+    (any::<u32>(), duration(), vec(subnet(), 0..3), 0u8..=32, (filling, option::of(at())))
         .prop_map(|(task_history_limit, cert_expiry, address_pools, address_pool_prefix, placement)| {
-            Settings { placement, task_history_limit, cert_expiry, address_pools, address_pool_prefix }
+            let (placement, rebalance_since) = placement;
+            Settings {
+                placement,
+                rebalance_since,
+                task_history_limit,
+                cert_expiry,
+                address_pools,
+                address_pool_prefix,
+            }
         })
         .boxed()
 }
@@ -724,6 +741,8 @@ fn change() -> BoxedStrategy<Change> {
                 status
             }
         ),
+        (service_id(), option::of(rebalance()))
+            .prop_map(|(service, rebalance)| Change::SetRebalance { service, rebalance }),
         (service_id(), any::<u64>())
             .prop_map(|(service, version)| Change::RemoveService { service, version }),
     ];
