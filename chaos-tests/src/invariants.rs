@@ -4,10 +4,12 @@
 //! only an observer of the steps themselves can see is marked [`Check::Watched`]: whoever runs the cluster
 //! reports it under the name that stands here.
 
+mod rules;
+
 use rswarm_control::model::{
-    Availability, Constraint, ConstraintKey, ConstraintOp, Desired, FailureAction, Health, Mode, Node,
-    NodeStatus, Observed, OnNodeLoss, PortMode, Protocol, Resources, RestartCondition, Service, Slot, Task,
-    UpdateOrder,
+    Availability, Constraint, ConstraintKey, ConstraintOp, Desired, Effect, FailureAction, Health, Mode,
+    Node, NodeStatus, Observed, OnNodeLoss, PortMode, Protocol, Resources, RestartCondition, Service, Slot,
+    Task, UpdateOrder,
 };
 use rswarm_control::state::Owner;
 use rswarm_control::{Change, NetworkId, NodeId, Proposal, ServiceId, State, TaskId, endpoints};
@@ -114,6 +116,10 @@ invariants! {
     /// Placement is allowed.
     PLACED_WELL = "placed well",
         "A task is assigned only to a node that is ready, active and meets its constraints, and to its own if it has one.", Check::Step(placed);
+    /// Neighbours.
+    RULES_ARE_KEPT = "rules are kept",
+        "A task is given to no node that sends it away, has its share of the service, or a task it keeps apart from.",
+        Check::Step(rules::neighbours);
     /// One wanted task.
     ONE_WANTED = "one wanted task",
         "A slot has at most one live task that is told to run, save where a node is or was lost.",
@@ -132,6 +138,9 @@ invariants! {
     /// Room.
     WITHIN_CAPACITY = "within capacity",
         "The reservations of a node's live tasks do not exceed its capacity.", Check::State(capacity);
+    /// Things.
+    GIVEN_ONCE = "given once",
+        "No node gives its tasks more of a kind than it has, and no named thing to two.", Check::State(rules::generic);
     /// Addresses.
     ADDRESSES_UNIQUE = "addresses unique",
         "An address of a network has one holder and lies in the network's subnet.", Check::State(addresses);
@@ -686,6 +695,7 @@ fn failures_stop(step: &Step<'_>) -> Finding {
 fn may_have(node: &Node, service: &Service) -> bool {
     node.status == NodeStatus::Ready
         && node.availability == Availability::Active
+        && !rules::is_tainted(node, &service.spec.task.placement, &[Effect::NoExecute, Effect::NoSchedule])
         && service.spec.task.placement.constraints.iter().all(|constraint| meets(node, constraint))
 }
 
@@ -696,13 +706,15 @@ fn pending(scene: &Scene<'_>) -> Finding {
         let ports = service.into_iter().flat_map(|service| &service.endpoint.ports);
         ports.filter(|port| port.mode == PortMode::Host).map(|port| (port.published, port.protocol)).collect()
     };
-    for task in state.tasks().filter(|task| task.observed == Observed::Pending && task.is_wanted()) {
+    let waits = |task: &&std::sync::Arc<Task>| task.observed == Observed::Pending && task.is_wanted();
+    for task in state.tasks().filter(|task| waits(task) && !rules::minds_others(state, task)) {
         let (asked, ports) = (task.spec.resources.reservations, host_ports(task));
         let takes = |node: &&std::sync::Arc<Node>| {
             let (used, capacity) = (reserved(state, node.id), node.description.capacity);
             node.status == NodeStatus::Ready
                 && node.availability == Availability::Active
                 && task.slot.node().is_none_or(|own| own == node.id)
+                && rules::allow(state, node, task)
                 && task.spec.placement.constraints.iter().all(|constraint| meets(node, constraint))
                 && used.nano_cpus + asked.nano_cpus <= capacity.nano_cpus
                 && used.memory_bytes + asked.memory_bytes <= capacity.memory_bytes

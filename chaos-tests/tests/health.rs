@@ -6,8 +6,11 @@
 #[allow(dead_code, reason = "shared with other stories, which use other parts of it")]
 mod cluster;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Read as _;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -15,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster::{Cluster, Task, container, eventually, fact, get, inside, story, told};
+use serde_json::{Value, json};
 
 const CHECK: [&str; 6] =
     ["--health-http", "/healthz:80", "--health-interval", "300ms", "--health-retries", "2"];
@@ -193,6 +197,81 @@ fn a_task_that_is_not_ready_is_left_alone_and_goes_on() {
             Ok(())
         })?;
         ensure!([container(&shy.id)?, container(&other.id)?] == processes, "nothing was restarted");
+        Ok(())
+    });
+}
+
+/// The demo's image with a health check of its own, in an archive.
+fn with_health_check(archive: &Path, name: &str, check: &Value) -> Result<Vec<u8>> {
+    let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for entry in tar::Archive::new(fs::File::open(archive)?).entries()? {
+        let mut entry = entry?;
+        let (path, mut bytes) = (entry.path()?.display().to_string(), Vec::new());
+        entry.read_to_end(&mut bytes)?;
+        files.insert(path, bytes);
+    }
+    let manifest: Value = serde_json::from_slice(files.get("manifest.json").context("no manifest.json")?)?;
+    let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
+    let layers: Vec<String> =
+        manifest[0]["Layers"].as_array().context("no layers")?.iter().map(text).collect::<Result<_>>()?;
+    let config = text(&manifest[0]["Config"])?;
+    let mut config: Value = serde_json::from_slice(files.get(&config).context("no config")?)?;
+    config["config"]["Healthcheck"] = check.clone();
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": layers }]);
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut add = |path: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, path, bytes)
+    };
+    for layer in &layers {
+        add(layer, files.get(layer).context("a layer is missing")?)?;
+    }
+    add("config.json", config.to_string().as_bytes())?;
+    add("manifest.json", manifest.to_string().as_bytes())?;
+    Ok(archive.into_inner()?)
+}
+
+#[test]
+fn an_images_own_health_check_is_asked_unless_the_service_says_otherwise() {
+    story("image", 1, 1, |cluster| {
+        let dir = tempfile::tempdir_in(cluster.state("n1"))?;
+        let [saved, made] = ["saved.tar", "made.tar"].map(|name| dir.path().join(name));
+        cluster.ok("n1", &["image", "save", "--output", &saved.display().to_string(), "rswarm/demo"])?;
+        for (name, program, retries) in [("well:1", "/rswarm", 3), ("ill:1", "/nothing", 1)] {
+            let (interval, test) = (300_000_000, json!(["CMD", program, "version"]));
+            let check = json!({ "Test": test, "Interval": interval, "Retries": retries });
+            fs::write(&made, with_health_check(&saved, name, &check)?)?;
+            cluster.ok("n1", &["image", "load", "--input", &made.display().to_string()])?;
+        }
+        let create = |name: &str, image: &str, more: &[&str]| {
+            let words = ["service", "create", "--restart-condition", "none", "--name", name];
+            cluster.rswarm("n1", &[&words[..], more, &[image]].concat())
+        };
+
+        // Nothing is said of health but by the image.
+        let ran = create("well", "well:1", &[])?;
+        ensure!(ran.code == 0, "{} with {}: {}", ran.command, ran.code, ran.stderr);
+        let tasks = cluster.runs("n1", "well", 1, 1)?;
+        ensure!(tasks[0].current_state.ends_with("(healthy)"), "{}", told(&tasks));
+        let ran = create("ill", "ill:1", &[])?;
+        ensure!(ran.code == 3, "{} with {}: {}", ran.command, ran.code, ran.stderr);
+        ensure!(ran.stderr.contains("unhealthy container"), "{}", ran.stderr);
+
+        // The service has the last word.
+        let ran = create("unasked", "ill:1", &["--no-healthcheck"])?;
+        ensure!(ran.code == 0, "{} with {}: {}", ran.command, ran.code, ran.stderr);
+        let tasks = cluster.runs("n1", "unasked", 1, 1)?;
+        ensure!(!tasks[0].current_state.contains('('), "{}", told(&tasks));
+        let ran = create("else", "ill:1", &["--health-http", "/healthz:80", "--health-interval", "300ms"])?;
+        ensure!(ran.code == 0, "{} with {}: {}", ran.command, ran.code, ran.stderr);
+
+        // What was found is told in Docker's words.
+        let events = cluster.ok("n1", &["events", "--filter", "event=health_status"])?;
+        for words in ["health_status: healthy", "health_status: unhealthy"] {
+            ensure!(events.contains(words), "{words}: {events}");
+        }
         Ok(())
     });
 }

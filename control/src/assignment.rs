@@ -2,7 +2,7 @@
 //! as differences after that; equal assignments need not be sent at all.
 
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
-use crate::model::{Claims, Desired, Network, Observed, Slot, Task, TaskSpec};
+use crate::model::{Claims, Desired, Health, Network, Observed, Slot, Task, TaskSpec};
 use crate::state::State;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -37,6 +37,8 @@ pub struct AssignedTask {
     /// Whether the managers know it to have been started: a node that has no trace of it must not start
     /// it again.
     pub started: bool,
+    /// Whether the managers know that it is unhealthy: nobody is sent to it any more, and it may be stopped.
+    pub unhealthy: bool,
     /// Its address on each of its networks.
     pub addresses: Vec<(NetworkId, Ipv4Addr)>,
     /// The named things of its node that it was given.
@@ -54,6 +56,7 @@ impl AssignedTask {
             desired: task.desired,
             ended: !task.is_live(),
             started: task.observed >= Observed::Starting,
+            unhealthy: task.is_live() && task.status.health == Health::Unhealthy,
             addresses: task.addresses.clone(),
             claims: task.claims.clone(),
         }
@@ -70,6 +73,11 @@ impl AssignedTask {
             (format!("DOCKER_RESOURCE_{}", kind.to_uppercase()), value)
         };
         self.spec.resources.generic.iter().map(entry).collect()
+    }
+
+    /// Whether it is to end, once nobody is sent to it any more.
+    pub fn is_to_end(&self) -> bool {
+        !self.ended && (self.unhealthy || !self.is_wanted())
     }
 
     /// Whether it may run, now or after its restart delay.

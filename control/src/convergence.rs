@@ -134,7 +134,9 @@ pub fn progress(state: &State, service: ServiceId) -> Option<Progress> {
     progress.verdict = match () {
         () if expired => Verdict::GivenUp,
         () if paused.is_some() && !reached => Verdict::Paused,
-        () if reached && progress.leaving == 0 && !updating => Verdict::Settled,
+        () if reached && progress.leaving == 0 && !updating && service.rebalance.is_none() => {
+            Verdict::Settled
+        }
         () if waiting.is_some() => Verdict::Pending,
         () if given_up.is_some() => Verdict::GivenUp,
         () => Verdict::Converging,

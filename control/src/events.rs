@@ -4,7 +4,8 @@
 //! they are in snapshots, and no change of leader loses one.
 
 use crate::ids::{NetworkId, NodeId, ServiceId, TaskId};
-use crate::model::{Desired, Node, Observed, Service, Task};
+use crate::level;
+use crate::model::{Desired, Health, Node, Observed, Service, Task};
 use crate::state::{Applied, Object, State};
 use crate::time::Timestamp;
 use std::collections::BTreeSet;
@@ -101,6 +102,10 @@ words! {
         Die = "die",
         /// A container that has ended is forgotten.
         Destroy = "destroy",
+        /// Its health check has found a container well.
+        Healthy = "health_status: healthy",
+        /// Its health check has failed too often.
+        Unhealthy = "health_status: unhealthy",
     }
 }
 
@@ -112,9 +117,15 @@ impl Event {
             (Subject::Node(_), _) => "node",
             (Subject::Service(_), _) => "service",
             (Subject::Network(_), _) => "network",
-            (Subject::Task { .. }, Action::Create | Action::Start | Action::Die | Action::Destroy) => {
-                "container"
-            }
+            (
+                Subject::Task { .. },
+                Action::Create
+                | Action::Start
+                | Action::Die
+                | Action::Destroy
+                | Action::Healthy
+                | Action::Unhealthy,
+            ) => "container",
             (Subject::Task { .. }, _) => "task",
         }
     }
@@ -122,7 +133,8 @@ impl Event {
 
 /// What one entry of the log has made happen.
 pub(crate) fn between(before: &State, after: &State, applied: &Applied, at: Timestamp) -> Vec<Event> {
-    let mut found = Found { index: applied.index, at, events: Vec::new() };
+    let tells_health = after.level() >= level::HEALTH_EVENTS;
+    let mut found = Found { index: applied.index, at, tells_health, events: Vec::new() };
     let mut seen = BTreeSet::new();
     for object in applied.events.iter().map(|event| event.object) {
         if !seen.insert(object) {
@@ -157,6 +169,8 @@ pub(crate) fn between(before: &State, after: &State, applied: &Applied, at: Time
 struct Found {
     index: u64,
     at: Timestamp,
+    /// Managers of a lower level would not know the words.
+    tells_health: bool,
     events: Vec<Event>,
 }
 
@@ -250,6 +264,7 @@ impl Found {
             let action = if task.status.running_at.is_some() { Action::Destroy } else { Action::Remove };
             return self.add(subject, action, &name, Vec::new());
         };
+        let tells_health = self.tells_health;
         let mut say = |action, attributes| self.add(subject, action, &name, attributes);
         let pair = |name: &str, value: String| (name.to_owned(), value);
         let image = after.spec.containers.first().map(|container| container.image.clone());
@@ -272,6 +287,14 @@ impl Found {
             && (after.observed == Observed::Running || after.status.running_at.is_some())
         {
             say(Action::Start, image(Vec::new()));
+        }
+        let health = before.map_or(Health::Unchecked, |task| task.status.health);
+        if tells_health && health != after.status.health {
+            match after.status.health {
+                Health::Healthy => say(Action::Healthy, image(Vec::new())),
+                Health::Unhealthy => say(Action::Unhealthy, image(Vec::new())),
+                Health::Unchecked | Health::Starting => {}
+            }
         }
         let wanted = before.is_none_or(Task::is_wanted);
         if wanted && !after.is_wanted() && !was.is_terminal() {

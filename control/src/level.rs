@@ -7,7 +7,8 @@
 //! | level | adds |
 //! |---|---|
 //! | 1 | all that the first release writes, but for the following |
-//! | 2 | requests are remembered ([`Change::Once`]); the first release says this of itself |
+//! | 2 | requests are remembered ([`Change::Once`]) |
+//! | 3 | what a health check finds is an event; services are rebalanced ([`Change::SetRebalance`]); the first release says this of itself |
 //!
 //! What was written before the first release counts for nothing. From it on, whatever is new in the log, also a field
 //! that `apply` heeds, raises [`LATEST`], and is written from that level on only ([`needed`]).
@@ -20,9 +21,13 @@ use crate::state::{Change, State};
 /// What every daemon understands.
 pub const OLDEST: u32 = 1;
 /// What this program understands.
-pub const LATEST: u32 = 2;
+pub const LATEST: u32 = 3;
 /// From which requests are remembered.
 pub const REQUESTS: u32 = 2;
+/// From which what a health check finds is an event.
+pub const HEALTH_EVENTS: u32 = 3;
+/// From which services are rebalanced.
+pub const REBALANCE: u32 = 3;
 
 /// The level of a daemon that says this of itself; those that say nothing are of the oldest.
 pub fn of(description: &Description) -> u32 {
@@ -33,6 +38,7 @@ pub fn of(description: &Description) -> u32 {
 pub fn needed(change: &Change) -> u32 {
     match change {
         Change::Once { .. } => REQUESTS,
+        Change::SetRebalance { .. } => REBALANCE,
         Change::Init(_)
         | Change::SetTokens { .. }
         | Change::SetSettings { .. }
@@ -119,16 +125,16 @@ mod tests {
         let worker = bed.node("w1", 64);
         bed.tick();
         assert_eq!(bed.state.level(), 1, "nobody has said more");
-        speaks(&mut bed, founder, 2);
+        speaks(&mut bed, founder, LATEST);
         bed.tick();
         assert_eq!(bed.state.level(), 1, "m2 has not");
         speaks(&mut bed, other, 9);
         bed.tick();
-        assert_eq!(bed.state.level(), 2, "workers need not, and what nobody here knows is not reached");
+        assert_eq!(bed.state.level(), LATEST, "workers need not, and what nobody here knows is not reached");
         speaks(&mut bed, other, 1);
         speaks(&mut bed, worker, 1);
         bed.tick();
-        assert_eq!(bed.state.level(), 2);
+        assert_eq!(bed.state.level(), LATEST);
     }
 
     #[test]

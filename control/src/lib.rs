@@ -43,8 +43,10 @@ pub mod model;
 mod orchestrator;
 mod plan;
 mod reaper;
+mod rebalance;
 pub mod rehearsal;
 mod scheduler;
+pub mod spare;
 pub mod state;
 #[cfg(test)]
 mod testing;

@@ -5,7 +5,7 @@ use crate::liveness::{self, Heard};
 use crate::plan::{Draft, Hold, Plan};
 use crate::state::State;
 use crate::time::Timestamp;
-use crate::{allocator, level, orchestrator, reaper, scheduler};
+use crate::{allocator, level, orchestrator, reaper, rebalance, scheduler};
 
 /// Looks at the whole cluster and proposes what should change next.
 ///
@@ -41,6 +41,7 @@ impl Crank {
         level::raise(draft);
         liveness::watch(draft, heard);
         reaper::end(draft);
+        rebalance::step(draft);
         self.calm.disturb(draft.state(), draft.now);
         draft.share = self.share(draft.state());
         let mut looked_at = Vec::new();
@@ -53,15 +54,7 @@ impl Crank {
             let wake_at = draft.during(|draft| orchestrator::reconcile(draft, service));
             looked_at.push((service, before, wake_at));
         }
-        loop {
-            allocator::allocate(draft);
-            scheduler::schedule(draft);
-            let unblocked = orchestrator::unblock(draft);
-            if unblocked.is_empty() {
-                break;
-            }
-            unblocked.into_iter().for_each(|service| orchestrator::reconcile(draft, service));
-        }
+        place(draft);
         // Tasks that lost their purpose in this very turn need not wait for the next.
         reaper::end(draft);
         for service in draft.state().service_ids() {
@@ -81,6 +74,19 @@ impl Crank {
             .filter(|service| self.calm.of(state, service.id).is_none())
             .filter(|service| orchestrator::is_scaling(state, service));
         orchestrator::share(scaling.count())
+    }
+}
+
+/// Gives waiting tasks what they need, as far as there is any.
+pub(crate) fn place(draft: &mut Draft) {
+    loop {
+        allocator::allocate(draft);
+        scheduler::schedule(draft);
+        let unblocked = orchestrator::unblock(draft);
+        if unblocked.is_empty() {
+            break;
+        }
+        unblocked.into_iter().for_each(|service| orchestrator::reconcile(draft, service));
     }
 }
 

@@ -60,6 +60,8 @@ pub enum Action {
         task: TaskId,
         /// How long after its stop signal it is killed.
         grace: Duration,
+        /// How long it is left alone before, unless another effect comes first.
+        delay: Duration,
     },
     /// Remove what is left of it, logs included. Answered by [`Seen::Gone`].
     Remove(TaskId),
@@ -132,6 +134,8 @@ enum Asked {
     Nothing,
     Prepare,
     Start,
+    /// When nobody is sent to it any more.
+    StopSoon,
     Stop,
     Remove,
 }
@@ -220,7 +224,8 @@ impl Worker {
             let assigned = self.assigned.as_ref().and_then(|assigned| assigned.get(task));
             if assigned.is_some_and(|assigned| assigned.spec.is_fenced()) && !held.fenced {
                 (held.asked, held.fenced) = (Asked::Stop, true);
-                effects.push(Action::Stop { task: *task, grace: grace(assigned).min(LEASE_GRACE) });
+                let (grace, delay) = (grace(assigned).min(LEASE_GRACE), Duration::ZERO);
+                effects.push(Action::Stop { task: *task, grace, delay });
             }
         }
         effects.list
@@ -319,9 +324,14 @@ fn step(
             effects.push(Action::Prepare(Box::new(task.clone())));
         }
         (Some(task), _) if this.health == Health::Unhealthy && !ended => {
-            if this.asked != Asked::Stop {
-                this.asked = Asked::Stop;
-                effects.push(Action::Stop { task: id, grace: grace(Some(task)) });
+            // Those who route to it are told first, by the managers; that takes no longer than it may.
+            let (asked, delay) = match task.unhealthy {
+                true => (Asked::Stop, Duration::ZERO),
+                false => (Asked::StopSoon, UNROUTED_WITHIN),
+            };
+            if this.asked != asked && this.asked != Asked::Stop {
+                this.asked = asked;
+                effects.push(Action::Stop { task: id, grace: grace(Some(task)), delay });
             }
         }
         (Some(_), _) => {}
@@ -336,11 +346,14 @@ fn step(
         (None, _) => {
             if this.asked != Asked::Stop {
                 this.asked = Asked::Stop;
-                effects.push(Action::Stop { task: id, grace: grace(assigned) });
+                effects.push(Action::Stop { task: id, grace: grace(assigned), delay: Duration::ZERO });
             }
         }
     }
 }
+
+/// How long an unhealthy task is left alone until the managers say that nobody is sent to it any more.
+pub const UNROUTED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a task was stopped that nobody asked to stop.
 pub const FENCED: &str = "stopped by its node, which could not reach the managers";
@@ -489,7 +502,10 @@ impl std::fmt::Display for Effect {
         match &self.action {
             Action::Prepare(task) => write!(f, "prepare {}", task.id),
             Action::Start(task) => write!(f, "start {task}"),
-            Action::Stop { task, grace } => write!(f, "stop {task} within {grace:?}"),
+            Action::Stop { task, grace, delay } if delay.is_zero() => {
+                write!(f, "stop {task} within {grace:?}")
+            }
+            Action::Stop { task, grace, delay } => write!(f, "stop {task} after {delay:?} within {grace:?}"),
             Action::Remove(task) => write!(f, "remove {task}"),
             Action::Report(report) => write!(f, "report {} {}", report.task, report.observed),
         }

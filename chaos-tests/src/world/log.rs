@@ -4,6 +4,7 @@
 use super::office::{Office, Ticket};
 use super::{Event, M, Planted, World};
 use crate::invariants::{self, Check, Step};
+use rswarm_control::model::Rebalance;
 use rswarm_control::state::{EventKind, Object};
 use rswarm_control::{Change, Proposal, RaftId, Stale, State, assignment, endpoints, membership, touched};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -463,6 +464,10 @@ fn brief(change: &Change) -> String {
         Change::UpdateService { spec, .. } => {
             format!("update {} ×{} {}", spec.name, size(&spec.mode), spec.task.containers[0].image)
         }
+        Change::SetRebalance { service, rebalance } => match rebalance {
+            Some(Rebalance { moving, .. }) => format!("rebalance {service}, {} tasks", moving.len()),
+            None => format!("{service} is balanced"),
+        },
         Change::ExpireJob { service, .. } => format!("job {service} is over time"),
         Change::SetUpdateStatus { service, status, .. } => format!("update of {service} {:?}", status.state),
         Change::RemoveService { service, .. } => format!("service {service} removed"),

@@ -7,11 +7,13 @@ use super::{Event, M, Planted, World};
 use crate::invariants;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints::Table;
+use rswarm_control::level;
 use rswarm_control::liveness::LEASE_GRACE;
-use rswarm_control::model::{Description, Resources};
+use rswarm_control::model::{Description, Resources, Stock, Stocks};
 use rswarm_control::worker::{Action, Effect, Seen, Worker};
 use rswarm_control::{NodeId, Report, TaskId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 /// How often a node says that it is alive.
 const HEARTBEAT: u64 = 250;
@@ -216,8 +218,15 @@ pub(super) enum Down {
 
 impl Machine {
     pub(super) fn new(number: M, capacity: Resources) -> Self {
-        let description =
-            Description { capacity, os: "linux".into(), arch: "x86_64".into(), ..Description::default() };
+        let (os, arch, level) = ("linux".into(), "x86_64".into(), level::LATEST);
+        let names = |names: [&str; 2]| Stock::Named(names.map(str::to_owned).into());
+        let generic = match number % 4 {
+            0 => Stocks::from([("gpu".to_owned(), Stock::Count(2))]),
+            1 => Stocks::from([("nic".to_owned(), names(["eth1", "eth2"]))]),
+            2 => Stocks::from([("gpu".to_owned(), names(["a", "b"])), ("nic".to_owned(), Stock::Count(1))]),
+            _ => Stocks::new(),
+        };
+        let description = Description { capacity, os, arch, level, generic, ..Description::default() };
         Self {
             name: format!("m{number}"),
             addr: format!("10.9.{}.{}:2377", number / 250, number % 250 + 1),
@@ -593,9 +602,9 @@ impl World {
                     (task.id, delay, Done::Prepare(task))
                 }
                 Action::Start(task) => (task, self.rng.between(2, 30), Done::Start),
-                Action::Stop { task, grace } => {
-                    let grace = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-                    (task, self.rng.between(1, 5), Done::Stop(grace))
+                Action::Stop { task, grace, delay } => {
+                    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+                    (task, ms(delay) + self.rng.between(1, 5), Done::Stop(ms(grace)))
                 }
                 Action::Remove(task) => (task, self.rng.between(2, 50), Done::Remove),
             };

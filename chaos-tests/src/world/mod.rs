@@ -11,6 +11,7 @@ mod replay;
 mod rng;
 mod shrink;
 mod storm;
+mod taste;
 mod user;
 
 pub use drill::{Drill, Drilled, drill};
@@ -545,6 +546,22 @@ impl World {
                 invariants::COMES_TO_REST,
                 format!("{} is held back until {:?}", task.name(), task.start_at),
             ));
+        }
+        let balances = |service: &&std::sync::Arc<rswarm_control::model::Service>| {
+            service.rebalance.is_some() && !hopeless.contains(&service.id)
+        };
+        if let Some(service) = self.log.truth.services().find(balances) {
+            return Some((invariants::COMES_TO_REST, format!("{} is being rebalanced", service.spec.name)));
+        }
+        let since = self.log.truth.cluster().and_then(|cluster| cluster.settings.rebalance_since);
+        let back = |node: &&std::sync::Arc<rswarm_control::model::Node>| {
+            node.status == NodeStatus::Ready
+                && node.availability == rswarm_control::model::Availability::Active
+                && since.is_some_and(|since| node.status_since > since)
+        };
+        if let Some(node) = self.log.truth.nodes().find(back) {
+            let words = format!("{} has come back, and nothing moved to it yet", node.hostname);
+            return Some((invariants::COMES_TO_REST, words));
         }
         // One that never gives up may wait for ever for a place.
         let waits = |id| self.log.truth.tasks_of(id).any(|task| task.is_live() && !task.note.is_empty());

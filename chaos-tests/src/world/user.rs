@@ -191,6 +191,9 @@ impl World {
         if self.options.left_out.wishes.contains(&number) {
             return;
         }
+        if self.rearrange() {
+            return;
+        }
         let state = self.log.truth.clone();
         let services: Vec<_> = state.services().cloned().collect();
         let some = services.get(self.rng.below(services.len() as u64) as usize).cloned();
@@ -383,6 +386,7 @@ impl World {
                 task.containers[0].image = format!("done:{version}");
             }
         }
+        self.choose_places(&mut task);
         let task = Arc::new(task);
         ServiceSpec { name: String::new(), labels, mode, task, update, rollback, endpoint }
     }

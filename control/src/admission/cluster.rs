@@ -128,6 +128,11 @@ pub(super) fn update_settings(
         return Err(out_of_sequence("cluster", &cluster.name));
     }
     check_settings(settings)?;
+    if settings.rebalance_since.is_some() && state.level() < level::REBALANCE {
+        return Err(Refused::FailedPrecondition(
+            "tasks can be rebalanced when all managers run this version: upgrade the others first".into(),
+        ));
+    }
     if *settings == cluster.settings {
         return Ok((Vec::new(), Answer::Done));
     }

@@ -20,6 +20,7 @@ pub use restore::{Founder, LEAP, Restored, restore};
 use crate::ids::{NetworkId, NodeId, RaftId, ServiceId};
 use crate::level;
 use crate::model::{Role, Secret, ServiceSpec, Settings};
+use crate::rebalance;
 use crate::state::{Change, RequestId, State};
 use crate::time::Timestamp;
 
@@ -71,6 +72,11 @@ pub enum Request {
         author: String,
         /// What he asks for.
         request: Box<Request>,
+    },
+    /// Move tasks to where they would be placed now.
+    Rebalance {
+        /// Of which services; of all that can be, if none is named.
+        services: Vec<String>,
     },
     /// Stop running it.
     RemoveService {
@@ -181,6 +187,7 @@ pub fn admit(state: &State, request: &Request, now: Timestamp) -> Result<(Vec<Ch
         Request::ScaleService { service, replicas } => service::scale(state, service, *replicas),
         Request::RollbackService { service, to } => service::rollback(state, service, *to),
         Request::PauseUpdate { service, pause } => service::pause(state, service, *pause),
+        Request::Rebalance { services } => rebalance::admit(state, services, now),
         Request::By { author, request } => {
             let (mut changes, answer) = admit(state, request, now)?;
             changes.iter_mut().for_each(|change| sign(change, author));
@@ -234,6 +241,7 @@ fn sign(change: &mut Change, said: &str) {
     match change {
         Change::CreateService(service) => service.author = clean,
         Change::UpdateService { author, .. } => *author = clean,
+        Change::SetRebalance { rebalance: Some(rebalance), .. } => rebalance.author = clean,
         _ => {}
     }
 }

@@ -33,6 +33,7 @@ pub(super) fn create(state: &State, spec: &ServiceSpec, networks: &[String], now
         expired_at: None,
         endpoint,
         update_status: None,
+        rebalance: None,
     };
     Ok((vec![Change::CreateService(Box::new(service))], Answer::Service(id)))
 }

@@ -2,6 +2,7 @@
 
 use super::{Filling, Meta, Subnet};
 use crate::ids::{ClusterId, NetworkId};
+use crate::time::Timestamp;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -55,6 +56,9 @@ pub struct Settings {
     pub address_pool_prefix: u8,
     /// How nodes are filled with the tasks of services that do not say so themselves.
     pub placement: Filling,
+    /// Whether services are rebalanced by themselves when a node has come back, and if so, after which moment: what came
+    /// back before has been seen to.
+    pub rebalance_since: Option<Timestamp>,
 }
 
 impl Default for Settings {
@@ -65,6 +69,7 @@ impl Default for Settings {
             address_pools: vec![Subnet::new(Ipv4Addr::new(10, 0, 0, 0), 8).expect("10.0.0.0/8 is a subnet")],
             address_pool_prefix: 24,
             placement: Filling::default(),
+            rebalance_since: None,
         }
     }
 }

@@ -26,7 +26,7 @@ pub use placement::{Affinity, AffinityRule, Effect, Filling, NotPlacement, Place
 pub use placement::{Taint, Toleration, WEIGHT_MAX};
 pub use service::{Endpoint, EndpointMode, EndpointSpec, FailureAction, Mode, PortMode, PortSpec};
 pub use service::{Protocol, PublishedPort, Revision, Service, ServiceSpec, UpdateConfig, UpdateOrder};
-pub use service::{UpdateState, UpdateStatus};
+pub use service::{Rebalance, UpdateState, UpdateStatus};
 pub use subnet::{NotASubnet, Subnet};
 pub use task::{Desired, Observed, Slot, Task, TaskStatus};
 pub use transition::{Actor, Step, Transition};

@@ -36,9 +36,31 @@ pub struct Service {
     pub endpoint: Endpoint,
     /// How its last or current update goes, if it ever had one.
     pub update_status: Option<UpdateStatus>,
+    /// While its tasks move to where they would be placed now.
+    pub rebalance: Option<Rebalance>,
+}
+
+/// A service whose tasks move to where they would be placed now, some at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rebalance {
+    /// When that began.
+    pub since: Timestamp,
+    /// Who asked for it, as they called themselves.
+    pub author: String,
+    /// How many tasks may still be moved: where rules chase each other, it ends all the same.
+    pub left: u32,
+    /// Nobody asked for it: one task at a time, one service after another.
+    pub gentle: bool,
+    /// The tasks that make room at present, and why.
+    pub moving: BTreeMap<TaskId, String>,
 }
 
 impl Service {
+    /// Why a task makes room for another on a better node, if it does.
+    pub fn moved(&self, task: TaskId) -> Option<&str> {
+        self.rebalance.as_ref()?.moving.get(&task).map(String::as_str)
+    }
+
     /// How many former specs are kept.
     pub const PREVIOUS_MAX: usize = 10;
 

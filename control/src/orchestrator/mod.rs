@@ -11,7 +11,7 @@ mod update;
 pub(crate) use global::{holders, wanted};
 pub(crate) use job::{completed, is_done};
 pub(crate) use slots::{is_given_up, slots};
-pub(crate) use update::{is_settled_on, seconds, unblock};
+pub(crate) use update::{AUTHOR, is_settled_on, seconds, unblock};
 
 use crate::ids::ServiceId;
 use crate::model::{Mode, Service};

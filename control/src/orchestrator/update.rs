@@ -78,7 +78,7 @@ fn outdated_go(service: &Service) -> bool {
 struct Leaving {
     slot: Slot,
     tasks: Vec<Arc<Task>>,
-    /// They must go since their node is drained.
+    /// They must go whatever they run: their node is drained, or another suits them better.
     drained: bool,
     /// The task that takes over is there already.
     has_successor: bool,
@@ -90,7 +90,7 @@ impl Leaving {
         let present = tasks.iter().filter(|task| task.is_live() && task.is_wanted() && !state.is_lost(task));
         let (mut leaving, mut drained, mut has_successor) = (Vec::new(), false, false);
         for task in present {
-            let there = is_drained(state, task);
+            let there = is_sent_away(state, service, task);
             if there || moving && !is_current(state, service, task) {
                 drained |= there;
                 leaving.push(task.clone());
@@ -112,9 +112,14 @@ pub(super) fn is_drained(state: &State, task: &Task) -> bool {
     state.home(task).is_some_and(|node| node.availability == Availability::Drain)
 }
 
+/// Whether a task shall leave its node: it is drained, or another suits the task better.
+fn is_sent_away(state: &State, service: &Service, task: &Task) -> bool {
+    is_drained(state, task) || service.moved(task.id).is_some()
+}
+
 /// Whether a task makes room for another sooner or later, although not while an update is paused.
 pub(super) fn is_outgoing(state: &State, service: &Service, task: &Task) -> bool {
-    is_drained(state, task) || !is_current(state, service, task)
+    is_sent_away(state, service, task) || !is_current(state, service, task)
 }
 
 /// Whether a task runs what its service asks for now. A spec that differs only in where it may run, and
@@ -184,7 +189,7 @@ fn is_busy(draft: &mut Draft, service: &Service, tasks: &[Arc<Task>]) -> bool {
         task.is_live()
             && task.is_wanted()
             && !state.is_lost(task)
-            && !is_drained(state, task)
+            && !is_sent_away(state, service, task)
             && is_current(state, service, task)
     });
     let Some(new) = new else { return false };

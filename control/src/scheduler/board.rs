@@ -3,7 +3,7 @@
 use super::constraint;
 use super::filter::{Refusal, Refusals};
 use super::group::{Group, Stand};
-use super::seat::Seat;
+use super::seat::{Seat, host_ports};
 use crate::ids::{NodeId, ServiceId, TaskId};
 use crate::model::{AffinityRule, Claims, ConstraintKey, Filling, Node, Task};
 use crate::state::State;
@@ -18,12 +18,19 @@ const GROUPS_MAX: usize = 8;
 pub(crate) struct Board {
     pub(super) seats: Vec<Seat>,
     pub(super) filling: Filling,
-    /// Who got a task, and of which service, in order.
-    pub(super) touched: Vec<(u32, ServiceId)>,
+    /// Who got a task, or lost one, and of which service, in order.
+    pub(super) touched: Vec<(u32, ServiceId, Touch)>,
     columns: Vec<Column>,
     places: BTreeMap<NodeId, u32>,
     keep_apart: BTreeMap<String, Vec<(ServiceId, Option<ConstraintKey>)>>,
     groups: Vec<Group>,
+}
+
+/// What has happened to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Touch {
+    Given,
+    Taken,
 }
 
 /// All nodes as they stand for one task.
@@ -82,8 +89,38 @@ impl Board {
         let claims = seat.claims(&group.spec);
         seat.occupy(&group.spec, &group.ports, &claims);
         seat.count(task.service);
-        self.touched.push((place, task.service));
+        self.touched.push((place, task.service, Touch::Given));
         Some((seat.node.id, claims))
+    }
+
+    /// The number of a node on the board.
+    pub(super) fn place_of(&self, node: NodeId) -> Option<u32> {
+        self.places.get(&node).copied()
+    }
+
+    /// Takes a task from its node.
+    pub(super) fn lift(&mut self, state: &State, task: &Task, place: u32) {
+        let ports = host_ports(state.service(task.service).map(AsRef::as_ref));
+        let seat = &mut self.seats[place as usize];
+        seat.vacate(&task.spec, &ports, &task.claims);
+        seat.discount(task.service);
+        self.touched.push((place, task.service, Touch::Taken));
+    }
+
+    /// Gives a task that was taken away to a node.
+    pub(super) fn put(&mut self, state: &State, task: &Task, place: u32, claims: &Claims) {
+        let ports = host_ports(state.service(task.service).map(AsRef::as_ref));
+        let seat = &mut self.seats[place as usize];
+        seat.occupy(&task.spec, &ports, claims);
+        seat.count(task.service);
+        self.touched.push((place, task.service, Touch::Given));
+    }
+
+    /// How nodes stand for tasks of one service and spec, and the nodes.
+    pub(super) fn group(&mut self, state: &State, task: &Task) -> (&mut Group, &[Seat]) {
+        self.prepare(state, task);
+        let group = self.groups.last_mut().expect("it was just prepared");
+        (group, &self.seats)
     }
 
     /// Why no node can take a task; nothing if one can.

@@ -57,7 +57,7 @@ pub(crate) fn choice(state: &State, now: Timestamp, task: &Task, node: NodeId) -
     choice
 }
 
-fn criteria(task: &Task, filling: Filling, here: &Stand, there: &Stand) -> Vec<Criterion> {
+pub(super) fn criteria(task: &Task, filling: Filling, here: &Stand, there: &Stand) -> Vec<Criterion> {
     let mut criteria = Vec::new();
     let mut add = |what: String, is: bool, one: String, other: String, order: bool| {
         // What neither node has says nothing.

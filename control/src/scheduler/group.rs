@@ -6,7 +6,7 @@
 //! the leaf; each leaf keeps its own nodes in a heap. The best node is the best of the leaves' best, so one
 //! decision costs as many steps as there are leaves, and not as there are nodes.
 
-use super::board::Board;
+use super::board::{Board, Touch};
 use super::constraint;
 use super::filter::{self, Refusal};
 use super::seat::{HostPorts, Seat, host_ports};
@@ -192,23 +192,25 @@ impl Group {
         targets.dedup();
         for target in targets {
             for (place, count) in board.places_of(state, target) {
-                self.note(place, target, count);
+                self.note(place, target, i32::try_from(count).unwrap_or(i32::MAX));
             }
         }
     }
 
-    /// Counts tasks that a node has been given.
-    fn note(&mut self, place: u32, service: ServiceId, count: u32) {
+    /// Counts tasks that a node has been given, or lost.
+    fn note(&mut self, place: u32, service: ServiceId, count: i32) {
         let leaf = &self.leaves[self.leaf_of[place as usize] as usize];
         if service == self.service {
             for (counts, branch) in self.counts.iter_mut().zip(&leaf.branches) {
-                counts[*branch as usize] += count;
+                let count_there = &mut counts[*branch as usize];
+                *count_there = count_there.saturating_add_signed(count);
             }
         }
         for term in self.terms.iter_mut().filter(|term| term.target == Some(service)) {
-            term.total += count;
+            term.total = term.total.saturating_add_signed(count);
             if let Some(over) = term.over {
-                term.near[leaf.domains[over] as usize] += count;
+                let near = &mut term.near[leaf.domains[over] as usize];
+                *near = near.saturating_add_signed(count);
             }
         }
     }
@@ -250,13 +252,13 @@ impl Group {
         self.seen = board.touched.len();
         // The first task of a service that is to be near itself makes every other node wrong.
         let began = self.begins_anywhere();
-        for (place, service) in news {
-            self.note(*place, *service, 1);
+        for (place, service, touch) in news {
+            self.note(*place, *service, if *touch == Touch::Given { 1 } else { -1 });
         }
-        if news.len() > board.seats.len() || began && !self.begins_anywhere() {
+        if news.len() > board.seats.len() || began != self.begins_anywhere() {
             return self.fill_heaps(board);
         }
-        for (place, _) in news {
+        for (place, ..) in news {
             self.stamps[*place as usize] += 1;
             let stamp = self.stamps[*place as usize];
             if let Some(own) = self.own(&board.seats[*place as usize], *place) {

@@ -4,6 +4,7 @@
 //! lowest node id, so that the same state gives the same plan. The work is kept small by remembering: of the nodes
 //! scored for one task only those that were touched since are scored anew for the next ([`group`]).
 
+mod better;
 mod board;
 mod choice;
 pub mod constraint;
@@ -16,7 +17,8 @@ use crate::model::{Observed, Task};
 use crate::plan::Draft;
 use crate::state::{Change, State};
 use crate::time::Timestamp;
-use board::Board;
+pub(crate) use better::movable;
+pub(crate) use board::Board;
 pub(crate) use choice::choice;
 pub use choice::{Choice, Criterion};
 pub(crate) use filter::{Bytes, Cpus};

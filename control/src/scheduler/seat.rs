@@ -26,6 +26,8 @@ pub(super) fn host_ports(service: Option<&Service>) -> HostPorts {
 pub(super) struct Seat {
     pub(super) node: Arc<Node>,
     pub(super) free: Resources,
+    /// What is reserved, which may be more than there is.
+    used: Resources,
     pub(super) generic: Stocks,
     /// Tasks that stay here.
     pub(super) total: u32,
@@ -40,6 +42,7 @@ impl Seat {
         let mut this = Self {
             node: node.clone(),
             free: node.description.capacity,
+            used: Resources::default(),
             generic: node.description.generic.clone(),
             total: 0,
             by_service: BTreeMap::new(),
@@ -68,8 +71,9 @@ impl Seat {
     /// Takes what the task holds until it has ended, also while it is being stopped.
     pub(super) fn occupy(&mut self, spec: &TaskSpec, ports: &HostPorts, claims: &Claims) {
         let reserved = spec.resources.reservations;
-        self.free.nano_cpus = self.free.nano_cpus.saturating_sub(reserved.nano_cpus);
-        self.free.memory_bytes = self.free.memory_bytes.saturating_sub(reserved.memory_bytes);
+        self.used.nano_cpus = self.used.nano_cpus.saturating_add(reserved.nano_cpus);
+        self.used.memory_bytes = self.used.memory_bytes.saturating_add(reserved.memory_bytes);
+        self.reckon();
         for (kind, count) in &spec.resources.generic {
             match self.generic.get_mut(kind) {
                 Some(Stock::Count(left)) => *left = left.saturating_sub(*count),
@@ -81,6 +85,43 @@ impl Seat {
             }
         }
         self.host_ports.extend(ports);
+    }
+
+    /// Gives back what the task held.
+    pub(super) fn vacate(&mut self, spec: &TaskSpec, ports: &HostPorts, claims: &Claims) {
+        let reserved = spec.resources.reservations;
+        self.used.nano_cpus = self.used.nano_cpus.saturating_sub(reserved.nano_cpus);
+        self.used.memory_bytes = self.used.memory_bytes.saturating_sub(reserved.memory_bytes);
+        self.reckon();
+        for (kind, count) in &spec.resources.generic {
+            match (self.generic.get_mut(kind), self.node.description.generic.get(kind)) {
+                (Some(Stock::Count(left)), Some(Stock::Count(all))) => {
+                    *left = left.saturating_add(*count).min(*all);
+                }
+                (Some(Stock::Named(names)), Some(Stock::Named(all))) => {
+                    let held = claims.get(kind).into_iter().flatten();
+                    names.extend(held.filter(|name| all.contains(*name)).cloned());
+                }
+                _ => {}
+            }
+        }
+        for port in ports {
+            self.host_ports.remove(port);
+        }
+    }
+
+    fn reckon(&mut self) {
+        let capacity = self.node.description.capacity;
+        self.free.nano_cpus = capacity.nano_cpus.saturating_sub(self.used.nano_cpus);
+        self.free.memory_bytes = capacity.memory_bytes.saturating_sub(self.used.memory_bytes);
+    }
+
+    /// No longer counts a task that was counted.
+    pub(super) fn discount(&mut self, service: ServiceId) {
+        self.total = self.total.saturating_sub(1);
+        if let Some(count) = self.by_service.get_mut(&service) {
+            *count = count.saturating_sub(1);
+        }
     }
 
     /// Counts the task where tasks are spread; one that is being stopped leaves its place to others.

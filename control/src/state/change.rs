@@ -7,7 +7,7 @@ use crate::model::{
     Availability, Claims, Cluster, Description, Desired, Endpoint, Health, JoinTokens, Labels, Taint,
 };
 use crate::model::{Network, Node, NodeStatus, Observed, Role, Service, ServiceSpec, Settings, Slot, Task};
-use crate::model::{UpdateState, UpdateStatus};
+use crate::model::{Rebalance, UpdateState, UpdateStatus};
 use crate::time::Timestamp;
 use std::net::Ipv4Addr;
 
@@ -155,6 +155,13 @@ pub enum Change {
         was: UpdateState,
         /// How far it is. An update that goes on after a pause does so from now on.
         status: UpdateStatus,
+    },
+    /// The tasks of a service move to where they would be placed now, or do not any more.
+    SetRebalance {
+        /// Which.
+        service: ServiceId,
+        /// How far that is.
+        rebalance: Option<Rebalance>,
     },
     /// The run of a job has taken longer than it may, and is stopped.
     ExpireJob {

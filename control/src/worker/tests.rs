@@ -16,6 +16,7 @@ fn task(id: u64, desired: Desired) -> AssignedTask {
         desired,
         ended: false,
         started: false,
+        unhealthy: false,
         addresses: Vec::new(),
         claims: Claims::new(),
     }
@@ -28,6 +29,11 @@ fn assigned(tasks: impl IntoIterator<Item = AssignedTask>) -> Assignment {
 
 fn started(mut task: AssignedTask) -> AssignedTask {
     task.started = true;
+    task
+}
+
+fn ill(mut task: AssignedTask) -> AssignedTask {
+    (task.started, task.unhealthy) = (true, true);
     task
 }
 

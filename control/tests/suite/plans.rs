@@ -3,7 +3,7 @@
 use crate::world::{GIB, World, capacity, spec};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
-use rswarm_control::admission::{NodeUpdate, Request};
+use rswarm_control::admission::{NodeUpdate, Request, admit};
 use rswarm_control::model::*;
 use rswarm_control::rehearsal::{Fate, Outcome, rehearse};
 use std::collections::BTreeMap;
@@ -79,6 +79,46 @@ proptest! {
             world.run_coarsely(planned.took + Duration::from_secs(60));
             prop_assert_eq!(told(&planned), found(&world, &planned), "{:?} came to something else", act);
         }
+    }
+
+    #[test]
+    fn a_rebalance_comes_to_what_was_rehearsed_and_a_second_does_nothing(
+        nodes in prop::collection::vec(4..12u64, 2..5),
+        services in prop::collection::vec(asked(), 1..4),
+        packed in any::<bool>(),
+        more in prop::collection::vec(4..12u64, 1..3),
+    ) {
+        let mut world = World::new();
+        let join = |world: &mut World, name: String, memory: u64| {
+            world.join(&name, Role::Worker, capacity(memory)).expect("a token that is valid");
+        };
+        for (number, memory) in nodes.iter().enumerate() {
+            join(&mut world, format!("n{number}"), *memory);
+        }
+        for (number, asked) in services.iter().enumerate() {
+            let spec = described(&format!("s{number}"), &Asked { packed, ..asked.clone() });
+            world.ask(&Request::CreateService { spec, networks: vec![] }).expect("nothing is wrong with it");
+            world.settle();
+        }
+        world.run_coarsely(Duration::from_secs(60));
+        for (number, memory) in more.iter().enumerate() {
+            join(&mut world, format!("new{number}"), *memory);
+        }
+        world.run_coarsely(Duration::from_secs(10));
+        let one = Request::Rebalance { services: vec!["s0".into()] };
+        let (planned, _) = rehearse(&world.state, &one, world.now).expect("it can be rebalanced");
+        world.ask(&one).expect("it was rehearsed");
+        world.settle();
+        world.run_coarsely(planned.took + Duration::from_secs(60));
+        prop_assert_eq!(told(&planned), found(&world, &planned));
+
+        let all = Request::Rebalance { services: Vec::new() };
+        world.ask(&all).expect("all can be rebalanced");
+        world.settle();
+        world.run_coarsely(Duration::from_secs(600));
+        let (again, _) = admit(&world.state, &all, world.now).expect("all can be rebalanced");
+        prop_assert_eq!(again, vec![], "a second does nothing");
+        prop_assert!(world.state.services().all(|service| service.rebalance.is_none()));
     }
 }
 

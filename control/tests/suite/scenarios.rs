@@ -67,6 +67,18 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
             let to = option(words, "to").map(|to| to.parse().expect("a revision"));
             ask(world, Request::RollbackService { service: name.into(), to })
         }
+        "rebalance" => {
+            let services = words[1..].iter().map(|name| (*name).to_owned()).collect();
+            ask(
+                world,
+                Request::By { author: "ann".into(), request: Box::new(Request::Rebalance { services }) },
+            )
+        }
+        "rebalance-on-return" => {
+            let mut settings = world.state.cluster().expect("a cluster").settings.clone();
+            settings.rebalance_since = Some(world.now);
+            ask(world, Request::UpdateSettings { version: None, settings })
+        }
         "pause" | "resume" => {
             ask(world, Request::PauseUpdate { service: name.into(), pause: words[0] == "pause" })
         }
@@ -185,6 +197,10 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
             }
             Ok(())
         }
+        "spare" => {
+            spare(world, out);
+            Ok(())
+        }
         "brake" => {
             if let Some(brake) = rswarm_control::liveness::brake_by(&world.state, world.now) {
                 writeln!(out, "  {} of {} nodes are silent", brake.silent, brake.nodes)
@@ -205,6 +221,22 @@ fn command(world: &mut World, words: &[&str], out: &mut String) -> Result<(), St
             Ok(())
         }
         other => panic!("no such command: {other}"),
+    }
+}
+
+/// What the loss of each node would leave without a place.
+fn spare(world: &World, out: &mut String) {
+    let spare = rswarm_control::spare::spare(&world.state, world.now);
+    let (examined, of) = (spare.examined, spare.of);
+    if spare.losses.is_empty() {
+        writeln!(out, "  any of {of} nodes may be lost").expect("a string takes everything");
+    }
+    assert_eq!(examined, of, "a small cluster is looked at as a whole");
+    for loss in &spare.losses {
+        for short in &loss.shortfalls {
+            let (host, tasks, name, why) = (&loss.hostname, short.tasks, &short.name, &short.why);
+            writeln!(out, "  {host}: {tasks} of {name}: {why}").expect("a string takes everything");
+        }
     }
 }
 

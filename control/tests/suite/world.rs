@@ -32,6 +32,8 @@ pub struct World {
     /// Tasks that take their time to come to run.
     slow: Vec<(Timestamp, NodeId, TaskId)>,
     followers: [Follower; 3],
+    /// Tasks that are stopped then, unless something comes before.
+    stops: Vec<(Timestamp, NodeId, TaskId)>,
 }
 
 /// What the nodes make of what they are told of the directory, by one who looks at every so many changes.
@@ -97,6 +99,7 @@ impl World {
             due: now,
             slow: Vec::new(),
             followers: [1, 7, 60].map(Follower::new),
+            stops: Vec::new(),
         };
         let init = Init {
             name: "test".into(),
@@ -108,13 +111,13 @@ impl World {
             hostname: FOUNDER.into(),
             addr: "10.9.0.1:2377".into(),
             availability: Availability::Drain,
-            description: Description::default(),
+            description: Description { level: level::LATEST, ..Description::default() },
         };
         let (changes, answer) =
             admission::init(&world.state, &init, now).expect("an empty state can be initialised");
         world.commit(changes).expect("nothing else is going on");
         let Answer::Node(founder) = answer else { panic!("init answers with the founder") };
-        world.boot(founder, FOUNDER, "10.9.0.1:2377", Description::default());
+        world.boot(founder, FOUNDER, "10.9.0.1:2377", init.description.clone());
         world
     }
 
@@ -157,8 +160,8 @@ impl World {
             Role::Worker => cluster.tokens.worker.clone(),
             Role::Manager => cluster.tokens.manager.clone(),
         };
-        let description =
-            Description { capacity, os: "linux".into(), arch: "x86_64".into(), ..Description::default() };
+        let (os, arch) = ("linux".into(), "x86_64".into());
+        let description = Description { capacity, os, arch, level: level::LATEST, ..Description::default() };
         let addr = format!("10.9.0.{}:2377", self.machines.len() + 1);
         let availability = Availability::Active;
         let join = Join {
@@ -295,6 +298,7 @@ impl World {
             }
         }
         self.come_to_run();
+        self.come_to_end();
         for id in self.machines.keys().copied().collect::<Vec<_>>() {
             let effects = self.machines.get_mut(&id).expect("a machine").worker.fence(self.now);
             self.carry_out(id, effects);
@@ -315,6 +319,21 @@ impl World {
                     self.see(id, task, Seen::Ended { exit_code: Some(0), error: String::new() });
                 }
                 _ => {}
+            }
+        }
+    }
+
+    /// What was to be stopped by now is, if it still runs.
+    fn come_to_end(&mut self) {
+        let now = self.now;
+        let (due, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.stops).into_iter().partition(|(at, ..)| *at <= now);
+        self.stops = later;
+        for (_, id, task) in due {
+            if let Some(Seen::Starting { .. } | Seen::Running { .. }) =
+                self.machines[&id].containers.get(&task)
+            {
+                self.see(id, task, Seen::Ended { exit_code: Some(143), error: String::new() });
             }
         }
     }
@@ -412,6 +431,10 @@ impl World {
                     };
                     self.slow.extend(takes.map(|time| (self.now.after(time), id, task)));
                     (task, start(&image))
+                }
+                Action::Stop { task, delay, .. } if !delay.is_zero() => {
+                    self.stops.push((self.now.after(delay), id, task));
+                    continue;
                 }
                 Action::Stop { task, .. } => {
                     (task, Seen::Ended { exit_code: Some(143), error: String::new() })

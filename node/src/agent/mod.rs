@@ -509,9 +509,12 @@ impl Loop {
                     tracing::warn!(%task, error = format!("{error:#}"), "cannot start");
                     Some(Seen::Ended { exit_code: error_code(&error), error: format!("{error:#}") })
                 }),
-                Action::Stop { task, grace } => {
+                Action::Stop { task, grace, delay } => {
                     self.watches.end(task);
-                    self.step(task, generation, async move { hands.stop(task, grace).await })
+                    self.step(task, generation, async move {
+                        tokio::time::sleep(delay).await;
+                        hands.stop(task, grace).await
+                    })
                 }
                 Action::Remove(task) => self.step(task, generation, async move {
                     while let Err(error) = hands.remove(task).await {

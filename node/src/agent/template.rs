@@ -63,7 +63,7 @@ mod tests {
     fn known_placeholders_are_filled_and_others_left_alone() {
         let task = AssignedTask {
             id: TaskId(7), service: ServiceId(8), service_name: "web".into(), slot: rswarm_control::model::Slot::Replica(3),
-            spec: Arc::new(TaskSpec::default()), desired: Desired::Running, ended: false, started: false,
+            spec: Arc::new(TaskSpec::default()), desired: Desired::Running, ended: false, started: false, unhealthy: false,
             addresses: Vec::new(), claims: Default::default(),
         };
         let words = Words::new(&task, "0n1", "n1");

@@ -5,8 +5,8 @@ use super::watch;
 use crate::identity::token::JoinToken;
 use crate::identity::{ca, random, token};
 use crate::image::{self, Reference};
-use crate::manager::Manager;
 use crate::manager::cluster::{Cluster, refused_status};
+use crate::manager::{Manager, clock};
 use crate::member::{Ground, Member};
 use crate::rpc::dial::Dialer;
 use crate::rpc::forward::REQUEST_ID;
@@ -15,11 +15,11 @@ use rswarm_control::admission::{
     Answer, NetworkSpec, NodeUpdate, Refused, Request as Ask, find_network, find_node, find_service,
     find_task,
 };
-use rswarm_control::convergence;
 use rswarm_control::model::{
     Availability, Filling, NodeStatus, Observed, Role, Secret, Service, ServiceSpec, Subnet, Task,
 };
 use rswarm_control::state::{NotARequestId, RequestId, State};
+use rswarm_control::{convergence, drain};
 use rswarm_proto::Problem;
 use rswarm_proto::v1 as pb;
 use std::pin::Pin;
@@ -184,6 +184,21 @@ fn rules<T: std::str::FromStr<Err: std::fmt::Display>>(
     texts.iter().map(read).collect::<Result<_, _>>().map_err(Status::invalid_argument)
 }
 
+/// What is still on nodes that are drained, and why.
+fn remaining(state: &State) -> Vec<pb::Remaining> {
+    let drained = state.nodes().filter(|node| node.availability == Availability::Drain);
+    let left = drained.flat_map(|node| {
+        let left = drain::remaining(state, node.id).into_iter();
+        left.map(|left| pb::Remaining {
+            node_id: node.id.to_string(),
+            task_id: left.task.to_string(),
+            name: left.name,
+            why: left.words,
+        })
+    });
+    left.collect()
+}
+
 pub(super) fn node_update(request: pb::UpdateNodeRequest) -> Result<NodeUpdate, Status> {
     let availability = request.availability.map(|_| Availability::try_from(request.availability()));
     let availability = availability
@@ -282,6 +297,10 @@ impl pb::control_server::Control for Control {
                 .map_err(|problem: Problem| Status::invalid_argument(format!("placement: {problem}")))?;
         }
         settings.task_history_limit = request.task_history_limit.unwrap_or(settings.task_history_limit);
+        if let Some(on) = request.rebalance_on_return {
+            let now = settings.rebalance_since.unwrap_or(clock::after(state.clock()));
+            settings.rebalance_since = on.then_some(now);
+        }
         self.admit(once, Ask::UpdateSettings { version: Some(cluster.meta.version), settings }).await?;
         Ok(Response::new(pb::UpdateClusterResponse {}))
     }
@@ -320,6 +339,7 @@ impl pb::control_server::Control for Control {
                 .filter(|node| matches!(node.status, NodeStatus::Ready | NodeStatus::Unknown))
                 .map(|node| node.id.to_string())
                 .collect(),
+            remaining: remaining(state),
         })
     }
 
@@ -417,6 +437,26 @@ impl pb::control_server::Control for Control {
         let ask = Ask::PauseUpdate { service: before.id.to_string(), pause };
         let (_, state) = self.admit(once, ask).await?;
         Ok(Response::new(updated(&state, &before, repeated, Vec::new())))
+    }
+
+    async fn rebalance(
+        &self,
+        request: Request<pb::RebalanceRequest>,
+    ) -> Result<Response<pb::RebalanceResponse>, Status> {
+        let once = once(&request)?;
+        let pb::RebalanceRequest { services, author } = request.into_inner();
+        let before = self.fresh().await?;
+        let named: Result<Vec<_>, _> = services.iter().map(|name| find_service(&before, name)).collect();
+        let named: Vec<_> = named.map_err(refused)?.iter().map(|service| service.id).collect();
+        let ask = by(author, Ask::Rebalance { services });
+        let (_, state) = self.admit(once, ask).await?;
+        let asked = |service: &&Arc<Service>| named.is_empty() || named.contains(&service.id);
+        let begun = state.services().filter(asked).filter(|service| service.rebalance.is_some());
+        let begun = begun.map(|service| pb::rebalance_response::Begun {
+            name: service.spec.name.clone(),
+            service: Some(updated(&state, service, true, Vec::new())),
+        });
+        Ok(Response::new(pb::RebalanceResponse { services: begun.collect() }))
     }
 
     async fn remove_service(

@@ -506,7 +506,10 @@ impl pb::local_server::Local for Local {
     }
 
     async fn status(&self, _: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
-        Ok(Response::new(status(&self.daemon)))
+        // What the loss of each node would come to takes its time in a large cluster.
+        let daemon = self.daemon.clone();
+        let told = tokio::task::spawn_blocking(move || status(&daemon)).await;
+        told.map(Response::new).map_err(|error| Status::internal(format!("cannot tell the status: {error}")))
     }
 
     async fn list_images(

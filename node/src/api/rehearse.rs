@@ -73,7 +73,8 @@ impl Control {
             Answer::Node(id) => {
                 told.name = state.node(id).map(|node| node.hostname.clone()).unwrap_or_default()
             }
-            Answer::Done | Answer::Network(_) | Answer::Session { .. } => {}
+            Answer::Done => "cluster".clone_into(&mut told.name),
+            Answer::Network(_) | Answer::Session { .. } => {}
         }
         Ok(told)
     }
@@ -107,6 +108,8 @@ impl Control {
                 }
                 Ok(Vec::new())
             }
+            // Nothing of it means something else tomorrow.
+            Some(What::Rebalance(_)) => Ok(Vec::new()),
             Some(What::UpdateNode(update)) => {
                 update.version = 0;
                 Ok(Vec::new())
@@ -131,6 +134,9 @@ impl Control {
                 Ok(by(author, Ask::RollbackService { service, to: Some(to).filter(|to| *to != 0) }))
             }
             Some(What::UpdateNode(update)) => Ok(Ask::UpdateNode(control::node_update(update)?)),
+            Some(What::Rebalance(pb::RebalanceRequest { services, author })) => {
+                Ok(by(author, Ask::Rebalance { services }))
+            }
             None => Err(Status::invalid_argument("what: is missing; is the sender of a newer version?")),
         }
     }

@@ -7,7 +7,7 @@ use crate::manager::{self, Manager};
 use crate::member::{GIVE_UP, Member, believed};
 use rswarm_control::model::{Availability, NodeStatus, Observed, Role};
 use rswarm_control::state::State;
-use rswarm_control::{convergence, drain, liveness};
+use rswarm_control::{convergence, drain, liveness, spare};
 use rswarm_proto::v1 as pb;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -174,6 +174,7 @@ fn manager_status(manager: &Manager, answer: &mut pb::StatusResponse, started_at
         answer.problems.extend(words.problems);
         answer.cures.extend(words.cures);
     }
+    answer.spare = Some((&spare::spare(&state, manager::clock::now())).into());
     disk_problems(manager, &state, answer);
     node_problems(&state, answer);
     task_problems(&state, answer);

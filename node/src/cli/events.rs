@@ -100,6 +100,11 @@ fn service_name(event: &pb::Event) -> &str {
     event.name.rsplit_once('.').map_or(event.name.as_str(), |(name, _)| name)
 }
 
+/// Whether an event is what is asked for: of `health_status: healthy` the first word is enough, as for Docker.
+fn is_action(action: &str, wanted: &str) -> bool {
+    action == wanted || action.split_once(':').is_some_and(|(kind, _)| kind == wanted)
+}
+
 fn matches(event: &pb::Event, filters: &[Filter]) -> bool {
     let is = |kinds: &[&str], id: &str, name: &str, wanted: &str| {
         kinds.contains(&event.r#type.as_str()) && (name == wanted || !id.is_empty() && id.starts_with(wanted))
@@ -107,7 +112,7 @@ fn matches(event: &pb::Event, filters: &[Filter]) -> bool {
     let tasks = ["container", "task"];
     let (id, name) = (event.id.as_str(), event.name.as_str());
     filter::any(filters, "type", |kind| event.r#type == kind)
-        && filter::any(filters, "event", |action| event.action == action)
+        && filter::any(filters, "event", |action| is_action(&event.action, action))
         && filter::any(filters, "scope", |scope| scope == "swarm")
         && filter::any(filters, "network", |wanted| is(&["network"], id, name, wanted))
         && filter::any(filters, "container", |wanted| is(&["container"], id, name, wanted))

@@ -1,5 +1,7 @@
 //! `rswarm status`
 
+mod spare;
+
 use super::client::checked;
 use super::context::Context;
 use super::output::inspect;
@@ -79,6 +81,8 @@ fn active(status: &pb::StatusResponse, now_ms: u64) -> Result<String> {
     let (managers, workers): (Vec<_>, Vec<_>) = nodes.iter().partition(|node| node.role == Role::Manager);
     let (wanted, running) = (status.tasks_wanted, status.tasks_running);
     let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    // Of a lone node there is nothing to say.
+    let others = status.spare.as_ref().filter(|_| nodes.len() > 1);
     writeln!(text, "Cluster\t{}", status.cluster_id)?;
     if status.role() == pb::Role::Manager {
         writeln!(
@@ -95,6 +99,9 @@ fn active(status: &pb::StatusResponse, now_ms: u64) -> Result<String> {
         )?;
         writeln!(text, "Leader\t{}", leader(status))?;
         writeln!(text, "Quorum\t{}", quorum(status))?;
+        if let Some(spare) = others.and_then(spare::summary) {
+            writeln!(text, "Spare\t{spare}")?;
+        }
     } else {
         // A worker knows where the managers are, and whether one of them answers it.
         let addrs: Vec<&str> = status.managers.iter().map(|manager| manager.addr.as_str()).collect();
@@ -119,6 +126,9 @@ fn active(status: &pb::StatusResponse, now_ms: u64) -> Result<String> {
     }
     problems(&mut text, &status.problems);
     cures(&mut text, &status.cures);
+    if let Some(told) = others {
+        spare::details(&mut text, told);
+    }
     Ok(text)
 }
 
@@ -210,7 +220,7 @@ fn view(status: &pb::StatusResponse) -> Result<Value> {
             .with("Voter", manager.voter)
             .with("MissingSince", since(manager.missing_since_ms))
     };
-    let nodes: Vec<Value> = nodes.iter().map(|node| super::view::node::node(node, None)).collect();
+    let nodes: Vec<Value> = nodes.iter().map(|node| super::view::node::node(node, None, &[])).collect();
     Ok(Struct::new("status")
         .with("State", state_name(status.state()))
         .with("NodeID", &status.node_id)
@@ -229,6 +239,7 @@ fn view(status: &pb::StatusResponse) -> Result<Value> {
         .with("TasksWanted", status.tasks_wanted)
         .with("Problems", status.problems.as_slice())
         .with("Cures", status.cures.as_slice())
+        .with("Spare", status.spare.as_ref().map_or(Value::Nil, spare::view))
         .with("Incarnation", status.incarnation)
         .with("Level", status.level)
         .with("LeaderlessSince", since(status.leaderless_since_ms))

@@ -7,7 +7,7 @@ use super::told::Told;
 use super::{Manager, Office, clock};
 use crate::rpc::access;
 use rswarm_control::admission::{self, Answer, Refused};
-use rswarm_control::assignment;
+use rswarm_control::assignment::{self, AssignedTask};
 use rswarm_control::ids::{NodeId, RaftId};
 use rswarm_control::model::Role;
 use rswarm_control::state::{Change, Report, State};
@@ -379,7 +379,7 @@ impl Session {
             None => Some(Down::Assignment(pb::Assignment { generation: index, ..(&hold).into() })),
             Some(before) => {
                 let news = hold.since(before);
-                if news.tasks.iter().any(|task| !task.is_wanted() && !task.ended) {
+                if news.tasks.iter().any(AssignedTask::is_to_end) {
                     // A task is asked to end when nobody sends it anything new.
                     self.office.routes.settled(index).await;
                 }

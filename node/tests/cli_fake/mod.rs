@@ -265,6 +265,10 @@ impl Control for Answers {
         }
     }
 
+    async fn rebalance(&self, _: Request<pb::RebalanceRequest>) -> Answer<pb::RebalanceResponse> {
+        ok(pb::RebalanceResponse::default())
+    }
+
     async fn remove_service(
         &self,
         request: Request<pb::RemoveServiceRequest>,

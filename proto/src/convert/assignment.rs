@@ -21,6 +21,7 @@ impl From<&AssignedTask> for pb::AssignedTask {
             desired,
             ended,
             started,
+            unhealthy,
             addresses,
             claims,
         } = task;
@@ -33,6 +34,7 @@ impl From<&AssignedTask> for pb::AssignedTask {
             desired: pb::Desired::from(*desired).into(),
             ended: *ended,
             started: *started,
+            unhealthy: *unhealthy,
             addresses: attachments_out(addresses),
             claims: claims_out(claims),
         }
@@ -52,6 +54,7 @@ impl TryFrom<pb::AssignedTask> for AssignedTask {
             desired: choice::<pb::Desired, _>("desired", wire.desired)?,
             ended: wire.ended,
             started: wire.started,
+            unhealthy: wire.unhealthy,
             addresses: attachments("addresses", wire.addresses)?,
             claims: claims(wire.claims),
         })

@@ -7,6 +7,7 @@ use rswarm_control::events::{Action, Event, Subject};
 use rswarm_control::explain::{Choice, Explanation, Past, Wait};
 use rswarm_control::rehearsal::difference::Difference;
 use rswarm_control::rehearsal::{Fate, Outcome, Peak, Place};
+use rswarm_control::spare::{Loss, Shortfall, Spare};
 use std::time::Duration;
 
 impl From<&Event> for pb::Event {
@@ -114,6 +115,24 @@ impl From<Past> for pb::explanation::Past {
     fn from(past: Past) -> Self {
         let Past { at, index, whom, what, by, why } = past;
         Self { at_ms: at.0, index, whom, what, by, why }
+    }
+}
+
+impl From<&Spare> for pb::Spare {
+    fn from(spare: &Spare) -> Self {
+        let Spare { losses, examined, of } = spare;
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let short = |short: &Shortfall| pb::spare::Shortfall {
+            service: short.name.clone(),
+            tasks: count(short.tasks),
+            why: short.why.clone(),
+        };
+        let loss = |loss: &Loss| pb::spare::Loss {
+            node_id: loss.node.to_string(),
+            hostname: loss.hostname.clone(),
+            shortfalls: loss.shortfalls.iter().map(short).collect(),
+        };
+        Self { losses: losses.iter().map(loss).collect(), examined: count(*examined), of: count(*of) }
     }
 }
 

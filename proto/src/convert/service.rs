@@ -13,7 +13,7 @@ use rswarm_control::model::{Mount, PortMode, PortSpec, Protocol, PublishedPort, 
 use rswarm_control::model::{
     Readiness, RestartPolicy, Revision, Service, ServiceSpec, TaskResources, TaskSpec,
 };
-use rswarm_control::model::{UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
+use rswarm_control::model::{Rebalance, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +46,7 @@ impl From<&Service> for pb::Service {
             expired_at,
             endpoint,
             update_status,
+            rebalance,
         } = service;
         Self {
             author: author.clone(),
@@ -60,6 +61,7 @@ impl From<&Service> for pb::Service {
             spec_version: *spec_version,
             endpoint: Some(endpoint.into()),
             update_status: update_status.as_ref().map(Into::into),
+            rebalance: rebalance.as_ref().map(Into::into),
         }
     }
 }
@@ -85,6 +87,43 @@ impl TryFrom<pb::Service> for Service {
                 .map(UpdateStatus::try_from)
                 .transpose()
                 .map_err(|error| error.within("update_status"))?,
+            rebalance: wire
+                .rebalance
+                .map(Rebalance::try_from)
+                .transpose()
+                .map_err(|error| error.within("rebalance"))?,
+        })
+    }
+}
+
+impl From<&Rebalance> for pb::Rebalance {
+    fn from(rebalance: &Rebalance) -> Self {
+        let Rebalance { since, author, left, gentle, moving } = rebalance;
+        let moving = moving
+            .iter()
+            .map(|(task, why)| pb::rebalance::Moving { task: task.to_string(), why: why.clone() });
+        Self {
+            since_ms: since.0,
+            author: author.clone(),
+            left: *left,
+            gentle: *gentle,
+            moving: moving.collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::Rebalance> for Rebalance {
+    type Error = Invalid;
+
+    fn try_from(wire: pb::Rebalance) -> Result<Self, Invalid> {
+        let moving =
+            wire.moving.into_iter().map(|moving| Ok((parsed("moving.task", &moving.task)?, moving.why)));
+        Ok(Self {
+            since: Timestamp(wire.since_ms),
+            author: wire.author,
+            left: wire.left,
+            gentle: wire.gentle,
+            moving: moving.collect::<Result<_, Invalid>>()?,
         })
     }
 }

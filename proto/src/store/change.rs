@@ -10,7 +10,7 @@ use crate::v1::store as disk;
 use crate::v1::store::change as wire;
 use bytes::Bytes;
 use rswarm_control::admission::Answer;
-use rswarm_control::model::{Cluster, JoinTokens, Secret, Settings};
+use rswarm_control::model::{Cluster, JoinTokens, Rebalance, Secret, Settings};
 use rswarm_control::{Change, NewTask, RaftId, Report, RequestId, Rollback, Timestamp, level};
 use std::time::Duration;
 
@@ -94,6 +94,10 @@ impl From<&Change> for wire::What {
                     status: Some(status.into()),
                 })
             }
+            Change::SetRebalance { service, rebalance } => Self::SetRebalance(wire::SetRebalance {
+                service: service.to_string(),
+                rebalance: rebalance.as_ref().map(Into::into),
+            }),
             Change::ExpireJob { service, spec_version } => {
                 Self::ExpireJob(wire::ExpireJob { service: service.to_string(), spec_version: *spec_version })
             }
@@ -230,6 +234,13 @@ impl TryFrom<wire::What> for Change {
                     .map(TryInto::try_into)
                     .transpose()
                     .map_err(|error: Invalid| error.within("rollback"))?,
+            },
+            What::SetRebalance(wire::SetRebalance { service, rebalance }) => Self::SetRebalance {
+                service: parsed("service", &service)?,
+                rebalance: rebalance
+                    .map(Rebalance::try_from)
+                    .transpose()
+                    .map_err(|error| error.within("rebalance"))?,
             },
             What::ExpireJob(wire::ExpireJob { service, spec_version }) => {
                 Self::ExpireJob { service: parsed("service", &service)?, spec_version }
@@ -453,14 +464,21 @@ impl From<disk::JoinTokens> for JoinTokens {
 
 impl From<&Settings> for disk::Settings {
     fn from(settings: &Settings) -> Self {
-        let Settings { task_history_limit, cert_expiry, address_pools, address_pool_prefix, placement } =
-            settings;
+        let Settings {
+            task_history_limit,
+            cert_expiry,
+            address_pools,
+            address_pool_prefix,
+            placement,
+            rebalance_since,
+        } = settings;
         Self {
             task_history_limit: *task_history_limit,
             cert_expiry_ns: nanos(*cert_expiry),
             address_pools: address_pools.iter().map(Into::into).collect(),
             address_pool_prefix: u32::from(*address_pool_prefix),
             placement: pb::Filling::from(*placement).into(),
+            rebalance_since_ms: rebalance_since.map(|since| since.0),
         }
     }
 }
@@ -483,6 +501,7 @@ impl TryFrom<disk::Settings> for Settings {
                 },
             )?,
             placement: filling("placement", settings.placement)?.unwrap_or_default(),
+            rebalance_since: settings.rebalance_since_ms.map(Timestamp),
         })
     }
 }

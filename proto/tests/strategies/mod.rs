@@ -398,8 +398,9 @@ pub fn service() -> BoxedStrategy<Service> {
         },
     );
     let what = (service_id(), meta(), service_spec(), any::<u64>(), vec(previous, 0..2));
-    (what, text(), (at(), at(), option::of(at())), any::<u64>(), endpoint(), option::of(update_status()))
-        .prop_map(|(what, author, times, spec_version, endpoint, update_status)| {
+    let moves = (option::of(update_status()), option::of(rebalance()));
+    (what, text(), (at(), at(), option::of(at())), any::<u64>(), endpoint(), moves)
+        .prop_map(|(what, author, times, spec_version, endpoint, (update_status, rebalance))| {
             let (spec_since, version_since, expired_at) = times;
             let (id, meta, spec, revision, previous) = what;
             Service {
@@ -415,8 +416,16 @@ pub fn service() -> BoxedStrategy<Service> {
                 expired_at,
                 endpoint,
                 update_status,
+                rebalance,
             }
         })
+        .boxed()
+}
+
+fn rebalance() -> BoxedStrategy<Rebalance> {
+    let moving = prop::collection::btree_map(task_id(), text(), 0..3);
+    (at(), text(), any::<u32>(), any::<bool>(), moving)
+        .prop_map(|(since, author, left, gentle, moving)| Rebalance { since, author, left, gentle, moving })
         .boxed()
 }
 
@@ -505,8 +514,10 @@ fn transition() -> BoxedStrategy<Transition> {
 
 fn assigned_task() -> BoxedStrategy<AssignedTask> {
     let what = (task_id(), service_id(), text(), slot(), task_spec());
-    (what, desired(), any::<bool>(), any::<bool>(), addresses(), claims())
-        .prop_map(|((id, service, service_name, slot, spec), desired, ended, started, addresses, claims)| {
+    let seen = (any::<bool>(), any::<bool>(), any::<bool>());
+    (what, desired(), seen, addresses(), claims())
+        .prop_map(|((id, service, service_name, slot, spec), desired, seen, addresses, claims)| {
+            let (ended, started, unhealthy) = seen;
             AssignedTask {
                 id,
                 service,
@@ -516,6 +527,7 @@ fn assigned_task() -> BoxedStrategy<AssignedTask> {
                 desired,
                 ended,
                 started,
+                unhealthy,
                 addresses,
                 claims,
             }
@@ -650,9 +662,17 @@ fn tokens() -> BoxedStrategy<JoinTokens> {
 
 fn settings() -> BoxedStrategy<Settings> {
     let filling = prop::sample::select(vec![Filling::Spread, Filling::BinPack]);
-    (any::<u32>(), duration(), vec(subnet(), 0..3), 0u8..=32, filling)
+    (any::<u32>(), duration(), vec(subnet(), 0..3), 0u8..=32, (filling, option::of(at())))
         .prop_map(|(task_history_limit, cert_expiry, address_pools, address_pool_prefix, placement)| {
-            Settings { placement, task_history_limit, cert_expiry, address_pools, address_pool_prefix }
+            let (placement, rebalance_since) = placement;
+            Settings {
+                placement,
+                rebalance_since,
+                task_history_limit,
+                cert_expiry,
+                address_pools,
+                address_pool_prefix,
+            }
         })
         .boxed()
 }
@@ -766,6 +786,8 @@ pub fn change() -> BoxedStrategy<Change> {
                 status
             }
         ),
+        (service_id(), option::of(rebalance()))
+            .prop_map(|(service, rebalance)| Change::SetRebalance { service, rebalance }),
         (service_id(), any::<u64>())
             .prop_map(|(service, version)| Change::RemoveService { service, version }),
         (service_id(), any::<u64>())
@@ -846,7 +868,7 @@ fn event() -> BoxedStrategy<Event> {
                 .prop_map(|(task, service, node)| Subject::Task { task, service, node }),
         ];
     let action =
-        prop_oneof![Just(Action::Create), Just(Action::Update), Just(Action::Die), Just(Action::Orphan)];
+        prop_oneof![Just(Action::Create), Just(Action::Update), Just(Action::Healthy), Just(Action::Orphan)];
     (any::<u64>(), at(), subject, action, text(), vec((text(), text()), 0..3))
         .prop_map(|(index, at, subject, action, name, attributes)| {
             let name = name.into();

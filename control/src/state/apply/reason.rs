@@ -36,6 +36,9 @@ pub(super) fn of_wish(state: &State, task: &Task, desired: Desired) -> Box<str> 
         if node.availability == Availability::Drain {
             return format!("its node {name} is drained").into();
         }
+        if let Some(why) = service.moved(task.id) {
+            return cut(&format!("rebalanced: {why}"));
+        }
         if !constraint::may_stay(&service.spec.task.placement, node) {
             return format!("its node {name} may no longer run it").into();
         }

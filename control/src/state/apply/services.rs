@@ -3,7 +3,8 @@
 use super::Turn;
 use crate::ids::{NetworkId, ServiceId};
 use crate::model::{
-    Desired, Endpoint, Network, PortMode, Revision, Service, ServiceSpec, UpdateState, UpdateStatus,
+    Desired, Endpoint, Network, PortMode, Rebalance, Revision, Service, ServiceSpec, UpdateState,
+    UpdateStatus,
 };
 use crate::state::{EventKind, Object, Owner, Rollback, Stale, stale};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ impl Turn {
             spec_version,
             previous,
             update_status,
+            rebalance: None,
             ..service.clone()
         };
         self.state.index_service(&service);
@@ -63,6 +65,8 @@ impl Turn {
             service.spec_version += 1;
             service.version_since = self.at;
             service.expired_at = None;
+            // All of its tasks are placed anew.
+            service.rebalance = None;
         }
         // A job is not updated, it is run anew.
         if spec.task != old.spec.task && !spec.mode.is_job() {
@@ -102,6 +106,13 @@ impl Turn {
         let goes_on = was.is_paused() && status.state.is_moving();
         let since = if goes_on { self.at } else { status.since };
         service.update_status = Some(UpdateStatus { since, ..status.clone() });
+        self.put_service(service);
+        Ok(())
+    }
+
+    pub(super) fn set_rebalance(&mut self, id: ServiceId, to: Option<&Rebalance>) -> Result<(), Stale> {
+        let mut service = Service::clone(&*self.known_service(id)?);
+        service.rebalance = to.cloned();
         self.put_service(service);
         Ok(())
     }

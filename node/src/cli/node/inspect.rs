@@ -36,12 +36,15 @@ impl Inspect {
         let text = if self.pretty {
             named
                 .iter()
-                .map(|node| pretty(node, manager(node, &answer)))
+                .map(|node| pretty(node, manager(node, &answer), &remaining(node, &answer)))
                 .collect::<Result<Vec<_>, _>>()?
                 .join("\n")
         } else {
-            let view = |node: &&Node| view::node::node(node, manager(node, &answer));
-            let views: Vec<_> = named.iter().map(|node| inspect::dated(view(node), cx.age())).collect();
+            let view = |node: &&Node| {
+                let view = view::node::node(node, manager(node, &answer), &remaining(node, &answer));
+                inspect::dated(view, cx.age())
+            };
+            let views: Vec<_> = named.iter().map(view).collect();
             inspect::print(&views, self.format.as_deref())?
         };
         cx.out.write_all(text.as_bytes())?;
@@ -56,7 +59,17 @@ fn manager(node: &Node, answer: &pb::ListNodesResponse) -> Option<Manager> {
         .then(|| Manager { leader, reachable: leader || answer.reachable_managers.contains(&id) })
 }
 
-fn pretty(node: &Node, manager: Option<Manager>) -> Result<String, std::fmt::Error> {
+/// What is still on a drained node, and why.
+fn remaining<'a>(node: &Node, answer: &'a pb::ListNodesResponse) -> Vec<&'a pb::Remaining> {
+    let id = node.id.to_string();
+    answer.remaining.iter().filter(|left| left.node_id == id).collect()
+}
+
+fn pretty(
+    node: &Node,
+    manager: Option<Manager>,
+    remaining: &[&pb::Remaining],
+) -> Result<String, std::fmt::Error> {
     let mut text = String::new();
     writeln!(text, "ID:\t\t\t{}", node.id)?;
     if !node.labels.is_empty() {
@@ -80,6 +93,12 @@ fn pretty(node: &Node, manager: Option<Manager>) -> Result<String, std::fmt::Err
     }
     writeln!(text, " Availability:\t\t{}", super::availability_name(node.availability))?;
     writeln!(text, " Address:\t\t{}", node.addr)?;
+    if !remaining.is_empty() {
+        writeln!(text, "Still to leave:")?;
+        for left in remaining {
+            writeln!(text, " - {}: {}", left.name, left.why)?;
+        }
+    }
     if let Some(manager) = manager {
         writeln!(text, "Manager Status:")?;
         writeln!(text, " Raft Status:\t\t{}", if manager.reachable { "Reachable" } else { "Unreachable" })?;
@@ -119,7 +138,7 @@ mod tests {
     fn a_node_is_told_to_people() {
         let mut node = samples::node("n1", 1);
         node.description.warnings = vec!["cannot enforce memory limits".into()];
-        let text = pretty(&node, Some(Manager { leader: true, reachable: true })).expect("it renders");
+        let text = pretty(&node, Some(Manager { leader: true, reachable: true }), &[]).expect("it renders");
         expect![[r"
             ID:			0000000000001
             Hostname:		n1
@@ -142,5 +161,24 @@ mod tests {
             Warning:		cannot enforce memory limits
         "]]
         .assert_eq(&text);
+    }
+
+    #[test]
+    fn it_is_told_what_keeps_a_drained_node_from_being_empty() {
+        let node = samples::node("n1", 1);
+        let left = |node_id: &Node, name: &str| pb::Remaining {
+            node_id: node_id.id.to_string(),
+            task_id: "0000000000009".into(),
+            name: name.into(),
+            why: "it is being stopped".into(),
+        };
+        let remaining_all = vec![left(&node, "web.1"), left(&samples::node("n2", 2), "web.2")];
+        let answer = pb::ListNodesResponse { remaining: remaining_all, ..Default::default() };
+        let left = remaining(&node, &answer);
+        let text = pretty(&node, None, &left).expect("it renders");
+        assert!(text.contains("Still to leave:\n - web.1: it is being stopped\nPlatform"), "{text}");
+        let json = view::node::node(&node, None, &left).to_json();
+        let part = r#""Remaining":[{"Task":"web.1","TaskID":"0000000000009","Why":"it is being stopped"}]"#;
+        assert!(json.contains(part), "{json}");
     }
 }

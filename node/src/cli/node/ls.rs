@@ -103,7 +103,7 @@ mod tests {
             self_id: nodes[2].id.to_string(),
             leader_id: nodes[1].id.to_string(),
             reachable_managers: vec![nodes[2].id.to_string()],
-            nodes: Vec::new(),
+            ..Default::default()
         };
         render(nodes, &answer, options).expect("it renders")
     }

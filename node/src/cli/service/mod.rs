@@ -11,6 +11,7 @@ pub mod ls;
 pub mod pace;
 pub mod placement;
 pub mod ps;
+pub mod rebalance;
 pub mod revisions;
 pub mod rm;
 pub mod scale;
@@ -39,6 +40,7 @@ pub enum ServiceCommand {
     Pause(revisions::Pause),
     Resume(revisions::Resume),
     #[command(visible_alias = "remove")]
+    Rebalance(rebalance::Rebalance),
     Rm(rm::Rm),
     Logs(logs::Logs),
 }
@@ -61,6 +63,7 @@ impl ServiceCommand {
             Self::History(command) => command.run(cx).await,
             Self::Pause(command) => command.run(cx).await,
             Self::Resume(command) => command.run(cx).await,
+            Self::Rebalance(command) => command.run(cx).await,
             Self::Rm(command) => command.run(cx).await,
             Self::Logs(command) => command.run(cx).await,
         }

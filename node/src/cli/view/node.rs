@@ -2,6 +2,7 @@
 
 use crate::cli::output::value::{Struct, Value};
 use rswarm_control::model::{Availability, Node, NodeStatus, Resources, Stock, Stocks};
+use rswarm_proto::v1 as pb;
 
 /// What the answering manager knows of a manager.
 #[derive(Clone, Copy, Debug)]
@@ -13,7 +14,8 @@ pub struct Manager {
 }
 
 /// A node, as `node inspect` shows it.
-pub fn node(node: &Node, manager: Option<Manager>) -> Value {
+/// `remaining` is what keeps it from being empty, if it is drained.
+pub fn node(node: &Node, manager: Option<Manager>, remaining: &[&pb::Remaining]) -> Value {
     let spec = Struct::new("NodeSpec")
         .with("Labels", &node.labels)
         .maybe("Taints", node.taints.iter().map(ToString::to_string).collect::<Vec<_>>())
@@ -54,7 +56,12 @@ pub fn node(node: &Node, manager: Option<Manager>) -> Value {
         .with("Description", description)
         .with("Status", status)
         .maybe("ManagerStatus", manager)
+        .maybe("Remaining", remaining.iter().map(left).collect::<Vec<_>>())
         .into()
+}
+
+fn left(left: &&pb::Remaining) -> Struct {
+    Struct::new("remaining").with("Task", &left.name).with("TaskID", &left.task_id).with("Why", &left.why)
 }
 
 fn generic(stocks: &Stocks) -> Vec<Struct> {

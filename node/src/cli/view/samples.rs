@@ -86,6 +86,7 @@ pub fn service(name: &str) -> Service {
             ports: vec![PublishedPort { published: 8080, target: 80, protocol, mode }],
         },
         update_status: None,
+        rebalance: None,
     }
 }
 

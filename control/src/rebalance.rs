@@ -1,0 +1,218 @@
+//! Tasks move to where the scheduler would put them now: when a user asks for it, and, if the cluster is set so, by
+//! themselves when a node has come back. A service is moved in steps, each decided on when the one before is done,
+//! within its update settings; it is balanced when no task would be strictly better off elsewhere, so that asking
+//! again changes nothing.
+
+use crate::admission::{Answer, Refused, find_service};
+use crate::ids::{ServiceId, TaskId};
+use crate::level;
+use crate::model::{Availability, Mode, Mount, NodeStatus, Observed, Rebalance, Service, Task};
+use crate::orchestrator::AUTHOR;
+use crate::plan::{Draft, Whom, Why};
+use crate::scheduler::{Board, movable};
+use crate::state::{Change, State};
+use crate::time::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a node must have been back before anything moves to it by itself.
+pub const BACK_FOR: Duration = Duration::from_secs(60);
+
+/// Decides on a user's wish to have services rebalanced; all that can be where none is named. Nothing is done where
+/// no task of them would be better off elsewhere.
+pub(crate) fn admit(
+    state: &State,
+    names: &[String],
+    now: Timestamp,
+) -> Result<(Vec<Change>, Answer), Refused> {
+    if state.level() < level::REBALANCE {
+        return Err(Refused::FailedPrecondition(
+            "tasks can be rebalanced when all managers run this version: upgrade the others first".into(),
+        ));
+    }
+    let services: Vec<Arc<Service>> = match names {
+        [] => state.services().filter(|service| obstacle(service).is_none()).cloned().collect(),
+        names => {
+            let found: Result<Vec<_>, Refused> = names.iter().map(|name| find_service(state, name)).collect();
+            let found = found?;
+            if let Some((service, why)) = found.iter().find_map(|s| obstacle(s).map(|why| (s, why))) {
+                let name = &service.spec.name;
+                return Err(Refused::FailedPrecondition(format!(
+                    "service {name} cannot be rebalanced: {why}"
+                )));
+            }
+            found
+        }
+    };
+    let mut board = Board::new(state, now, None);
+    if services.iter().all(|service| next(&mut board, state, service, 1).is_empty()) {
+        return Ok((Vec::new(), Answer::Done));
+    }
+    // What one service's moves change may be a reason for another's.
+    let begin = |service: &Arc<Service>| {
+        let left = movable(state, service).len() as u32;
+        let rebalance =
+            Rebalance { since: now, author: String::new(), left, gentle: false, moving: BTreeMap::new() };
+        (service.id, Change::SetRebalance { service: service.id, rebalance: Some(rebalance) })
+    };
+    let begun: BTreeMap<ServiceId, Change> = services.iter().map(begin).collect();
+    Ok((begun.into_values().collect(), Answer::Done))
+}
+
+/// Why the tasks of a service stay where they are.
+fn obstacle(service: &Service) -> Option<String> {
+    let mounts = || service.spec.task.containers.iter().flat_map(|container| &container.mounts);
+    match service.spec.mode {
+        Mode::Replicated { .. } if mounts().any(|mount| matches!(mount, Mount::Volume { .. })) => {
+            Some("its tasks keep data in volumes of their nodes".into())
+        }
+        Mode::Replicated { .. } => None,
+        Mode::Global | Mode::ReplicatedJob { .. } | Mode::GlobalJob { .. } => {
+            Some(format!("it is {}", service.spec.mode.name()))
+        }
+    }
+}
+
+/// The next tasks that would be better off elsewhere, `width` at most, and why. If it is more than one, the board has
+/// them there then.
+fn next(board: &mut Board, state: &State, service: &Service, width: usize) -> BTreeMap<TaskId, String> {
+    let tasks = movable(state, service);
+    let mut moves = BTreeMap::new();
+    'moves: while moves.len() < width {
+        // Tasks of one spec on one node are alike.
+        let mut settled = BTreeSet::new();
+        for task in tasks.iter().filter(|task| !moves.contains_key(&task.id)) {
+            if !settled.insert((task.node, task.spec_version)) {
+                continue;
+            }
+            if let Some(better) = board.better(state, service, task) {
+                moves.insert(task.id, better.why);
+                if moves.len() < width {
+                    board.shift(state, task, better.node);
+                }
+                continue 'moves;
+            }
+        }
+        break;
+    }
+    moves
+}
+
+/// Takes the next step with each service that is being rebalanced, and begins with those that may be.
+pub(crate) fn step(draft: &mut Draft) {
+    if draft.state().level() < level::REBALANCE {
+        return;
+    }
+    on_return(draft);
+    let services: Vec<Arc<Service>> =
+        draft.state().services().filter(|service| service.rebalance.is_some()).cloned().collect();
+    let (mut gentle, mut busy, mut idle) = (false, false, Vec::new());
+    for service in services {
+        let Some(rebalance) = service.rebalance.clone() else { continue };
+        // One service at a time moves without having been asked to.
+        if rebalance.gentle && gentle {
+            continue;
+        }
+        let is_paused = service.update_status.as_ref().is_some_and(|status| status.state.is_paused());
+        if is_paused {
+            draft.propose(Change::SetRebalance { service: service.id, rebalance: None });
+            continue;
+        }
+        let quiet = is_quiet(draft, &service, &rebalance);
+        if !quiet {
+            match rebalance.moving.is_empty() {
+                true if rebalance.gentle => {}
+                true => idle.push(service.id),
+                false if rebalance.gentle => gentle = true,
+                false => busy = true,
+            }
+            continue;
+        }
+        let width = match service.pace().parallelism {
+            _ if rebalance.gentle => 1,
+            0 => u32::MAX,
+            width => width,
+        };
+        let mut board = Board::new(draft.state(), draft.now, None);
+        let width = width.min(rebalance.left);
+        let moving = next(&mut board, draft.state(), &service, width as usize);
+        let left = rebalance.left.saturating_sub(moving.len() as u32);
+        match moving.is_empty() {
+            true if rebalance.gentle => {}
+            true => {
+                idle.push(service.id);
+                continue;
+            }
+            false if rebalance.gentle => gentle = true,
+            false => busy = true,
+        }
+        let next = (!moving.is_empty()).then_some(Rebalance { left, moving, ..rebalance });
+        draft.propose(Change::SetRebalance { service: service.id, rebalance: next });
+    }
+    // They are done together: what the last of them moves may be a reason for the first.
+    if !busy {
+        for service in idle {
+            draft.propose(Change::SetRebalance { service, rebalance: None });
+        }
+    }
+}
+
+/// Whether what was moved last has come to run and rested, and nothing else goes on with the service.
+fn is_quiet(draft: &mut Draft, service: &Service, rebalance: &Rebalance) -> bool {
+    let state = draft.state();
+    let moves = |id: &TaskId| state.task(*id).is_some_and(|task| task.is_live());
+    let updates = service.update_status.as_ref().is_some_and(|status| !status.state.is_complete());
+    let live = state.tasks_of(service.id).filter(|task| task.is_live() && !state.is_lost(task));
+    // One that finds no place may find it by this.
+    let restless =
+        |task: &Arc<Task>| task.node.is_some() && (task.observed != Observed::Running || !task.is_wanted());
+    let (mut waits, mut newest) = (false, None);
+    for task in live {
+        waits |= restless(task);
+        newest = newest.max(task.status.running_at);
+    }
+    if updates || waits || rebalance.moving.keys().any(moves) {
+        return false;
+    }
+    let due = newest.map(|newest| newest.after(service.pace().rest())).filter(|due| *due > draft.now);
+    match due.filter(|_| !rebalance.moving.is_empty()) {
+        Some(due) => {
+            draft.hold(Whom::Service(service.id), due, Why::Rest);
+            false
+        }
+        None => true,
+    }
+}
+
+/// Where the cluster is set so, begins with the services that a node which has come back would relieve.
+fn on_return(draft: &mut Draft) {
+    let Some(cluster) = draft.state().cluster().cloned() else { return };
+    let Some(since) = cluster.settings.rebalance_since else { return };
+    let back = draft.state().nodes().filter(|node| {
+        node.status == NodeStatus::Ready
+            && node.availability == Availability::Active
+            && node.status_since > since
+    });
+    let back: BTreeSet<Timestamp> = back.map(|node| node.status_since).collect();
+    let (ready, later): (Vec<Timestamp>, Vec<Timestamp>) =
+        back.into_iter().partition(|at| at.after(BACK_FOR) <= draft.now);
+    if let Some(next) = later.first() {
+        draft.wake_at(next.after(BACK_FOR));
+    }
+    let Some(seen) = ready.last() else { return };
+    let mut settings = cluster.settings.clone();
+    settings.rebalance_since = Some(*seen);
+    draft.propose(Change::SetSettings { version: cluster.meta.version, settings });
+    let mut board = Board::new(draft.state(), draft.now, None);
+    let may = |service: &&Arc<Service>| obstacle(service).is_none() && service.rebalance.is_none();
+    for service in draft.state().services().filter(may).cloned().collect::<Vec<_>>() {
+        if next(&mut board, draft.state(), &service, 1).is_empty() {
+            continue;
+        }
+        let (since, author) = (draft.now, AUTHOR.to_owned());
+        let left = movable(draft.state(), &service).len() as u32;
+        let rebalance = Some(Rebalance { since, author, left, gentle: true, moving: BTreeMap::new() });
+        draft.propose(Change::SetRebalance { service: service.id, rebalance });
+    }
+}
