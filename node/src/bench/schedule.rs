@@ -8,15 +8,16 @@ use rswarm_control::admission::{self, Answer, Init, Request};
 use rswarm_control::liveness::Heard;
 use rswarm_control::model::{
     Affinity, AffinityRule, Availability, ContainerSpec, Description, EndpointSpec, Health, JoinTokens, Meta,
-    Mode, Node, NodeStatus, Observed, Preference, Resources, Role, Secret, ServiceSpec, Settings, TaskSpec,
-    UpdateConfig,
+    Mode, Node, NodeStatus, Observed, Preference, Resources, Role, Secret, ServiceSpec, Settings, Task,
+    TaskSpec, UpdateConfig,
 };
 use rswarm_control::{Change, Crank, NodeId, Proposal, Report, State, Timestamp, tick};
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::Arc;
 use std::time::Duration;
 
-const NOW: Timestamp = Timestamp(1_700_000_000_000);
+/// When it is in these clusters.
+pub const NOW: Timestamp = Timestamp(1_700_000_000_000);
 const SEED: u64 = 7;
 const ZONES: usize = 5;
 /// Services, each of so many tasks.
@@ -34,12 +35,12 @@ pub fn run(trials: usize) -> Result<Vec<Figure>> {
         ("sched.spread.per_s", "spread over 5 zones", ">=20000", spread),
         ("sched.antiaffinity.per_s", "apart from itself and another", ">=10000", apart),
     ] {
-        let state = waiting(5_000, REPLICAS, rules).context(goal)?;
+        let state = waiting(5_000, SERVICES, REPLICAS, rules).context(goal)?;
         let samples = (0..trials).map(|_| decide(&state)).collect::<Result<Samples>>().context(goal)?;
         note(&format!("{goal}: {:.0}", samples.median().unwrap_or_default()));
         figures.extend(figure(goal, what, &samples, "1/s", Some(target)));
     }
-    let state = settled()?;
+    let state = settled(1_000, SERVICES, REPLICAS)?;
     let heard = Heard::new(NOW);
     let (mut first, mut next) = (Samples::default(), Samples::default());
     let idle = |crank: &mut Crank| {
@@ -110,9 +111,9 @@ fn decide(state: &State) -> Result<f64> {
 }
 
 /// A cluster whose nodes have just been opened, so that all tasks wait for one.
-fn waiting(nodes: usize, replicas: u32, rules: fn(&mut TaskSpec, usize)) -> Result<State> {
+fn waiting(nodes: usize, services: usize, replicas: u32, rules: fn(&mut TaskSpec, usize)) -> Result<State> {
     let mut state = cluster(nodes)?;
-    for number in 0..SERVICES {
+    for number in 0..services {
         create(&mut state, number, replicas, rules)?;
     }
     while turn(&mut state)? {}
@@ -124,28 +125,27 @@ fn waiting(nodes: usize, replicas: u32, rules: fn(&mut TaskSpec, usize)) -> Resu
 }
 
 /// A cluster in which all is as asked for.
-fn settled() -> Result<State> {
-    let mut state = waiting(1_000, REPLICAS, plain)?;
+pub fn settled(nodes: usize, services: usize, replicas: u32) -> Result<State> {
+    let mut state = waiting(nodes, services, replicas, plain)?;
     turn(&mut state)?;
-    let report = |task: &Arc<rswarm_control::model::Task>| {
-        let (message, error) = (String::new(), String::new());
-        let node = task.node?;
-        let observed = Observed::Running;
-        Some(Change::Report(Report {
-            task: task.id,
-            node,
-            observed,
-            message,
-            error,
-            exit_code: None,
-            pid: None,
-            health: Health::Unchecked,
-            ready: None,
-        }))
-    };
-    let changes = state.tasks().filter_map(report).collect();
+    let changes = state.tasks().filter_map(|task| report(task, "")).collect();
     commit(&mut state, changes)?;
     Ok(state)
+}
+
+/// What a node says of a task of its own that runs.
+pub fn report(task: &Task, message: &str) -> Option<Change> {
+    Some(Change::Report(Report {
+        task: task.id,
+        node: task.node?,
+        observed: Observed::Running,
+        message: message.into(),
+        error: String::new(),
+        exit_code: None,
+        pid: None,
+        health: Health::Unchecked,
+        ready: None,
+    }))
 }
 
 /// Turns the crank once. Whether there was anything to do.
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn every_waiting_task_is_decided_on_at_once() {
         for rules in [plain as fn(&mut TaskSpec, usize), spread, apart] {
-            let mut state = waiting(40, 20, rules).expect("a cluster");
+            let mut state = waiting(40, SERVICES, 20, rules).expect("a cluster");
             turn(&mut state).expect("a turn");
             assert!(state.tasks().all(|task| task.node.is_some()));
         }

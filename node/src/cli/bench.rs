@@ -5,16 +5,16 @@ use anyhow::Result;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Measure this machine's rswarm on a lab of its own (needs root, but for raft and schedule)
+/// Measure this machine's rswarm on a lab of its own (needs root, but for raft, join, restart, elections and schedule)
 #[derive(Debug, clap::Args)]
 pub struct Command {
     /// What to measure
     #[arg(value_enum, default_value = "all")]
     kind: Kind,
-    /// How often each thing is done [default: 20; 10 for node-loss, 5 for raft and schedule, 3 for cluster]
+    /// How often each thing is done [default: 20; 100 for leader-kill, 10 for node-loss, 5 for raft, restart and schedule, 3 for cluster, 1 for join]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     trials: Option<u16>,
-    /// How long the cluster idles
+    /// How long the cluster idles, or is watched for elections
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
     seconds: u64,
     /// How many nodes the large cluster has

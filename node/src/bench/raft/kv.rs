@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 use rswarm_proto::etcd::PutRequest;
 use rswarm_raft::{Entry, Frozen, StateMachine};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::sync::Arc;
 
 type Map = imbl::HashMap<Bytes, Bytes>;
@@ -19,6 +19,11 @@ impl View {
     /// The value of a key.
     pub fn get(&self, key: &Bytes) -> Option<Bytes> {
         self.0.load().get(key).cloned()
+    }
+
+    /// How many keys there are.
+    pub fn count(&self) -> usize {
+        self.0.load().len()
     }
 }
 
@@ -58,17 +63,37 @@ impl StateMachine for Store {
     }
 
     fn restore(&mut self, _: u64, from: &mut dyn Read) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        from.read_to_end(&mut bytes)?;
-        let mut rest = Bytes::from(bytes);
+        // Pair by pair: what comes may be larger than the memory that is left.
+        let mut from = BufReader::new(from);
+        let mut pair = Vec::new();
         self.map = Map::new();
-        while !rest.is_empty() {
-            let put = PutRequest::decode_length_delimited(&mut rest).map_err(io::Error::other)?;
+        while let Some(len) = read_length(&mut from)? {
+            pair.clear();
+            (&mut from).take(len).read_to_end(&mut pair)?;
+            if pair.len() as u64 != len {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let put = PutRequest::decode(&*pair).map_err(io::Error::other)?;
             self.map.insert(put.key, put.value);
         }
         self.publish();
         Ok(())
     }
+}
+
+/// The length before a message; none at the end.
+fn read_length(from: &mut impl BufRead) -> io::Result<Option<u64>> {
+    let mut bytes = Vec::new();
+    for byte in from.by_ref().bytes().take(10) {
+        bytes.push(byte?);
+        if bytes.last().is_some_and(|byte| byte & 0x80 == 0) {
+            break;
+        }
+    }
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    prost::decode_length_delimiter(&*bytes).map(|len| Some(len as u64)).map_err(io::Error::other)
 }
 
 struct FrozenStore(Map);
