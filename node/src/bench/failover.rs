@@ -82,7 +82,8 @@ impl Account {
 
     fn figures(&self) -> impl Iterator<Item = Figure> {
         let count = |goal, what, samples| Figure::new(goal, what, Of::Sum, samples, "count");
-        let lost = count("raft.leader_loss.lost", "acknowledged writes that were lost, all trials", &self.lost);
+        let lost =
+            count("raft.leader_loss.lost", "acknowledged writes that were lost, all trials", &self.lost);
         let impossible = count(
             "raft.leader_loss.not_linearizable",
             "answers that no order of the writes explains, all trials",
@@ -103,8 +104,7 @@ pub async fn run(site: &Site, ends: &[End], trials: usize) -> Result<Vec<Figure>
         let (mut gaps, mut refused) = (Samples::default(), Samples::default());
         for number in 1..=trials {
             let mark = format!("{MARK}{end:?}-{number}-").to_lowercase();
-            let trial =
-                trial(site, *end, &mark).await.with_context(|| format!("{words}, trial {number}"))?;
+            let trial = trial(site, *end, &mark).await.with_context(|| format!("{words}, trial {number}"))?;
             note(&format!(
                 "{words}, {number} of {trials}: no write for {:.0} ms, {} acknowledged, {} refused, {} lost, {} not \
                  linearizable",

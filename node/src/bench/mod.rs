@@ -71,6 +71,8 @@ pub struct Options {
     pub trials: Option<usize>,
     /// How long idling and the wait for elections last, in seconds.
     pub seconds: u64,
+    /// Threads that take a processor's time while elections are waited for, for each processor.
+    pub hogs: usize,
     /// What the lab is called.
     pub name: String,
     /// How large the cluster is that has no containers.
@@ -122,7 +124,7 @@ async fn measure(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<
         figures.extend(restart::run(options.trials.unwrap_or(5)).await.context("restart")?);
     }
     if matches!(options.kind, Kind::Elections | Kind::All) {
-        figures.extend(raft::elections::run(options.seconds).await.context("elections")?);
+        figures.extend(raft::elections::run(options.seconds, options.hogs).await.context("elections")?);
     }
     if matches!(options.kind, Kind::Schedule | Kind::All) {
         let trials = options.trials.unwrap_or(5);

@@ -41,14 +41,17 @@ pub async fn run(trials: usize) -> Result<Vec<Figure>> {
     for fact in machine::facts(&scratch.0)? {
         note(&fact);
     }
-    let made = tokio::task::spawn_blocking(|| schedule::settled(NODES, SERVICES, REPLICAS));
+    let made = tokio::task::spawn_blocking(|| schedule::large(NODES, SERVICES, REPLICAS));
     let state = made.await.context("the state cannot be made")??;
     let objects = count(&state);
     let (place, member) = seat_of(&state, &scratch.0)?;
     let dialer = dialer(&member.node)?;
     prepare(&place, &member, &state, &dialer).await?;
     let bytes = size(&crate::manager::raft_dir(&place.state_dir))?;
-    note(&format!("{objects} objects and {ENTRIES} entries behind them, {:.0} MB on disk", bytes as f64 / 1e6));
+    note(&format!(
+        "{objects} objects and {ENTRIES} entries behind them, {:.0} MB on disk",
+        bytes as f64 / 1e6
+    ));
 
     let mut took = Samples::default();
     for number in 1..=trials {

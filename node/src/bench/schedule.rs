@@ -35,12 +35,12 @@ pub fn run(trials: usize) -> Result<Vec<Figure>> {
         ("sched.spread.per_s", "spread over 5 zones", ">=20000", spread),
         ("sched.antiaffinity.per_s", "apart from itself and another", ">=10000", apart),
     ] {
-        let state = waiting(5_000, SERVICES, REPLICAS, rules).context(goal)?;
+        let state = waiting(5_000, REPLICAS, rules).context(goal)?;
         let samples = (0..trials).map(|_| decide(&state)).collect::<Result<Samples>>().context(goal)?;
         note(&format!("{goal}: {:.0}", samples.median().unwrap_or_default()));
         figures.extend(figure(goal, what, &samples, "1/s", Some(target)));
     }
-    let state = settled(1_000, SERVICES, REPLICAS)?;
+    let state = settled()?;
     let heard = Heard::new(NOW);
     let (mut first, mut next) = (Samples::default(), Samples::default());
     let idle = |crank: &mut Crank| {
@@ -111,26 +111,53 @@ fn decide(state: &State) -> Result<f64> {
 }
 
 /// A cluster whose nodes have just been opened, so that all tasks wait for one.
-fn waiting(nodes: usize, services: usize, replicas: u32, rules: fn(&mut TaskSpec, usize)) -> Result<State> {
+fn waiting(nodes: usize, replicas: u32, rules: fn(&mut TaskSpec, usize)) -> Result<State> {
     let mut state = cluster(nodes)?;
-    for number in 0..services {
+    for number in 0..SERVICES {
         create(&mut state, number, replicas, rules)?;
     }
     while turn(&mut state)? {}
+    Ok(open(state))
+}
+
+/// A cluster in which all is as asked for.
+fn settled() -> Result<State> {
+    let mut state = waiting(1_000, REPLICAS, plain)?;
+    turn(&mut state)?;
+    all_run(&mut state)?;
+    Ok(state)
+}
+
+/// One as large as is wanted, made by turns that remember one another, as those of a leader do.
+pub fn large(nodes: usize, services: usize, replicas: u32) -> Result<State> {
+    let mut state = open(cluster(nodes)?);
+    for number in 0..services {
+        create(&mut state, number, replicas, plain)?;
+    }
+    let (mut crank, heard) = (Crank::default(), Heard::new(NOW));
+    loop {
+        let plan = crank.turn(&state, &heard, NOW);
+        if plan.changes.is_empty() {
+            break;
+        }
+        commit(&mut state, plan.changes)?;
+    }
+    all_run(&mut state)?;
+    Ok(state)
+}
+
+fn all_run(state: &mut State) -> Result<()> {
+    let changes = state.tasks().filter_map(|task| report(task, "")).collect();
+    commit(state, changes)
+}
+
+/// The same with workers that take work.
+fn open(state: State) -> State {
     let mut snapshot = state.snapshot();
     for node in snapshot.nodes.iter_mut().filter(|node| node.role == Role::Worker) {
         Arc::make_mut(node).availability = Availability::Active;
     }
-    Ok(State::restore(snapshot))
-}
-
-/// A cluster in which all is as asked for.
-pub fn settled(nodes: usize, services: usize, replicas: u32) -> Result<State> {
-    let mut state = waiting(nodes, services, replicas, plain)?;
-    turn(&mut state)?;
-    let changes = state.tasks().filter_map(|task| report(task, "")).collect();
-    commit(&mut state, changes)?;
-    Ok(state)
+    State::restore(snapshot)
 }
 
 /// What a node says of a task of its own that runs.
@@ -237,7 +264,7 @@ mod tests {
     #[test]
     fn every_waiting_task_is_decided_on_at_once() {
         for rules in [plain as fn(&mut TaskSpec, usize), spread, apart] {
-            let mut state = waiting(40, SERVICES, 20, rules).expect("a cluster");
+            let mut state = waiting(40, 20, rules).expect("a cluster");
             turn(&mut state).expect("a turn");
             assert!(state.tasks().all(|task| task.node.is_some()));
         }

@@ -12,16 +12,14 @@ use std::time::{Duration, Instant};
 
 /// Writes a second meanwhile.
 const RATE: u32 = 100;
-/// Threads that do nothing but take time, for each processor.
-const HOGS: usize = 2;
 /// Between two looks at the members.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Watches for so long.
+/// Watches for so long, while `hogs` threads for each processor do nothing but take time.
 ///
 /// # Errors
 /// If a cluster cannot be started.
-pub async fn run(seconds: u64) -> Result<Vec<Figure>> {
+pub async fn run(seconds: u64, hogs: usize) -> Result<Vec<Figure>> {
     let scratch = Scratch::new()?;
     for fact in machine::facts(&scratch.0)? {
         note(&fact);
@@ -29,7 +27,7 @@ pub async fn run(seconds: u64) -> Result<Vec<Figure>> {
     let me = std::env::current_exe().context("cannot find this program")?;
     let mut cluster = Cluster::start(Make::Rswarm, &me, &scratch.0).await?;
     let first = terms(&mut cluster).await?;
-    let _hogs = Hogs::start();
+    let _hogs = Hogs::start(hogs);
     let writes = steady(cluster.channels(8).await?, RATE);
     let (idle, began) = (idle_ticks()?, Instant::now());
     let end = began + Duration::from_secs(seconds);
@@ -78,7 +76,13 @@ pub async fn run(seconds: u64) -> Result<Vec<Figure>> {
             &one(longest.as_secs_f64() * 1000.0),
             "ms",
         ),
-        Figure::new("raft.elections.write.failed", "writes that failed", Of::Sum, &one(failed as f64), "count"),
+        Figure::new(
+            "raft.elections.write.failed",
+            "writes that failed",
+            Of::Sum,
+            &one(failed as f64),
+            "count",
+        ),
     ];
     Ok(figures.into_iter().flatten().collect())
 }
@@ -109,9 +113,9 @@ fn idle_of(stat: &str) -> Option<u64> {
 struct Hogs(Arc<AtomicBool>);
 
 impl Hogs {
-    fn start() -> Self {
+    fn start(each: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let count = HOGS * std::thread::available_parallelism().map_or(1, usize::from);
+        let count = each * std::thread::available_parallelism().map_or(1, usize::from);
         for _ in 0..count {
             let stop = stop.clone();
             std::thread::spawn(move || {

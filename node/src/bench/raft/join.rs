@@ -60,7 +60,8 @@ impl Found {
     fn figures(&self) -> Vec<Figure> {
         let of = |goal, what, of, samples: &Samples, unit| Figure::new(goal, what, of, samples, unit);
         let median = |goal, what, samples: &Samples, unit| of(goal, what, Of::Median, samples, unit);
-        let elections = of("raft.join.elections", "changes of term meanwhile", Of::Sum, &self.elections, "count");
+        let elections =
+            of("raft.join.elections", "changes of term meanwhile", Of::Sum, &self.elections, "count");
         [
             median("raft.join.s", "200 MB, 1,000 writes/s: until the newcomer votes", &self.seconds, "s"),
             elections.map(|figure| figure.target("<=0")),
@@ -69,7 +70,13 @@ impl Found {
             median("raft.join.write.p99_ms", "writes meanwhile", &self.p99, "ms"),
             median("raft.join.write.before_p99_ms", "the same before", &self.before_p99, "ms"),
             of("raft.join.write.max_ms", "the slowest meanwhile", Of::Max, &self.worst, "ms"),
-            of("raft.join.write.gap_ms", "the longest time without a write meanwhile", Of::Max, &self.gap, "ms"),
+            of(
+                "raft.join.write.gap_ms",
+                "the longest time without a write meanwhile",
+                Of::Max,
+                &self.gap,
+                "ms",
+            ),
             of("raft.join.leader_grown_mb", "what the leader's peak rose by", Of::Max, &self.grown, "MB"),
             of("raft.join.newcomer_peak_mb", "the newcomer's peak", Of::Max, &self.newcomer, "MB"),
         ]

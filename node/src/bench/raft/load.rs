@@ -1,11 +1,11 @@
 //! Clients that each do one thing after the other for a while, and what came of it.
 
+use crate::bench::load::Stream;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use rswarm_proto::etcd::kv_client::KvClient;
 use rswarm_proto::etcd::{PutRequest, RangeRequest};
 use rswarm_raft::Log;
-use crate::bench::load::Stream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

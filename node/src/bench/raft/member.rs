@@ -153,8 +153,7 @@ async fn obey(order: Order, log: &Arc<Log>, view: &View) -> Result<Vec<f64>> {
         Order::Fill { keys, bytes } => vec![load::fill(log, keys, bytes).await? as f64],
         Order::Add { number, addr } => {
             let began = Instant::now();
-            let member =
-                Member { id: RaftId(number as u64), addr: addr.to_string(), node: node(number) };
+            let member = Member { id: RaftId(number as u64), addr: addr.to_string(), node: node(number) };
             log.add(member, AsWhat::Voter, FORMING).await?;
             vec![began.elapsed().as_secs_f64() * 1000.0]
         }

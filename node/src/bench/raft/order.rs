@@ -127,7 +127,9 @@ mod tests {
         ] {
             assert_eq!(order.to_string().parse::<Order>().unwrap(), order);
         }
-        for line in ["", "propose", "propose 1 2", "propose x 1 2", "fill 1", "add 4 here", "stand up", "sing"] {
+        for line in
+            ["", "propose", "propose 1 2", "propose x 1 2", "fill 1", "add 4 here", "stand up", "sing"]
+        {
             assert!(line.parse::<Order>().is_err(), "{line}");
         }
         let stand = Stand { leader: 1, term: 2, applied: 3, snapshot: 4, voters: 5, keys: 6 };
