@@ -55,3 +55,25 @@ fn a_lost_worker_costs_nothing_that_was_acknowledged() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn leaders_that_are_killed_take_nothing_acknowledged_with_them() -> Result<()> {
+    if let Err(why) = require_root() {
+        eprintln!("skipped: {why:#}");
+        return Ok(());
+    }
+    let base = Path::new(env!("CARGO_TARGET_TMPDIR")).join("drills");
+    Lab::down(&base, "kills").context("what an earlier run left can be removed")?;
+    let ran = Command::new(env!("CARGO_BIN_EXE_rswarm"))
+        .args(["bench", "leader-kill", "--trials", "2", "--name", "kills", "--json"])
+        .env("RSWARM_LAB_DIR", &base)
+        .output()?;
+    let (printed, told) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    ensure!(ran.status.success(), "it could not be tried:\n{told}");
+    let figures: Vec<Value> = printed.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let value = |goal: &str| figures.iter().find(|figure| figure["goal"] == goal)?["value"].as_f64();
+    ensure!(value("raft.leader_loss.lost") == Some(0.0), "{told}");
+    ensure!(value("raft.leader_loss.not_linearizable") == Some(0.0), "{told}");
+    ensure!(value("raft.leader_loss.acknowledged").is_some_and(|count| count >= 200.0), "{told}");
+    Ok(())
+}

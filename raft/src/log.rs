@@ -136,6 +136,13 @@ impl Log {
             }
         };
 
+        let me = config.id.0;
+        let alone =
+            raft.with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([me]));
+        if alone.await.unwrap_or(false) && raft.trigger().elect(false).await.is_ok() {
+            tracing::debug!("the only voter waits for nobody before it leads");
+        }
+
         let (publisher, status) =
             watch::channel(Status { id: config.id, role: Role::Learner, incarnation, ..Status::default() });
         let publisher = Arc::new(publisher);

@@ -35,7 +35,7 @@ use crate::storage::log::LogStore;
 use crate::storage::simulated;
 use crate::storage::snapshot::{CHUNK_BYTES, SnapshotFile, Snapshots};
 use crate::types::{Contact, LogId, Types, Vote};
-use crate::wire::{self, AppendPb, Body, Life, SnapshotBeginPb, SnapshotEndPb, TransferPb};
+use crate::wire::{self, Body, Life, SnapshotBeginPb, SnapshotEndPb, TransferPb};
 use crate::{Incarnation, Member, RaftId};
 
 /// Frames on their way to a peer.
@@ -113,7 +113,10 @@ pub(crate) struct Ties {
 impl Ties {
     /// Asks a peer something.
     pub(crate) async fn ask(&self, to: &Member, body: Body, deadline: Duration) -> Result<Body, Unreachable> {
-        let frame = wire::seal(self.life, self.me, to.id, body);
+        self.exchange(to, wire::seal(self.life, self.me, to.id, body), deadline).await
+    }
+
+    async fn exchange(&self, to: &Member, frame: Bytes, deadline: Duration) -> Result<Body, Unreachable> {
         let answer = timeout(deadline, self.transport.call(to, frame, deadline))
             .await
             .map_err(|_| Unreachable(format!("no answer from {to} within {deadline:?}")))??;
@@ -158,10 +161,9 @@ impl Ties {
     }
 
     /// What is to be appended, and what a leader tells with it.
-    fn append(&self, request: AppendEntriesRequest<Types>) -> Body {
-        let mut append = AppendPb::from(request);
-        append.full = self.full_members(true).into_iter().map(|id| id.0).collect();
-        Body::Append(append)
+    fn append(&self, to: RaftId, request: &AppendEntriesRequest<Types>) -> Bytes {
+        let full = self.full_members(true).into_iter().map(|id| id.0).collect();
+        wire::seal_append(self.life, self.me, to, request, full)
     }
 
     /// Who has no room for its log: as a leader knows it, or as it was told by one.
@@ -230,8 +232,8 @@ impl NetAppend<Types> for Client {
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        let asked = self.ties.append(request);
-        match self.ties.ask(&self.to, asked, option.hard_ttl()).await.map_err(rpc_error)? {
+        let asked = self.ties.append(self.to.id, &request);
+        match self.ties.exchange(&self.to, asked, option.hard_ttl()).await.map_err(rpc_error)? {
             Body::AppendDone(done) => Ok(match StreamAppendResult::<Types>::from(done) {
                 Ok(matched) => AppendEntriesResponse::PartialSuccess(matched),
                 Err(StreamAppendError::Conflict(_)) => AppendEntriesResponse::Conflict,
@@ -277,8 +279,7 @@ impl NetStreamAppend<Types> for Client {
                 let known = self.leap.known;
                 input.map(move |request| {
                     owed.fetch_add(1, Ordering::Relaxed);
-                    let request = leap::without_known(request, known);
-                    wire::seal(ties.life, ties.me, to, ties.append(request))
+                    ties.append(to, &leap::without_known(request, known))
                 })
             };
             let patience = self.ties.append_patience;

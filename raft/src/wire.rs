@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
+use prost::encoding::{self, WireType};
 
 use crate::disk::Disk;
-use crate::format::{EntryPb, LogIdPb, Malformed, SnapshotMetaPb, VotePb};
+use crate::format::{EntryField, EntryPb, LogIdPb, Malformed, SnapshotMetaPb, VotePb};
 use crate::types::{Entry, LogId, Types};
 use crate::{ClusterTag, Incarnation, RaftId};
 
@@ -94,18 +95,6 @@ pub(crate) struct AppendPb {
     /// Followers without room for their log, so that all know of them.
     #[prost(uint64, repeated, tag = "5")]
     pub(crate) full: Vec<u64>,
-}
-
-impl From<AppendRequest> for AppendPb {
-    fn from(request: AppendRequest) -> Self {
-        Self {
-            vote: request.vote.into(),
-            prev: request.prev_log_id.map(LogIdPb::from),
-            committed: request.leader_commit.map(LogIdPb::from),
-            entries: request.entries.iter().map(EntryPb::from).collect(),
-            full: Vec::new(),
-        }
-    }
 }
 
 impl TryFrom<AppendPb> for AppendRequest {
@@ -392,6 +381,47 @@ pub(crate) fn seal(life: Life, from: RaftId, to: RaftId, body: Body) -> Bytes {
     envelope.encode_to_vec().into()
 }
 
+const APPEND_TAG: u32 = 5;
+const ENTRIES_TAG: u32 = 4;
+
+/// The same for what is to be appended, whose entries are encoded from where they lie.
+pub(crate) fn seal_append(
+    life: Life,
+    from: RaftId,
+    to: RaftId,
+    request: &AppendRequest,
+    full: Vec<u64>,
+) -> Bytes {
+    let head = AppendPb {
+        vote: request.vote.into(),
+        prev: request.prev_log_id.map(LogIdPb::from),
+        committed: request.leader_commit.map(LogIdPb::from),
+        entries: Vec::new(),
+        full,
+    };
+    let envelope = Envelope {
+        version: VERSION,
+        cluster: life.cluster.0,
+        from: from.0,
+        to: to.0,
+        body: None,
+        incarnation: life.incarnation.0,
+    };
+    let entries: Vec<EntryField<'_>> = request.entries.iter().map(EntryField::new).collect();
+    let len = head.encoded_len() + entries.iter().map(|entry| entry.encoded_len(ENTRIES_TAG)).sum::<usize>();
+    let around = encoding::key_len(APPEND_TAG) + encoding::encoded_len_varint(len as u64);
+    // Fields may come in any order.
+    let mut frame = Vec::with_capacity(envelope.encoded_len() + around + len);
+    envelope.encode_raw(&mut frame);
+    encoding::encode_key(APPEND_TAG, WireType::LengthDelimited, &mut frame);
+    encoding::encode_varint(len as u64, &mut frame);
+    head.encode_raw(&mut frame);
+    for entry in entries {
+        entry.encode(ENTRIES_TAG, &mut frame);
+    }
+    frame.into()
+}
+
 /// Takes a message out of its envelope if it is meant for `me`; answers who sent it and what it says.
 pub(crate) fn open(life: Life, me: RaftId, frame: Bytes) -> Result<(RaftId, Body), Unfit> {
     if frame.len() > FRAME_BYTES_MAX {
@@ -493,6 +523,28 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             crate::fuzz::frame(&bytes);
+        }
+    }
+
+    #[test]
+    fn what_is_to_be_appended_arrives_as_it_was() {
+        let life = Life { cluster: ClusterTag(7), incarnation: Incarnation::FIRST };
+        let vote: Vote = Vote::new_committed(4, 1);
+        let id = |index| LogId { leader_id: vote.leader_id, index };
+        let command = |byte| crate::types::Payload::Normal(crate::types::Command(vec![byte; 200].into()));
+        let sent = |entries| AppendRequest { vote, prev_log_id: Some(id(8)), leader_commit: None, entries };
+        let entries = vec![
+            Entry { log_id: id(9), payload: command(1) },
+            Entry { log_id: id(10), payload: crate::types::Payload::Blank },
+        ];
+        for entries in [Vec::new(), entries] {
+            let request = sent(entries.clone());
+            let frame = seal_append(life, RaftId(1), RaftId(2), &request, vec![3, 400]);
+            let (from, body) = open(life, RaftId(2), frame).unwrap();
+            let Body::Append(append) = body else { panic!("{body:?}") };
+            assert_eq!((from, &append.full[..]), (RaftId(1), &[3, 400][..]));
+            let got = AppendRequest::try_from(append).unwrap();
+            assert_eq!((got.vote, got.prev_log_id, got.entries), (vote, Some(id(8)), entries));
         }
     }
 

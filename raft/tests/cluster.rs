@@ -245,6 +245,22 @@ async fn a_single_manager_remembers_across_restarts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_manager_leads_again_without_waiting_for_an_election() {
+    let mut cluster = Cluster::start_tuned(1, |config| {
+        config.election_min = 2 * PATIENCE;
+        config.election_max = 3 * PATIENCE;
+    })
+    .await;
+    cluster.propose("before").await;
+    cluster.log(1).shutdown().await;
+    cluster.kill(1);
+    cluster.open(1).await;
+    cluster.leader().await;
+    cluster.propose("after").await;
+    assert!(cluster.journal(1).has(b"before"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn managers_agree_on_one_order() {
     let cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;

@@ -182,20 +182,42 @@ struct Seen {
 impl History {
     /// Writes a name, and notes when that began and whether it was acknowledged.
     pub fn write(&self, name: &str, write: impl FnOnce() -> Result<()>) -> Result<()> {
-        let begun = Instant::now();
-        held(&self.writes).insert(name.to_owned(), Written { begun, acknowledged: None });
+        self.asked(name);
         write()?;
-        let acknowledged = Some(Instant::now());
-        held(&self.writes).insert(name.to_owned(), Written { begun, acknowledged });
+        self.acknowledged(name);
         Ok(())
+    }
+
+    /// A name is about to be written.
+    pub fn asked(&self, name: &str) {
+        held(&self.writes).insert(name.to_owned(), Written { begun: Instant::now(), acknowledged: None });
+    }
+
+    /// That it is written was said just now.
+    pub fn acknowledged(&self, name: &str) {
+        if let Some(write) = held(&self.writes).get_mut(name) {
+            write.acknowledged = Some(Instant::now());
+        }
     }
 
     /// Reads all names.
     pub fn read(&self, read: impl FnOnce() -> Result<BTreeSet<String>>) -> Result<()> {
         let begun = Instant::now();
         let names = read()?;
-        held(&self.reads).push(Seen { begun, ended: Instant::now(), names });
+        self.seen(begun, names);
         Ok(())
+    }
+
+    /// These names were answered just now to a read that began then.
+    pub fn seen(&self, begun: Instant, names: BTreeSet<String>) {
+        held(&self.reads).push(Seen { begun, ended: Instant::now(), names });
+    }
+
+    /// The name whose write was acknowledged last.
+    pub fn newest(&self) -> Option<String> {
+        let writes = held(&self.writes);
+        let acknowledged = writes.iter().filter_map(|(name, write)| Some((write.acknowledged?, name)));
+        acknowledged.max().map(|(_, name)| name.clone())
     }
 
     /// How many writes were acknowledged, and how many reads answered.

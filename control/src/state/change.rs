@@ -246,6 +246,17 @@ impl Change {
             Self::CreateNode(_) | Self::CreateService(_) | Self::CreateNetwork(_) | Self::CreateTask(_)
         )
     }
+
+    /// The object whose version it states, by the number of its id: of two such changes that were decided on at once,
+    /// one is stale. The cluster itself is 0.
+    pub fn versioned(&self) -> Option<u64> {
+        match self {
+            Self::UpdateNode { node, .. } | Self::RemoveNode { node, .. } => Some(node.0),
+            Self::UpdateService { service, .. } | Self::RemoveService { service, .. } => Some(service.0),
+            Self::SetTokens { .. } | Self::SetSettings { .. } | Self::SetLevel { .. } => Some(0),
+            _ => None,
+        }
+    }
 }
 
 /// Why a service goes back to a former spec.

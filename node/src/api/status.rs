@@ -208,7 +208,7 @@ fn disk_problems(manager: &Manager, state: &State, answer: &mut pb::StatusRespon
 }
 
 fn node_problems(state: &State, answer: &mut pb::StatusResponse) {
-    if let Some(brake) = liveness::brake_by(state, manager::clock::now()) {
+    if let Some(brake) = liveness::brake_by(state, manager::clock::after(state.clock())) {
         answer.problems.push(format!(
             "{} of {} nodes fell silent at once, which is more likely the network than the machines: nothing is \
              replaced for {} s",

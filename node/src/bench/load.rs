@@ -3,8 +3,9 @@
 
 use crate::cli::client::Client;
 use anyhow::{Context, Result};
+use rswarm_chaos::drill::History;
 use rswarm_proto::v1 as pb;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +15,9 @@ use tokio::task::JoinHandle;
 
 /// Time between two writes.
 pub const WRITE_EVERY: Duration = Duration::from_millis(5);
-/// How long a write may take.
+/// Time between two reads.
+const READ_EVERY: Duration = Duration::from_millis(20);
+/// How long a write or a read may take.
 const WRITE: Duration = Duration::from_secs(5);
 /// Time between two requests to a published port.
 const GET_EVERY: Duration = Duration::from_millis(20);
@@ -40,18 +43,44 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Writes to the replicated state, through each of `clients` in turn: a label of `node` that always changes.
-    pub fn writes(clients: Vec<Client>, node: String) -> Self {
+    /// Writes to the replicated state, through each of `clients` in turn: a label more, now of one of `nodes`, now of
+    /// the next. Each begins with `mark`, and `history` hears of it.
+    pub fn writes(clients: Vec<Client>, nodes: Vec<String>, mark: String, history: Arc<History>) -> Self {
         Self::every(WRITE_EVERY, move |number| {
             let mut client = clients[number % clients.len()].clone();
+            let name = format!("{mark}{number}");
             let request = pb::UpdateNodeRequest {
-                node: node.clone(),
-                labels_add: [("bench".to_owned(), number.to_string())].into(),
+                node: nodes[number % nodes.len()].clone(),
+                labels_add: [(name.clone(), String::new())].into(),
                 ..Default::default()
             };
+            let history = history.clone();
             async move {
+                history.asked(&name);
                 match tokio::time::timeout(WRITE, client.control.update_node(request)).await {
-                    Ok(Ok(_)) => Ok(()),
+                    Ok(Ok(_)) => {
+                        history.acknowledged(&name);
+                        Ok(())
+                    }
+                    Ok(Err(status)) => Err(status.message().to_owned()),
+                    Err(_) => Err(format!("no answer in {} s", WRITE.as_secs())),
+                }
+            }
+        })
+    }
+
+    /// Reads all labels that begin with `mark`, through each of `clients` in turn; `history` hears what was seen.
+    pub fn reads(clients: Vec<Client>, mark: String, history: Arc<History>) -> Self {
+        Self::every(READ_EVERY, move |number| {
+            let mut client = clients[number % clients.len()].clone();
+            let (mark, history) = (mark.clone(), history.clone());
+            async move {
+                let begun = Instant::now();
+                match tokio::time::timeout(WRITE, client.control.list_nodes(pb::ListNodesRequest {})).await {
+                    Ok(Ok(answer)) => {
+                        history.seen(begun, marked(&answer.into_inner().nodes, &mark));
+                        Ok(())
+                    }
                     Ok(Err(status)) => Err(status.message().to_owned()),
                     Err(_) => Err(format!("no answer in {} s", WRITE.as_secs())),
                 }
@@ -72,7 +101,8 @@ impl Stream {
         })
     }
 
-    fn every<F: Future<Output = Result<(), String>> + Send + 'static>(
+    /// Makes a request each time an interval has passed.
+    pub fn every<F: Future<Output = Result<(), String>> + Send + 'static>(
         interval: Duration,
         request: impl Fn(usize) -> F + Send + 'static,
     ) -> Self {
@@ -82,7 +112,8 @@ impl Stream {
         let task = tokio::spawn(async move {
             let mut under_way = tokio::task::JoinSet::new();
             let mut tick = tokio::time::interval(interval);
-            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+            // One that comes late is made up for: whoever measures must not be the one who slows down.
+            tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
             for number in 0.. {
                 tick.tick().await;
                 let (kept, said, answer) = (kept.clone(), said.clone(), request(number));
@@ -127,6 +158,12 @@ impl Drop for Stream {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// The labels of these nodes that begin with `mark`.
+pub fn marked(nodes: &[pb::Node], mark: &str) -> BTreeSet<String> {
+    let labels = nodes.iter().flat_map(|node| node.labels.keys());
+    labels.filter(|label| label.starts_with(mark)).cloned().collect()
 }
 
 /// The longest time, from `since` on, in which nothing succeeded.

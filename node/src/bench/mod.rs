@@ -11,6 +11,7 @@ mod node_loss;
 mod overlay;
 mod process;
 pub mod raft;
+mod restart;
 mod schedule;
 mod site;
 pub mod stamp;
@@ -18,6 +19,7 @@ mod start;
 
 use anyhow::{Context, Result};
 pub use cluster::Size;
+use failover::End;
 pub use figure::{Figure, table};
 use figure::{Of, Samples};
 use rswarm_control::model::{
@@ -40,8 +42,16 @@ pub enum Kind {
     NodeLoss,
     /// From the leader's end until something can be written again
     Failover,
+    /// Leaders killed again and again under a client that writes and reads, and whether anything was lost
+    LeaderKill,
     /// The replicated log beside etcd: writes and linearizable reads a second
     Raft,
+    /// A manager joins a log of 200 MB while a thousand writes a second go on
+    Join,
+    /// A manager starts with 100,000 objects in its state
+    Restart,
+    /// Elections nobody needed, with all processors busy
+    Elections,
     /// What the leader's thinking costs: decisions a second on 5,000 nodes, and a turn with nothing to do
     Schedule,
     /// A thousand nodes and thirty thousand tasks on three managers; the nodes are real but for their containers
@@ -59,8 +69,10 @@ pub struct Options {
     pub kind: Kind,
     /// How often; by default as often as each benchmark needs.
     pub trials: Option<usize>,
-    /// How long idling lasts, in seconds.
+    /// How long idling and the wait for elections last, in seconds.
     pub seconds: u64,
+    /// Threads that take a processor's time while elections are waited for, for each processor.
+    pub hogs: usize,
     /// What the lab is called.
     pub name: String,
     /// How large the cluster is that has no containers.
@@ -94,16 +106,25 @@ pub fn run(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
 }
 
 async fn measure(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<AtomicBool>) -> Result<()> {
-    if !matches!(options.kind, Kind::Raft | Kind::Schedule) {
+    if needs_root(options.kind) {
         figures.push(binary()?);
     }
     match options.kind {
-        Kind::Raft | Kind::Schedule => {}
+        Kind::Raft | Kind::Join | Kind::Restart | Kind::Elections | Kind::Schedule => {}
         Kind::Overlay => machine::facts(&std::env::temp_dir())?.iter().for_each(|fact| note(fact)),
         _ => on_a_lab(options, figures, interrupted.clone()).await?,
     }
     if matches!(options.kind, Kind::Raft | Kind::All) {
         figures.extend(raft::run(options.trials.unwrap_or(5)).await.context("raft")?);
+    }
+    if matches!(options.kind, Kind::Join | Kind::All) {
+        figures.extend(raft::join::run(options.trials.unwrap_or(1)).await.context("join")?);
+    }
+    if matches!(options.kind, Kind::Restart | Kind::All) {
+        figures.extend(restart::run(options.trials.unwrap_or(5)).await.context("restart")?);
+    }
+    if matches!(options.kind, Kind::Elections | Kind::All) {
+        figures.extend(raft::elections::run(options.seconds, options.hogs).await.context("elections")?);
     }
     if matches!(options.kind, Kind::Schedule | Kind::All) {
         let trials = options.trials.unwrap_or(5);
@@ -126,7 +147,7 @@ async fn measure(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<
 
 /// Whether it makes network namespaces.
 fn needs_root(kind: Kind) -> bool {
-    !matches!(kind, Kind::Raft | Kind::Schedule)
+    !matches!(kind, Kind::Raft | Kind::Join | Kind::Restart | Kind::Elections | Kind::Schedule)
 }
 
 async fn on_a_lab(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<AtomicBool>) -> Result<()> {
@@ -146,7 +167,11 @@ async fn on_a_lab(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc
         figures.extend(node_loss::run(&site, trials(10)).await.context("node-loss")?);
     }
     if chosen(Kind::Failover) {
-        figures.extend(failover::run(&site, trials(20)).await.context("failover")?);
+        figures.extend(failover::run(&site, End::ALL, trials(20)).await.context("failover")?);
+    }
+    // The same as the first third of that one, by which more of it can be had; so not a part of all.
+    if options.kind == Kind::LeaderKill {
+        figures.extend(failover::run(&site, &[End::Killed], trials(100)).await.context("leader-kill")?);
     }
     // Last: its nodes stay in the cluster.
     if chosen(Kind::Cluster) {

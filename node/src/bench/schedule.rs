@@ -8,15 +8,16 @@ use rswarm_control::admission::{self, Answer, Init, Request};
 use rswarm_control::liveness::Heard;
 use rswarm_control::model::{
     Affinity, AffinityRule, Availability, ContainerSpec, Description, EndpointSpec, Health, JoinTokens, Meta,
-    Mode, Node, NodeStatus, Observed, Preference, Resources, Role, Secret, ServiceSpec, Settings, TaskSpec,
-    UpdateConfig,
+    Mode, Node, NodeStatus, Observed, Preference, Resources, Role, Secret, ServiceSpec, Settings, Task,
+    TaskSpec, UpdateConfig,
 };
 use rswarm_control::{Change, Crank, NodeId, Proposal, Report, State, Timestamp, tick};
 use rustix::time::{ClockId, clock_gettime};
 use std::sync::Arc;
 use std::time::Duration;
 
-const NOW: Timestamp = Timestamp(1_700_000_000_000);
+/// When it is in these clusters.
+pub const NOW: Timestamp = Timestamp(1_700_000_000_000);
 const SEED: u64 = 7;
 const ZONES: usize = 5;
 /// Services, each of so many tasks.
@@ -116,36 +117,62 @@ fn waiting(nodes: usize, replicas: u32, rules: fn(&mut TaskSpec, usize)) -> Resu
         create(&mut state, number, replicas, rules)?;
     }
     while turn(&mut state)? {}
-    let mut snapshot = state.snapshot();
-    for node in snapshot.nodes.iter_mut().filter(|node| node.role == Role::Worker) {
-        Arc::make_mut(node).availability = Availability::Active;
-    }
-    Ok(State::restore(snapshot))
+    Ok(open(state))
 }
 
 /// A cluster in which all is as asked for.
 fn settled() -> Result<State> {
     let mut state = waiting(1_000, REPLICAS, plain)?;
     turn(&mut state)?;
-    let report = |task: &Arc<rswarm_control::model::Task>| {
-        let (message, error) = (String::new(), String::new());
-        let node = task.node?;
-        let observed = Observed::Running;
-        Some(Change::Report(Report {
-            task: task.id,
-            node,
-            observed,
-            message,
-            error,
-            exit_code: None,
-            pid: None,
-            health: Health::Unchecked,
-            ready: None,
-        }))
-    };
-    let changes = state.tasks().filter_map(report).collect();
-    commit(&mut state, changes)?;
+    all_run(&mut state)?;
     Ok(state)
+}
+
+/// One as large as is wanted, made by turns that remember one another, as those of a leader do.
+pub fn large(nodes: usize, services: usize, replicas: u32) -> Result<State> {
+    let mut state = open(cluster(nodes)?);
+    for number in 0..services {
+        create(&mut state, number, replicas, plain)?;
+    }
+    let (mut crank, heard) = (Crank::default(), Heard::new(NOW));
+    loop {
+        let plan = crank.turn(&state, &heard, NOW);
+        if plan.changes.is_empty() {
+            break;
+        }
+        commit(&mut state, plan.changes)?;
+    }
+    all_run(&mut state)?;
+    Ok(state)
+}
+
+fn all_run(state: &mut State) -> Result<()> {
+    let changes = state.tasks().filter_map(|task| report(task, "")).collect();
+    commit(state, changes)
+}
+
+/// The same with workers that take work.
+fn open(state: State) -> State {
+    let mut snapshot = state.snapshot();
+    for node in snapshot.nodes.iter_mut().filter(|node| node.role == Role::Worker) {
+        Arc::make_mut(node).availability = Availability::Active;
+    }
+    State::restore(snapshot)
+}
+
+/// What a node says of a task of its own that runs.
+pub fn report(task: &Task, message: &str) -> Option<Change> {
+    Some(Change::Report(Report {
+        task: task.id,
+        node: task.node?,
+        observed: Observed::Running,
+        message: message.into(),
+        error: String::new(),
+        exit_code: None,
+        pid: None,
+        health: Health::Unchecked,
+        ready: None,
+    }))
 }
 
 /// Turns the crank once. Whether there was anything to do.

@@ -5,18 +5,21 @@ use anyhow::Result;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Measure this machine's rswarm on a lab of its own (needs root, but for raft and schedule)
+/// Measure this machine's rswarm on a lab of its own (needs root, but for raft, join, restart, elections and schedule)
 #[derive(Debug, clap::Args)]
 pub struct Command {
     /// What to measure
     #[arg(value_enum, default_value = "all")]
     kind: Kind,
-    /// How often each thing is done [default: 20; 10 for node-loss, 5 for raft and schedule, 3 for cluster]
+    /// How often each thing is done [default: 20; 100 for leader-kill, 10 for node-loss, 5 for raft, restart and schedule, 3 for cluster, 1 for join]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     trials: Option<u16>,
-    /// How long the cluster idles
+    /// How long the cluster idles, or is watched for elections
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400))]
     seconds: u64,
+    /// How many threads take each processor's time while elections are waited for; 0 where enough else does
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=64))]
+    hogs: u16,
     /// How many nodes the large cluster has
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=5_000))]
     nodes: u32,
@@ -39,7 +42,14 @@ impl Command {
     pub fn run(self, out: &mut impl Write) -> Result<ExitCode> {
         let trials = self.trials.map(usize::from);
         let size = Size { nodes: self.nodes, tasks: self.tasks };
-        let options = Options { kind: self.kind, trials, seconds: self.seconds, name: self.name, size };
+        let options = Options {
+            kind: self.kind,
+            trials,
+            seconds: self.seconds,
+            hogs: self.hogs.into(),
+            name: self.name,
+            size,
+        };
         let mut figures = Vec::new();
         let done = bench::run(&options, &mut figures);
         if self.json {

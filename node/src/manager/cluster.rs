@@ -17,6 +17,8 @@ use tonic::Status;
 
 /// How often a rule is tried again when the state moved under it.
 const RETRIES: usize = 16;
+/// Requests that concern the same object take turns; two objects seldom share one.
+const TURNS: usize = 64;
 /// How long a write may take, a change of leader included.
 const WRITE: Duration = Duration::from_secs(10);
 
@@ -26,6 +28,7 @@ pub struct Cluster {
     log: Arc<Log>,
     view: View,
     numbers: Arc<Mutex<()>>,
+    turns: Arc<[Mutex<()>; TURNS]>,
 }
 
 /// The state as applied here, without the right to change it.
@@ -134,7 +137,8 @@ pub fn refused_status(refused: &Refused) -> Status {
 impl Cluster {
     /// Ties a log to the view of its state machine.
     pub fn new(log: Arc<Log>, view: View) -> Self {
-        Self { log, view, numbers: Arc::default() }
+        let turns = Arc::new(std::array::from_fn(|_| Mutex::default()));
+        Self { log, view, numbers: Arc::default(), turns }
     }
 
     /// The right to create objects, whose numbers follow each other: who decides on a state while somebody else creates
@@ -184,7 +188,7 @@ impl Cluster {
         request: &Request,
     ) -> Result<(Answer, u64), WriteError> {
         let work = async {
-            let mut numbers = None;
+            let (mut numbers, mut turn) = (None, None);
             for _ in 0..RETRIES {
                 let state = self.state();
                 let now = clock::after(state.clock());
@@ -192,9 +196,26 @@ impl Cluster {
                 if changes.is_empty() {
                     return Ok((answer, state.index()));
                 }
-                if numbers.is_none() && changes.iter().any(Change::takes_number) {
-                    numbers = Some(self.numbers().await);
-                    continue;
+                if changes.iter().any(Change::takes_number) {
+                    if numbers.is_none() {
+                        // Nobody waits for the one while holding the other.
+                        turn = None;
+                        numbers = Some(self.numbers().await);
+                        continue;
+                    }
+                } else if turn.is_none()
+                    && let Some(object) = changes.iter().find_map(Change::versioned)
+                {
+                    // Of those who decide on the same object at once, all but one would do so in vain.
+                    let place = &self.turns[(object % TURNS as u64) as usize];
+                    match place.try_lock() {
+                        Ok(free) => turn = Some(free),
+                        Err(_) => {
+                            numbers = None;
+                            turn = Some(place.lock().await);
+                            continue;
+                        }
+                    }
                 }
                 if let Some(index) = self.commit(changes, now).await? {
                     return Ok((answer, index));

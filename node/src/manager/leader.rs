@@ -58,7 +58,7 @@ impl Ears {
 /// Runs the control plane until `stop`, which is cancelled when this manager no longer leads.
 pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
     let mut watch = cluster.view().watch();
-    let mut due = clock::now();
+    let mut due = clock::after(cluster.state().clock());
     let mut crank = Crank::default();
     loop {
         let numbers = tokio::select! {

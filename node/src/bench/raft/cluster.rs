@@ -2,6 +2,7 @@
 
 use super::load::{Outcome, Window};
 use super::member::{self, CLUSTER, Papers};
+use super::order::{Order, Stand};
 use crate::identity::ca::{self, Root};
 use crate::identity::tls;
 use crate::rpc::dial::{self, ALPN};
@@ -25,7 +26,9 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tonic::transport::{Channel, Endpoint};
 
 /// How many members.
-const MEMBERS: usize = 3;
+pub const MEMBERS: usize = 3;
+/// Where the newcomer stands among the members, if there is one.
+pub const NEWCOMER: usize = MEMBERS;
 /// How many connections the clients share at the most.
 const CONNECTIONS: usize = 8;
 /// How long it may take until somebody leads.
@@ -47,6 +50,8 @@ pub enum Make {
 /// A running cluster; its processes end with it.
 pub struct Cluster {
     make: Make,
+    /// Signs what members and clients of ours prove themselves by.
+    root: Option<Root>,
     members: Vec<Process>,
     client: Option<Arc<ClientConfig>>,
 }
@@ -93,18 +98,46 @@ impl Cluster {
     /// Lets the leader propose from within its own process.
     pub async fn propose(&mut self, writers: usize, window: Window) -> Result<Outcome> {
         let leader = self.leader().await?;
-        let (orders, answers) = self.members[leader].orders.as_mut().context("etcd takes no orders")?;
-        let (warm, counted) = (window.warm.as_millis(), window.counted.as_millis());
-        orders.write_all(format!("propose {writers} {warm} {counted}\n").as_bytes()).await?;
-        let line = answers.next_line().await?.context("the leader ended")?;
-        let mut words = line.split(' ').map(|word| word.parse::<f64>().unwrap_or_default());
-        let mut next = || words.next().unwrap_or_default();
+        let answer = self.order(leader, &Order::Propose { writers, window }).await?;
+        let mut numbers = answer.into_iter();
+        let mut next = || numbers.next().unwrap_or_default();
         let (done, failed) = (next() as usize, next() as usize);
         let per_second = done as f64 / window.counted.as_secs_f64();
         Ok(Outcome { done, failed, per_second, p50_ms: next(), p99_ms: next() })
     }
 
-    async fn leader(&self) -> Result<usize> {
+    /// Has a member do something, and waits for its answer.
+    pub async fn order(&mut self, at: usize, order: &Order) -> Result<Vec<f64>> {
+        let member = self.members.get_mut(at).context("there is no such member")?;
+        let (orders, answers) = member.orders.as_mut().context("etcd takes no orders")?;
+        orders.write_all(format!("{order}\n").as_bytes()).await?;
+        let line = answers.next_line().await?.with_context(|| format!("the member ended at `{order}`"))?;
+        Ok(line.split(' ').map(|word| word.parse().unwrap_or_default()).collect())
+    }
+
+    /// How a member stands.
+    pub async fn stand(&mut self, at: usize) -> Result<Stand> {
+        Ok(Stand::read(&self.order(at, &Order::Stand).await?))
+    }
+
+    /// The process of a member, while it runs.
+    pub fn pid(&self, at: usize) -> Option<i32> {
+        self.members.get(at)?.child.id()?.try_into().ok()
+    }
+
+    /// Starts one more member of ours beneath `dir`, which none of the others knows yet. Where it will be.
+    pub fn newcomer(&mut self, program: &Path, dir: &Path) -> Result<SocketAddr> {
+        let dir = dir.join(format!("{:?}", self.make).to_lowercase());
+        let addr = free_ports(1)?[0];
+        let mut addrs: Vec<SocketAddr> = self.members.iter().map(|member| member.addr).collect();
+        addrs.push(addr);
+        let root = self.root.as_ref().context("etcd takes no newcomers")?;
+        self.members.push(member(program, &dir, root, self.members.len() + 1, &addrs)?);
+        Ok(addr)
+    }
+
+    /// Who leads.
+    pub async fn leader(&self) -> Result<usize> {
         for at in 0..self.members.len() {
             let mut status = MaintenanceClient::new(self.channel(at)?);
             let asked = tokio::time::timeout(Duration::from_secs(5), status.status(StatusRequest {}));
@@ -149,32 +182,37 @@ fn spawn(command: &mut Command, dir: &Path, number: usize) -> Result<Child> {
         .with_context(|| format!("cannot start {}", Path::new(&program).display()))
 }
 
+fn certify(root: &Root, node: &str, dir: &Path) -> Result<()> {
+    let (key, request) = ca::request()?;
+    let cert = root.sign(&request, node, CLUSTER, SystemTime::now(), LIFE)?;
+    write_papers(dir, &cert, &key, &root.cert_pem)
+}
+
+/// Starts the member of ours with this number.
+fn member(program: &Path, dir: &Path, root: &Root, number: usize, addrs: &[SocketAddr]) -> Result<Process> {
+    let addr = *addrs.get(number - 1).context("a member without an address")?;
+    let home = dir.join(number.to_string());
+    certify(root, &member::node(number), &home)?;
+    let mut command = Command::new(program);
+    command.arg("bench-member").arg(&home).arg(number.to_string());
+    command.args(addrs.iter().map(SocketAddr::to_string));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = spawn(&mut command, dir, number)?;
+    let orders = child.stdin.take().zip(child.stdout.take());
+    let orders = orders.map(|(orders, answers)| (orders, BufReader::new(answers).lines()));
+    Ok(Process { child, addr, orders })
+}
+
 fn rswarm(program: &Path, dir: &Path) -> Result<Cluster> {
-    let now = SystemTime::now();
-    let root = Root::generate(CLUSTER, now)?;
-    let certify = |node: &str, dir: &Path| -> Result<()> {
-        let (key, request) = ca::request()?;
-        let cert = root.sign(&request, node, CLUSTER, now, LIFE)?;
-        write_papers(dir, &cert, &key, &root.cert_pem)
-    };
+    let root = Root::generate(CLUSTER, SystemTime::now())?;
     let addrs = free_ports(MEMBERS)?;
-    let mut members = Vec::new();
-    for (number, addr) in (1..).zip(&addrs) {
-        let home = dir.join(number.to_string());
-        certify(&member::node(number), &home)?;
-        let mut command = Command::new(program);
-        command.arg("bench-member").arg(&home).arg(number.to_string());
-        command.args(addrs.iter().map(SocketAddr::to_string));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = spawn(&mut command, dir, number)?;
-        let orders = child.stdin.take().zip(child.stdout.take());
-        let orders = orders.map(|(orders, answers)| (orders, BufReader::new(answers).lines()));
-        members.push(Process { child, addr: *addr, orders });
-    }
+    let members =
+        (1..=MEMBERS).map(|number| member(program, dir, &root, number, &addrs)).collect::<Result<_>>()?;
     let home = dir.join("client");
-    certify("client", &home)?;
+    certify(&root, "client", &home)?;
     let (credentials, ca) = Papers::of(&home).read()?;
-    Ok(Cluster { make: Make::Rswarm, members, client: Some(tls::client(credentials, &ca, ALPN)?) })
+    let client = Some(tls::client(credentials, &ca, ALPN)?);
+    Ok(Cluster { make: Make::Rswarm, root: Some(root), members, client })
 }
 
 fn etcd(make: Make, program: &Path, dir: &Path) -> Result<Cluster> {
@@ -216,7 +254,7 @@ fn etcd(make: Make, program: &Path, dir: &Path) -> Result<Cluster> {
         }
         false => None,
     };
-    Ok(Cluster { make, members, client })
+    Ok(Cluster { make, root: None, members, client })
 }
 
 /// A certificate for 127.0.0.1 on both sides of a connection, its key, and the root that signed it.

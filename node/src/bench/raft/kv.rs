@@ -6,10 +6,43 @@ use bytes::Bytes;
 use prost::Message;
 use rswarm_proto::etcd::PutRequest;
 use rswarm_raft::{Entry, Frozen, StateMachine};
-use std::io::{self, Read, Write};
+use std::borrow::Borrow;
+use std::hash::{Hash, Hasher};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::sync::Arc;
 
-type Map = imbl::HashMap<Bytes, Bytes>;
+type Map = imbl::HashMap<Pair, ()>;
+
+/// A key and its value, in one shared piece: persistent maps copy what they hold, so it should be small and cheap to
+/// clone, as the product's objects are.
+#[derive(Clone)]
+struct Pair(Arc<PutRequest>);
+
+impl Pair {
+    fn of(put: PutRequest) -> Self {
+        Self(Arc::new(put))
+    }
+}
+
+impl PartialEq for Pair {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for Pair {}
+
+impl Hash for Pair {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Borrow::<[u8]>::borrow(self).hash(state);
+    }
+}
+
+impl Borrow<[u8]> for Pair {
+    fn borrow(&self) -> &[u8] {
+        &self.0.key
+    }
+}
 
 /// Reads what was last applied.
 #[derive(Clone, Default)]
@@ -18,7 +51,12 @@ pub struct View(Arc<ArcSwap<Map>>);
 impl View {
     /// The value of a key.
     pub fn get(&self, key: &Bytes) -> Option<Bytes> {
-        self.0.load().get(key).cloned()
+        self.0.load().get_key_value(&**key).map(|(pair, ())| pair.0.value.clone())
+    }
+
+    /// How many keys there are.
+    pub fn count(&self) -> usize {
+        self.0.load().len()
     }
 }
 
@@ -45,8 +83,8 @@ impl StateMachine for Store {
         let count = entries.len();
         for entry in entries {
             // A frame that brought many entries must not be kept for the sake of one.
-            if let Ok(put) = PutRequest::decode(Bytes::copy_from_slice(&entry.bytes)) {
-                self.map.insert(put.key, put.value);
+            if let Ok(put) = PutRequest::decode(&*entry.bytes) {
+                self.map.insert(Pair::of(put), ());
             }
         }
         self.publish();
@@ -58,26 +96,45 @@ impl StateMachine for Store {
     }
 
     fn restore(&mut self, _: u64, from: &mut dyn Read) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        from.read_to_end(&mut bytes)?;
-        let mut rest = Bytes::from(bytes);
+        // Pair by pair: what comes may be larger than the memory that is left.
+        let mut from = BufReader::new(from);
+        let mut pair = Vec::new();
         self.map = Map::new();
-        while !rest.is_empty() {
-            let put = PutRequest::decode_length_delimited(&mut rest).map_err(io::Error::other)?;
-            self.map.insert(put.key, put.value);
+        while let Some(len) = read_length(&mut from)? {
+            pair.clear();
+            (&mut from).take(len).read_to_end(&mut pair)?;
+            if pair.len() as u64 != len {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let put = PutRequest::decode(&*pair).map_err(io::Error::other)?;
+            self.map.insert(Pair::of(put), ());
         }
         self.publish();
         Ok(())
     }
 }
 
+/// The length before a message; none at the end.
+fn read_length(from: &mut impl BufRead) -> io::Result<Option<u64>> {
+    let mut bytes = Vec::new();
+    for byte in from.by_ref().bytes().take(10) {
+        bytes.push(byte?);
+        if bytes.last().is_some_and(|byte| byte & 0x80 == 0) {
+            break;
+        }
+    }
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    prost::decode_length_delimiter(&*bytes).map(|len| Some(len as u64)).map_err(io::Error::other)
+}
+
 struct FrozenStore(Map);
 
 impl Frozen for FrozenStore {
     fn write(self: Box<Self>, to: &mut dyn Write) -> io::Result<()> {
-        for (key, value) in self.0.iter() {
-            let put = PutRequest { key: key.clone(), value: value.clone() };
-            to.write_all(&put.encode_length_delimited_to_vec())?;
+        for pair in self.0.keys() {
+            to.write_all(&pair.0.encode_length_delimited_to_vec())?;
         }
         Ok(())
     }

@@ -1,11 +1,13 @@
 //! Clients that each do one thing after the other for a while, and what came of it.
 
+use crate::bench::load::Stream;
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use rswarm_proto::etcd::kv_client::KvClient;
 use rswarm_proto::etcd::{PutRequest, RangeRequest};
 use rswarm_raft::Log;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
@@ -14,6 +16,10 @@ use tonic::transport::Channel;
 const KEYS: u64 = 10_000;
 /// Bytes of a value.
 const VALUE: usize = 256;
+/// Writers that fill the state.
+const FILLERS: usize = 128;
+/// How long a steady write may take.
+const STEADY: Duration = Duration::from_secs(5);
 /// After a request that failed.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -27,7 +33,7 @@ pub enum Act {
 }
 
 /// How long: what is done in the first part does not count.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Window {
     /// Until it is in its stride.
     pub warm: Duration,
@@ -83,13 +89,21 @@ impl Noise {
     }
 
     fn key(&mut self) -> Bytes {
-        format!("k{:015}", self.next() % KEYS).into()
+        name(self.next() % KEYS)
+    }
+
+    fn value(&mut self, bytes: usize) -> Bytes {
+        (0..bytes / 8).flat_map(|_| self.next().to_le_bytes()).collect::<Vec<u8>>().into()
     }
 
     fn put(&mut self) -> PutRequest {
-        let value: Vec<u8> = (0..VALUE / 8).flat_map(|_| self.next().to_le_bytes()).collect();
-        PutRequest { key: self.key(), value: value.into() }
+        let value = self.value(VALUE);
+        PutRequest { key: self.key(), value }
     }
+}
+
+fn name(number: u64) -> Bytes {
+    format!("k{number:015}").into()
 }
 
 /// `clients` at once over these connections.
@@ -127,6 +141,47 @@ pub async fn within(log: &Arc<Log>, writers: usize, window: Window) -> Result<Ou
         }
     };
     run(writers, window, writer).await
+}
+
+/// Sets so many different keys, and answers how many of these writes failed.
+pub async fn fill(log: &Arc<Log>, keys: u64, bytes: usize) -> Result<usize> {
+    let next = Arc::new(AtomicU64::new(0));
+    let mut running = JoinSet::new();
+    for number in 0..FILLERS {
+        let (log, next, mut noise) = (log.clone(), next.clone(), Noise::new(number));
+        running.spawn(async move {
+            let mut failed = 0;
+            loop {
+                let key = next.fetch_add(1, Ordering::Relaxed);
+                if key >= keys {
+                    return failed;
+                }
+                let put = PutRequest { key: name(key), value: noise.value(bytes) };
+                failed += usize::from(log.propose(prost::Message::encode_to_vec(&put).into()).await.is_err());
+            }
+        });
+    }
+    let mut failures = 0;
+    while let Some(failed) = running.join_next().await {
+        failures += failed.context("a writer ended badly")?;
+    }
+    Ok(failures)
+}
+
+/// Writes at a steady rate over these connections, whether or not earlier ones were answered.
+pub fn steady(channels: Vec<Channel>, per_second: u32) -> Stream {
+    let noise = Mutex::new(Noise::new(0));
+    Stream::every(Duration::from_secs(1) / per_second, move |number| {
+        let mut kv = KvClient::new(channels[number % channels.len()].clone());
+        let put = noise.lock().unwrap_or_else(PoisonError::into_inner).put();
+        async move {
+            match tokio::time::timeout(STEADY, kv.put(put)).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(status)) => Err(status.message().to_owned()),
+                Err(_) => Err(format!("no answer in {} s", STEADY.as_secs())),
+            }
+        }
+    })
 }
 
 async fn run<C, F>(clients: usize, window: Window, client: impl Fn(usize) -> C) -> Result<Outcome>

@@ -1,8 +1,10 @@
 //! One member of the measured cluster, in a process of its own: the log, the transport and the port that a manager
 //! has, and on top keys and values instead of services.
 
+use super::cluster::MEMBERS;
 use super::kv::{Store, View};
-use super::load::{self, Window};
+use super::load;
+use super::order::{Order, Stand};
 use crate::identity::tls::{self, Credentials};
 use crate::manager::transport::{Grpc, Receiver};
 use crate::rpc::dial::{ALPN, Dialer};
@@ -21,7 +23,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -80,8 +82,7 @@ impl Papers {
 }
 
 impl MemberArgs {
-    /// Runs until standard input ends. Each line there, `propose WRITERS WARM_MS COUNTED_MS`, is answered by one on
-    /// standard output: how many, how many failed, median and 99th percentile in milliseconds.
+    /// Runs until standard input ends. Each line there is an [`Order`], and answered by one on standard output.
     pub fn run(self) -> ExitCode {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         match runtime.context("cannot start").and_then(|runtime| runtime.block_on(self.serve())) {
@@ -116,7 +117,7 @@ impl MemberArgs {
         let raft = RaftServer::new(Receiver::of(log.clone()))
             .max_decoding_message_size(most)
             .max_encoding_message_size(most);
-        let front = Front { log: log.clone(), view };
+        let front = Front { log: log.clone(), view: view.clone() };
         let router = Server::builder()
             .add_service(raft)
             .add_service(KvServer::new(front.clone()))
@@ -125,16 +126,16 @@ impl MemberArgs {
 
         if self.number == 1 {
             log.bootstrap(self.member(1)?).await?;
-            for number in 2..=self.peers.len() {
+            for number in 2..=MEMBERS {
                 log.add(self.member(number)?, AsWhat::Voter, FORMING).await?;
             }
         }
         let mut lines = BufReader::new(tokio::io::stdin()).lines();
         while let Some(line) = lines.next_line().await? {
-            let (writers, window) = parse(&line).with_context(|| format!("not understood: {line}"))?;
-            let outcome = load::within(&log, writers, window).await?;
+            let answer = obey(line.parse()?, &log, &view).await?;
+            let words: Vec<String> = answer.iter().map(f64::to_string).collect();
             let mut out = std::io::stdout().lock();
-            writeln!(out, "{} {} {} {}", outcome.done, outcome.failed, outcome.p50_ms, outcome.p99_ms)?;
+            writeln!(out, "{}", words.join(" "))?;
             out.flush()?;
         }
         stop.cancel();
@@ -143,11 +144,32 @@ impl MemberArgs {
     }
 }
 
-fn parse(line: &str) -> Option<(usize, Window)> {
-    let mut words = line.strip_prefix("propose ")?.split(' ');
-    let writers = words.next()?.parse().ok()?;
-    let mut millis = || words.next()?.parse().ok().map(Duration::from_millis);
-    Some((writers, Window { warm: millis()?, counted: millis()? }))
+async fn obey(order: Order, log: &Arc<Log>, view: &View) -> Result<Vec<f64>> {
+    Ok(match order {
+        Order::Propose { writers, window } => {
+            let outcome = load::within(log, writers, window).await?;
+            vec![outcome.done as f64, outcome.failed as f64, outcome.p50_ms, outcome.p99_ms]
+        }
+        Order::Fill { keys, bytes } => vec![load::fill(log, keys, bytes).await? as f64],
+        Order::Add { number, addr } => {
+            let began = Instant::now();
+            let member = Member { id: RaftId(number as u64), addr: addr.to_string(), node: node(number) };
+            log.add(member, AsWhat::Voter, FORMING).await?;
+            vec![began.elapsed().as_secs_f64() * 1000.0]
+        }
+        Order::Stand => {
+            let status = log.status();
+            let stand = Stand {
+                leader: status.leader.map_or(0, |leader| leader.id.0),
+                term: status.term,
+                applied: status.applied,
+                snapshot: status.snapshot,
+                voters: status.voters.len() as u64,
+                keys: view.count() as u64,
+            };
+            stand.numbers().map(|number| number as f64).into()
+        }
+    })
 }
 
 #[derive(Clone)]
@@ -190,29 +212,12 @@ impl Maintenance for Front {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let status = self.log.status();
         // One that has not all voters yet is not yet what is to be measured.
-        let leader = status.leader.filter(|_| status.voters.len() == 3).map_or(0, |leader| leader.id.0);
+        let leader = status.leader.filter(|_| status.voters.len() >= MEMBERS).map_or(0, |leader| leader.id.0);
         Ok(Response::new(StatusResponse {
             header: self.header(status.applied),
             version: env!("CARGO_PKG_VERSION").into(),
             leader,
             raft_term: status.term,
         }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_order_is_three_numbers() {
-        let (writers, window) = parse("propose 256 300 2000").unwrap();
-        assert_eq!(
-            (writers, window.warm, window.counted),
-            (256, Duration::from_millis(300), Duration::from_secs(2))
-        );
-        for line in ["", "propose", "propose 1 2", "propose x 1 2", "sing 1 2 3"] {
-            assert!(parse(line).is_none(), "{line}");
-        }
     }
 }

@@ -2,9 +2,12 @@
 //! on both sides. The two are measured in turn, and what counts is the ratio within a round.
 
 mod cluster;
+pub mod elections;
+pub mod join;
 mod kv;
 mod load;
 pub mod member;
+mod order;
 
 use super::figure::{Figure, Of, Samples};
 use super::{machine, note};
@@ -89,10 +92,14 @@ impl Pair {
 }
 
 /// What is removed when the benchmark ends, however it does.
-struct Scratch(PathBuf);
+pub struct Scratch(pub PathBuf);
 
 impl Scratch {
-    fn new() -> Result<Self> {
+    /// An empty directory.
+    ///
+    /// # Errors
+    /// If it cannot be created.
+    pub fn new() -> Result<Self> {
         // Where files outlive a restart, so a sync is one.
         let base = Path::new("/var/tmp");
         let base = if base.is_dir() { base.to_owned() } else { std::env::temp_dir() };

@@ -32,18 +32,17 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use openraft::storage::IOFlushed;
-use prost::Message;
 use tokio::sync::oneshot;
 
 use self::recover::{Old, recover};
 use self::segment::{
-    FRAME_BYTES, Forced, HEADER_BYTES, Header, Kind, MaybeLogId, Record, Segment, State, segment_path,
+    Body, FRAME_BYTES, Forced, HEADER_BYTES, Header, Kind, MaybeLogId, Record, Segment, State, segment_path,
 };
 use self::spares::{SPARE, Spares};
 use super::Identity;
 use super::medium::{Media, Medium};
 use super::seal::{MasterKey, TAG_BYTES, random, sync_dir};
-use crate::format::{LogIdPb, VotePb};
+use crate::format::{EntryField, LogIdPb, VotePb};
 use crate::point::reach;
 use crate::types::{Entry, LogId, Payload, Types, Vote};
 use crate::{Incarnation, OpenError};
@@ -334,7 +333,7 @@ impl Writer {
     fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
         reach("log.append")?;
         for entry in entries {
-            self.put(Kind::Entry(entry.into()))?;
+            self.put_body(&EntryField::new(entry))?;
             self.appended(entry.log_id);
             if let Payload::Membership(membership) = &entry.payload {
                 let joint = membership.get_joint_config().len() > 1;
@@ -386,8 +385,11 @@ impl Writer {
 
     /// Seals a record into the buffer, beginning a new segment if it does not fit into this one.
     fn put(&mut self, kind: Kind) -> io::Result<()> {
-        let record = Record { kind: Some(kind) };
-        let len = FRAME_BYTES + record.encoded_len() + TAG_BYTES;
+        self.put_body(&Record { kind: Some(kind) })
+    }
+
+    fn put_body(&mut self, body: &impl Body) -> io::Result<()> {
+        let len = FRAME_BYTES + body.size() + TAG_BYTES;
         let segment = self.segment.as_ref().expect("open begins with a segment");
         let end = segment.end + (self.buffer.len() + len) as u64;
         if segment.frames > 1 && end > self.segment_bytes {
@@ -396,7 +398,7 @@ impl Writer {
             self.roll()?;
         }
         let segment = self.segment.as_mut().expect("roll leaves a segment");
-        segment.seal(&record, &mut self.buffer);
+        segment.seal(body, &mut self.buffer);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use super::super::medium::Medium;
 use super::super::seal::{FileKey, MasterKey, SALT_BYTES};
 use super::super::{FORMAT, Identity};
 use crate::OpenError;
-use crate::format::{EntryPb, LogIdPb, VotePb};
+use crate::format::{EntryField, EntryPb, LogIdPb, VotePb};
 
 const MAGIC: &[u8; 8] = b"RSWRWAL\n";
 pub(super) const HEADER_BYTES: usize = 64;
@@ -79,6 +79,37 @@ pub(super) struct Record {
     pub(super) kind: Option<Kind>,
 }
 
+/// What a frame holds.
+pub(super) trait Body {
+    /// How many bytes it takes.
+    fn size(&self) -> usize;
+    /// Appends them.
+    fn put(&self, out: &mut Vec<u8>);
+}
+
+impl Body for Record {
+    fn size(&self) -> usize {
+        self.encoded_len()
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        self.encode(out).expect("a vector grows");
+    }
+}
+
+const ENTRY_TAG: u32 = 2;
+
+/// A [`Record`] of [`Kind::Entry`].
+impl Body for EntryField<'_> {
+    fn size(&self) -> usize {
+        self.encoded_len(ENTRY_TAG)
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        self.encode(ENTRY_TAG, out);
+    }
+}
+
 pub(super) struct Segment {
     pub(super) number: u64,
     pub(super) file: Medium,
@@ -92,10 +123,10 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    pub(super) fn seal(&mut self, record: &Record, out: &mut Vec<u8>) {
+    pub(super) fn seal(&mut self, record: &impl Body, out: &mut Vec<u8>) {
         let start = out.len();
         out.resize(start + FRAME_BYTES, 0);
-        record.encode(out).expect("a vector grows");
+        record.put(out);
         let mut aad = [0; 8];
         aad[..4].copy_from_slice(&self.frames.to_le_bytes());
         aad[4..].copy_from_slice(&(self.durable as u32).to_le_bytes());
