@@ -8,18 +8,38 @@
 //! |---|---|
 //! | 1 | everything up to rswarm 0.1 |
 //! | 2 | requests are remembered ([`Change::Once`]) |
+//! | 3 | what is in [`Profile`] and [`Bounds`]; tasks whose resources are changed while they run ([`Change::Retune`]) |
 
 use crate::admission::Refused;
-use crate::model::{Description, Role};
+use crate::model::{Bounds, Description, Profile, Role, ServiceSpec};
 use crate::plan::Draft;
 use crate::state::{Change, State};
 
 /// What every daemon understands.
 pub const OLDEST: u32 = 1;
 /// What this program understands.
-pub const LATEST: u32 = 2;
+pub const LATEST: u32 = 3;
 /// From which requests are remembered.
 pub const REQUESTS: u32 = 2;
+/// From which containers have a [`Profile`], and running tasks are retuned.
+pub const PROFILES: u32 = 3;
+
+/// That managers of this level can write a spec down whole.
+///
+/// # Errors
+/// If it says what some of them do not understand.
+pub(crate) fn admits(state: &State, spec: &ServiceSpec) -> Result<(), Refused> {
+    let plain = spec.task.resources.bounds == Bounds::default()
+        && spec.task.containers.iter().all(|container| container.profile == Profile::default());
+    if plain || state.level() >= PROFILES {
+        return Ok(());
+    }
+    Err(Refused::FailedPrecondition(format!(
+        "some managers of this cluster run an rswarm that does not know these options (level {}, and they need \
+         {PROFILES}): upgrade all managers first",
+        state.level()
+    )))
+}
 
 /// The level of a daemon that says this of itself; those that say nothing are of the oldest.
 pub fn of(description: &Description) -> u32 {
@@ -75,16 +95,16 @@ mod tests {
         let worker = bed.node("w1", 64);
         bed.tick();
         assert_eq!(bed.state.level(), 1, "nobody has said more");
-        speaks(&mut bed, founder, 2);
+        speaks(&mut bed, founder, LATEST);
         bed.tick();
         assert_eq!(bed.state.level(), 1, "m2 has not");
         speaks(&mut bed, other, 9);
         bed.tick();
-        assert_eq!(bed.state.level(), 2, "workers need not, and what nobody here knows is not reached");
+        assert_eq!(bed.state.level(), LATEST, "workers need not, and what nobody here knows is not reached");
         speaks(&mut bed, other, 1);
         speaks(&mut bed, worker, 1);
         bed.tick();
-        assert_eq!(bed.state.level(), 2);
+        assert_eq!(bed.state.level(), LATEST);
     }
 
     #[test]

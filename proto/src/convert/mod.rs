@@ -8,6 +8,7 @@ mod insight;
 mod network;
 mod node;
 mod placement;
+mod profile;
 mod service;
 mod table;
 mod task;
