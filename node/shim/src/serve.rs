@@ -2,7 +2,7 @@
 //! exit record on disk.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -503,12 +503,28 @@ fn code(status: i32) -> (i32, Option<i32>) {
     }
 }
 
+/// What the exit record is written in, before it has its name.
+const RESERVED: &str = ".exit.json.tmp";
+/// Room for the longest record, in bytes.
+const RECORD_MAX: libc::off_t = 8192;
+
+/// Sets room aside for the exit record, so that it can be written when the container's log has filled the disk.
+pub fn reserve(directory: &Path) {
+    let file = OpenOptions::new().create(true).write(true).truncate(false).open(directory.join(RESERVED));
+    if let Ok(file) = file {
+        // SAFETY: an open descriptor and plain numbers. A file system that cannot set room aside has none set aside.
+        unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, RECORD_MAX) };
+    }
+}
+
 /// Writes the exit record so that it is either absent or whole, also after a power cut.
 pub fn record(directory: &Path, exit: &Exit) {
     let write = || -> io::Result<()> {
-        let temporary = directory.join(".exit.json.tmp");
-        let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec(exit)?)?;
+        let temporary = directory.join(RESERVED);
+        let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(&temporary)?;
+        let bytes = serde_json::to_vec(exit)?;
+        file.write_all(&bytes)?;
+        file.set_len(bytes.len() as u64)?;
         file.sync_all()?;
         fs::rename(&temporary, directory.join(EXIT_FILE))?;
         File::open(directory)?.sync_all()
