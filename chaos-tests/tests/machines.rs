@@ -915,6 +915,85 @@ fn a_running_task_is_entered_from_every_manager() {
 }
 
 #[test]
+fn a_task_is_attached_to_copied_from_and_retuned_where_it_runs() {
+    story("attach", 3, 2, |cluster| {
+        let words =
+            ["service", "create", "--name", "talk", "--constraint", "node.hostname==n3", "-p", "8081:80"];
+        let more = [
+            "--restart-condition",
+            "none",
+            "--init",
+            "--ulimit",
+            "nofile=1000:2000",
+            "--limit-memory",
+            "64m",
+        ];
+        cluster.ok("n1", &[&words[..], &more, &["rswarm/demo", "--print-every", "100ms"]].concat())?;
+        let task = cluster.runs("n1", "talk", 1, 20)?.remove(0);
+        let asked = if cluster.leader("n1")? == "n1" { "n2" } else { "n1" };
+
+        // Files go in and come out, by name, as an archive, and through no link.
+        let shell = |script: &str| cluster.lab.node(asked).exec(&["sh", "-c", script]);
+        shell("echo hello >/tmp/one && rswarm cp /tmp/one talk.1:/two")?.ok()?;
+        let back = shell("rswarm cp talk.1:/two /tmp/three && cat /tmp/three")?.ok()?;
+        ensure!(back == "hello\n", "{back}");
+        let archived =
+            shell("tar -C /tmp -cf - one | rswarm cp - talk.1:/ && rswarm cp talk.1:/one - | tar -xOf -")?;
+        ensure!(archived.ok()? == "hello\n");
+        let error = cluster.refused(asked, &["cp", "talk.1:/none", "/tmp/x"])?;
+        ensure!(error.contains("No such file"), "{error}");
+        let error = cluster.refused(asked, &["cp", "/tmp/one", "/tmp/x"])?;
+        ensure!(error.contains("must be in a task"), "{error}");
+
+        // Other limits leave it where it is, as it is.
+        cluster.ok(asked, &["service", "update", "--limit-memory", "96m", "--limit-pids", "77", "talk"])?;
+        let usage = || cluster.ok(asked, &["stats", "--no-stream", "--format", "{{.MemUsage}}", "talk"]);
+        eventually("it may use more", 20, || Ok(usage()?.contains("96MiB")))?;
+        ensure!(cluster.runs("n1", "talk", 1, 20)?.contains_id(&task.id), "it was replaced");
+
+        // Whoever is attached hears it, and ends as it does.
+        let attached = cluster
+            .lab
+            .node(asked)
+            .command(&["rswarm", "attach", "--no-stdin", "talk.1"])?
+            .stdout(std::process::Stdio::piped())
+            .spawn();
+        let mut attached = attached?;
+        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(
+            attached.stdout.take().context("it has an output")?,
+        ));
+        let line = lines.next().context("it says something")??;
+        ensure!(line.contains("line "), "{line}");
+        get(cluster.address("n3")?, 8081, "/fail?code=7")?;
+        let said: Vec<String> = lines.collect::<Result<_, _>>()?;
+        ensure!(said.iter().any(|line| line.contains("failing with exit code 7")), "{said:?}");
+        ensure!(attached.wait()?.code() == Some(7));
+
+        // What it has left behind can be copied still.
+        let back = eventually_some(20, || {
+            let ran = shell(&format!("rswarm cp {}:/two -", task.id))?;
+            Ok((ran.code == 0).then_some(ran.stdout))
+        })?;
+        ensure!(back.contains("hello"), "{back}");
+        let error = cluster.refused(asked, &["cp", "/tmp/one", &format!("{}:/two", task.id)])?;
+        ensure!(error.contains("does not run"), "{error}");
+        let error = cluster.refused(asked, &["attach", &task.id])?;
+        ensure!(error.contains("does not run"), "{error}");
+        Ok(())
+    });
+}
+
+/// What there is in the end.
+fn eventually_some<T>(seconds: u64, mut find: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let mut found = None;
+    eventually("it is there", seconds, || {
+        found = find()?;
+        Ok(found.is_some())
+    })?;
+    found.context("it is there")
+}
+
+#[test]
 fn a_cluster_of_two_versions_works_rises_with_its_last_manager_and_takes_no_older_one_from_then_on() {
     bare_machines("versions", 4, |cluster| {
         let nodes = ["n1", "n2", "n3", "n4"];
@@ -948,16 +1027,15 @@ fn a_cluster_of_two_versions_works_rises_with_its_last_manager_and_takes_no_olde
         stop_daemon(cluster, "n2")?;
         cluster.refused("n2", &["init", "--state-dir", &state[1]])?;
         for node in &nodes[..3] {
-            eventually(
-                &format!("{node} knows that all are upgraded"),
-                20,
-                || Ok(level(node)?.trim() == "2"),
-            )?;
+            eventually(&format!("{node} knows that all are upgraded"), 20, || {
+                Ok(level(node)?.trim() == rswarm_control::level::LATEST.to_string())
+            })?;
             cluster.write(node, &format!("again-by-{node}"))?;
         }
 
         let refused = as_before(3, &join)?;
-        let words = ["n4 runs rswarm", "up to level 1", "gone on to level 2"];
+        let now = format!("gone on to level {}", rswarm_control::level::LATEST);
+        let words = ["n4 runs rswarm", "up to level 1", &now];
         let told = words.iter().all(|words| refused.stderr.contains(words));
         ensure!(refused.code == 1 && told, "{}", refused.stderr);
         for (node, state) in nodes.iter().zip(&state).take(3) {

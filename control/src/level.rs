@@ -8,13 +8,13 @@
 //! |---|---|
 //! | 1 | all that the first release writes, but for the following |
 //! | 2 | requests are remembered ([`Change::Once`]) |
-//! | 3 | what a health check finds is an event; services are rebalanced ([`Change::SetRebalance`]); the first release says this of itself |
+//! | 3 | what a health check finds is an event; services are rebalanced ([`Change::SetRebalance`]); containers have a [`Profile`] and tasks [`Bounds`], and running tasks are retuned ([`Change::Retune`]); the first release says this of itself |
 //!
 //! What was written before the first release counts for nothing. From it on, whatever is new in the log, also a field
 //! that `apply` heeds, raises [`LATEST`], and is written from that level on only ([`needed`]).
 
 use crate::admission::Refused;
-use crate::model::{Description, Role};
+use crate::model::{Bounds, Description, Profile, Role, ServiceSpec};
 use crate::plan::Draft;
 use crate::state::{Change, State};
 
@@ -28,6 +28,25 @@ pub const REQUESTS: u32 = 2;
 pub const HEALTH_EVENTS: u32 = 3;
 /// From which services are rebalanced.
 pub const REBALANCE: u32 = 3;
+/// From which containers have a [`Profile`], and running tasks are retuned.
+pub const PROFILES: u32 = 3;
+
+/// That managers of this level can write a spec down whole.
+///
+/// # Errors
+/// If it says what some of them do not understand.
+pub(crate) fn admits(state: &State, spec: &ServiceSpec) -> Result<(), Refused> {
+    let plain = spec.task.resources.bounds == Bounds::default()
+        && spec.task.containers.iter().all(|container| container.profile == Profile::default());
+    if plain || state.level() >= PROFILES {
+        return Ok(());
+    }
+    Err(Refused::FailedPrecondition(format!(
+        "some managers of this cluster run an rswarm that does not know these options (level {}, and they need \
+         {PROFILES}): upgrade all managers first",
+        state.level()
+    )))
+}
 
 /// The level of a daemon that says this of itself; those that say nothing are of the oldest.
 pub fn of(description: &Description) -> u32 {
@@ -39,6 +58,7 @@ pub fn needed(change: &Change) -> u32 {
     match change {
         Change::Once { .. } => REQUESTS,
         Change::SetRebalance { .. } => REBALANCE,
+        Change::Retune { .. } => PROFILES,
         Change::Init(_)
         | Change::SetTokens { .. }
         | Change::SetSettings { .. }

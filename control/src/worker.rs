@@ -7,7 +7,7 @@
 use crate::assignment::{AssignedTask, Assignment};
 use crate::ids::{NodeId, TaskId};
 use crate::liveness::{LEASE, LEASE_GRACE};
-use crate::model::{Desired, Health, Observed};
+use crate::model::{Desired, Health, Observed, TaskResources};
 use crate::state::Report;
 use crate::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,6 +54,8 @@ pub enum Action {
     Prepare(Box<AssignedTask>),
     /// Start what is prepared. Answered by [`Seen::Running`] or [`Seen::Ended`].
     Start(TaskId),
+    /// Let it go on with other limits. Not answered.
+    Retune(Box<AssignedTask>),
     /// End it, however far it is. Answered by [`Seen::Ended`].
     Stop {
         /// Which.
@@ -126,6 +128,8 @@ struct Held {
     health: Health,
     /// As far as its readiness probe has found out.
     ready: Option<bool>,
+    /// What it was last told that it may use; nothing where another daemon did that.
+    tuned: Option<TaskResources>,
 }
 
 /// What the executor was last asked to do about a task, and has not answered to yet.
@@ -291,6 +295,7 @@ fn step(
         match wanted {
             Some(task) if !task.started => {
                 (new.observed, new.asked) = (Observed::Preparing, Asked::Prepare);
+                new.tuned = Some(task.spec.resources.clone());
                 effects.push(Action::Report(new.report(id, node)));
                 effects.push(Action::Prepare(Box::new(task.clone())));
                 held.insert(id, new);
@@ -321,6 +326,7 @@ fn step(
         // Left over from a daemon that stopped before it was done: begin again.
         (Some(task), _) if this.observed < Observed::Ready && this.asked == Asked::Nothing => {
             this.asked = Asked::Prepare;
+            this.tuned = Some(task.spec.resources.clone());
             effects.push(Action::Prepare(Box::new(task.clone())));
         }
         (Some(task), _) if this.health == Health::Unhealthy && !ended => {
@@ -333,6 +339,12 @@ fn step(
                 this.asked = asked;
                 effects.push(Action::Stop { task: id, grace: grace(Some(task)), delay });
             }
+        }
+        (Some(task), _)
+            if this.observed == Observed::Running && this.tuned.as_ref() != Some(&task.spec.resources) =>
+        {
+            this.tuned = Some(task.spec.resources.clone());
+            effects.push(Action::Retune(Box::new(task.clone())));
         }
         (Some(_), _) => {}
         (None, None) if ended => {
@@ -376,6 +388,7 @@ impl Held {
             fenced: false,
             health: Health::Unchecked,
             ready: None,
+            tuned: None,
         }
     }
 
@@ -456,6 +469,8 @@ impl Held {
                 };
                 let error = match observed {
                     Observed::Failed if ill => std::mem::take(&mut self.error),
+                    // That a signal ended what was asked to end by one is nothing that went wrong.
+                    Observed::Shutdown if exit_code.is_some_and(|code| code > 128) => String::new(),
                     _ => error,
                 };
                 self.end(observed, exit_code, error);
@@ -502,6 +517,7 @@ impl std::fmt::Display for Effect {
         match &self.action {
             Action::Prepare(task) => write!(f, "prepare {}", task.id),
             Action::Start(task) => write!(f, "start {task}"),
+            Action::Retune(task) => write!(f, "retune {}", task.id),
             Action::Stop { task, grace, delay } if delay.is_zero() => {
                 write!(f, "stop {task} within {grace:?}")
             }

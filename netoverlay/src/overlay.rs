@@ -66,6 +66,8 @@ pub struct Attach {
     pub sandbox: String,
     /// Its networks, with its address in each. The first one has its default route.
     pub networks: Vec<(NetworkId, Ipv4Addr)>,
+    /// Name servers for it to ask instead of the host's; none leaves it with those.
+    pub upstreams: Vec<SocketAddr>,
 }
 
 /// Something a node would act on or report.
@@ -680,7 +682,7 @@ impl Keeper {
     }
 
     async fn attach(&mut self, attach: Attach) -> Result<PathBuf, Error> {
-        let Attach { sandbox: name, networks } = attach;
+        let Attach { sandbox: name, networks, upstreams } = attach;
         if name.is_empty() || name.contains('/') || name.starts_with('.') {
             return Err(Error::Name(name));
         }
@@ -699,7 +701,7 @@ impl Keeper {
             Error::Io { what: "open the name server's sockets".into(), source: source.into() }
         })??;
         self.resolver
-            .serve(ids, sockets.udp, sockets.tcp, dns.clone())
+            .serve(ids, upstreams, sockets.udp, sockets.tcp, dns.clone())
             .map_err(|source| Error::Io { what: format!("serve names to container {name}"), source })?;
         if let Some(before) = self.sandboxes.insert(name, Attached { networks, dns }) {
             before.dns.cancel();

@@ -49,6 +49,8 @@ pub(crate) struct Resolver {
 struct Serving {
     resolver: Arc<Resolver>,
     networks: Vec<NetworkId>,
+    /// Asked instead of the host's, unless there are none.
+    upstreams: Vec<SocketAddr>,
     forwarded: Arc<Semaphore>,
     connections: Arc<Semaphore>,
     turn: AtomicUsize,
@@ -60,6 +62,7 @@ impl Resolver {
     pub fn serve(
         self: &Arc<Self>,
         networks: Vec<NetworkId>,
+        upstreams: Vec<SocketAddr>,
         udp: std::net::UdpSocket,
         tcp: std::net::TcpListener,
         stop: CancellationToken,
@@ -71,6 +74,7 @@ impl Resolver {
         let serving = Arc::new(Serving {
             resolver: self.clone(),
             networks,
+            upstreams,
             forwarded: Arc::new(Semaphore::new(FORWARDED)),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             turn: AtomicUsize::new(0),
@@ -168,9 +172,10 @@ impl Serving {
         }
     }
 
-    /// Asks the host's servers in order; a failure if none answers.
+    /// Asks the container's own servers, or the host's, in order; a failure if none answers.
     async fn forward(&self, question: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        for server in &self.resolver.upstreams {
+        let own = Some(&self.upstreams).filter(|own| !own.is_empty());
+        for server in own.unwrap_or(&self.resolver.upstreams) {
             let asked = async {
                 match transport {
                     Transport::Udp => ask_udp(*server, question).await,
@@ -264,12 +269,20 @@ mod tests {
 
     /// Starts a name server; returns its addresses.
     fn start(upstreams: Vec<SocketAddr>) -> (SocketAddr, SocketAddr, watch::Sender<View>) {
+        start_with(upstreams, Vec::new())
+    }
+
+    /// For a container with servers of its own.
+    fn start_with(
+        upstreams: Vec<SocketAddr>,
+        own: Vec<SocketAddr>,
+    ) -> (SocketAddr, SocketAddr, watch::Sender<View>) {
         let (sender, view) = watch::channel(view());
         let resolver = Arc::new(Resolver { view, upstreams, tracker: TaskTracker::new() });
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addresses = (udp.local_addr().unwrap(), tcp.local_addr().unwrap());
-        resolver.serve(vec![NetworkId::new(1).unwrap()], udp, tcp, CancellationToken::new()).unwrap();
+        resolver.serve(vec![NetworkId::new(1).unwrap()], own, udp, tcp, CancellationToken::new()).unwrap();
         (addresses.0, addresses.1, sender)
     }
 
@@ -304,13 +317,26 @@ mod tests {
         let (sender, view) = watch::channel(view());
         let resolver = Arc::new(Resolver { view, upstreams: vec![], tracker: TaskTracker::new() });
         resolver
-            .serve(vec![NetworkId::new(1).unwrap()], upstream_udp, upstream_tcp, CancellationToken::new())
+            .serve(
+                vec![NetworkId::new(1).unwrap()],
+                vec![],
+                upstream_udp,
+                upstream_tcp,
+                CancellationToken::new(),
+            )
             .unwrap();
         // The first of these is a closed port: it is passed over.
         let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let (udp, tcp, other) = start(vec![closed, server]);
         other.send_replace(View::default());
         assert_eq!(ask(udp, tcp, "web.").await, [(ResponseCode::NoError, 1); 2]);
+        // A container's own servers are asked instead of the host's.
+        let (udp, tcp, other) = start_with(vec![closed], vec![server]);
+        other.send_replace(View::default());
+        assert_eq!(ask(udp, tcp, "web.").await, [(ResponseCode::NoError, 1); 2]);
+        let (udp, tcp, other) = start_with(vec![server], vec![closed]);
+        other.send_replace(View::default());
+        assert_eq!(ask(udp, tcp, "web.").await, [(ResponseCode::ServFail, 0); 2]);
         drop(sender);
     }
 }

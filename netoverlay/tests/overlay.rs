@@ -181,8 +181,11 @@ impl Machine {
     /// Applies the table and attaches the container.
     async fn join(&self, table: &Table) -> Netns {
         self.overlay.apply(table.clone()).await.unwrap();
-        let attach =
-            Attach { sandbox: format!("c{}", self.number), networks: vec![(net(), task(self.number))] };
+        let attach = Attach {
+            sandbox: format!("c{}", self.number),
+            networks: vec![(net(), task(self.number))],
+            upstreams: Vec::new(),
+        };
         Netns::open(&self.overlay.attach(attach).await.unwrap()).unwrap()
     }
 
@@ -386,12 +389,12 @@ fn a_container_in_two_networks_has_the_names_of_both_and_a_way_out() {
             backends: vec![],
             draining: vec![],
         });
-        let attach = Attach { sandbox: "c".into(), networks: vec![(net(), task(2))] };
+        let attach = Attach { sandbox: "c".into(), networks: vec![(net(), task(2))], upstreams: Vec::new() };
         let refused = machine.overlay.attach(attach).await;
         assert!(refused.is_err_and(|error| error.to_string().contains("network 000050 is not in the table")));
         machine.overlay.apply(table).await.unwrap();
         let networks = vec![(net(), task(2)), (other, [10, 51, 0, 12].into())];
-        let attach = Attach { sandbox: "c".into(), networks };
+        let attach = Attach { sandbox: "c".into(), networks, upstreams: Vec::new() };
         let container = Netns::open(&machine.overlay.attach(attach.clone()).await.unwrap()).unwrap();
         machine.overlay.attach(attach).await.unwrap();
         for gateway in [Ipv4Addr::new(10, 50, 0, 1), Ipv4Addr::new(10, 51, 0, 1)] {

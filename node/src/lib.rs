@@ -9,6 +9,7 @@ pub mod config;
 pub mod daemon;
 pub mod demo;
 pub mod executor;
+pub mod files;
 pub mod identity;
 pub mod image;
 mod machine;

@@ -12,9 +12,10 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use rswarm::executor::{
-    Config, ContainerRequest, Error, Event, Exec, Executor, Limits, LogEntry, LogOptions, LogQuery,
-    LogStream, Mount, Probe, State, WindowSize,
+    AttachEnd, Config, ContainerRequest, Device, Error, Event, Exec, Executor, Limits, LogDriver, LogEntry,
+    LogOptions, LogQuery, LogStream, Mount, Probe, Rlimit, State, WindowSize,
 };
+use rswarm::files;
 
 /// No claim takes longer than this.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     match args.get(1).map(String::as_str) {
         Some("inside") => inside::main(&args[2..]),
         Some("starter") => starter(&args[2..]),
+        Some("churn") => churn(&args[2..]),
         _ => outside(&args[1..]),
     }
 }
@@ -69,8 +71,23 @@ const CLAIMS: &[Claim] = &[
     ("a_program_beside_has_a_terminal_of_the_containers_own", a_program_beside_has_a_terminal),
     ("a_program_beside_is_signalled_and_listed", a_program_beside_is_signalled_and_listed),
     ("a_paused_container_stands_still_and_can_be_stopped", a_paused_container_stands_still),
+    ("options_of_a_container_hold_inside", options_of_a_container_hold_inside),
+    ("a_device_may_be_used_as_far_as_was_said", a_device_may_be_used_as_far_as_was_said),
+    ("what_is_not_of_a_containers_own_is_refused", what_is_not_of_a_containers_own_is_refused),
+    ("an_init_reaps_and_passes_signals_on", an_init_reaps_and_passes_signals_on),
+    ("standard_input_is_fed_by_whoever_attaches", standard_input_is_fed_by_whoever_attaches),
+    ("a_containers_own_terminal_is_attached_to", a_containers_own_terminal_is_attached_to),
+    ("who_listens_too_slowly_is_let_go", who_listens_too_slowly_is_let_go),
+    ("a_log_is_compressed_and_read_as_before", a_log_is_compressed_and_read_as_before),
+    ("a_full_disk_of_logs_holds_nobody_up", a_full_disk_of_logs_holds_nobody_up),
+    ("a_log_may_be_kept_nowhere_or_in_the_journal", a_log_may_be_kept_nowhere_or_in_the_journal),
+    ("files_are_copied_out_of_containers_and_their_remains", files_are_copied_out_of_containers),
+    ("files_are_copied_into_a_container_and_nowhere_else", files_are_copied_into_a_container),
+    ("limits_are_changed_while_it_runs", limits_are_changed_while_it_runs),
     ("the_shim_is_sealed_and_small", the_shim_is_sealed_and_small),
     ("thirty_starts_leave_nothing", thirty_starts_leave_nothing),
+    ("every_way_to_die_has_its_record_and_its_words", every_way_to_die_has_its_record_and_its_words),
+    ("daemons_killed_at_random_leave_nothing_behind", daemons_killed_at_random_leave_nothing_behind),
     ("all_this_holds_on_another_kernel_with_a_unified_hierarchy", all_this_holds_on_another_kernel),
 ];
 
@@ -400,7 +417,7 @@ fn both_streams_are_kept_in_order(bench: &mut Bench) {
 
 fn a_long_log_is_rotated_and_followed(bench: &mut Bench) {
     let mut request = bench.request(&["count", "20000"]);
-    request.log = LogOptions { file_bytes_max: 400_000, files_max: 8 };
+    request.log = LogOptions { file_bytes_max: 400_000, files_max: 8, ..LogOptions::default() };
     let id = bench.start(request).unwrap();
     let followed = bench.entries(&id, LogQuery { follow: true, ..LogQuery::default() });
     let numbers: Vec<usize> =
@@ -570,7 +587,12 @@ fn cpu_is_limited_and_updated(bench: &mut Bench) {
         return;
     }
     let mut request = bench.request(&["burn"]);
-    request.limits = Limits { nano_cpus: Some(100_000_000), memory_bytes: Some(64 << 20), pids: Some(10) };
+    request.limits = Limits {
+        nano_cpus: Some(100_000_000),
+        memory_bytes: Some(64 << 20),
+        pids: Some(10),
+        ..Limits::default()
+    };
     let id = bench.start(request).unwrap();
     bench.wait(async {
         loop {
@@ -582,8 +604,8 @@ fn cpu_is_limited_and_updated(bench: &mut Bench) {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let limits = Limits { nano_cpus: None, memory_bytes: Some(32 << 20), pids: None };
-        bench.executor.update(&id, limits).await.unwrap();
+        let limits = Limits { nano_cpus: None, memory_bytes: Some(32 << 20), ..Limits::default() };
+        bench.executor.update(&id, limits.clone()).await.unwrap();
         assert_eq!(bench.executor.stats(&id).await.unwrap().memory_limit_bytes, Some(32 << 20));
         let raised = Limits { memory_bytes: Some(128 << 20), ..limits };
         bench.executor.update(&id, raised).await.unwrap();
@@ -838,6 +860,408 @@ fn privileges_are_given_only_when_asked_for(bench: &mut Bench) {
     }
 }
 
+fn options_of_a_container_hold_inside(bench: &mut Bench) {
+    let mut request = bench.request(&["options"]);
+    request.user = "web".into();
+    request.groups = vec!["www".into(), "55".into()];
+    let rlimit = |name: &str, soft, hard| Rlimit { name: name.into(), soft, hard };
+    request.rlimits = vec![rlimit("nofile", 100, 200), rlimit("core", 0, 0), rlimit("nproc", 50, 60)];
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    request.privileges.sysctls = [pair("net.ipv4.ip_default_ttl", "42"), pair("kernel.shmmni", "77")].into();
+    request.shm_bytes = Some(1 << 20);
+    request.oom_score_adj = 321;
+    request.privileges.cap_add = vec!["NET_RAW".into()];
+    request.privileges.cap_drop = vec!["CHOWN".into()];
+    let (code, output) = bench.run(request);
+    assert_eq!(code, 0, "{output}");
+    for line in [
+        "groups [34, 40, 55]",
+        "Max open files 100 200 files",
+        "Max core file size 0 0 bytes",
+        "Max processes 50 60 processes",
+        "net.ipv4.ip_default_ttl 42",
+        "kernel.shmmni 77",
+        "shm 1048576",
+        "oom 321",
+        "CapBnd: 00000000000425fa",
+    ] {
+        assert!(output.lines().any(|found| found == line), "{line:?} is missing from\n{output}");
+    }
+    let mut request = bench.request(&["exit", "0"]);
+    request.groups = vec!["ghosts".into()];
+    match bench.start(request) {
+        Err(Error::Start { code: 125, message }) => {
+            assert!(message.contains("group \"ghosts\" is not in the image's /etc/group"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn a_device_may_be_used_as_far_as_was_said(bench: &mut Bench) {
+    // Under other names, so that what every container has does not answer for it.
+    let device = |source: &str, target: &str, access: &str| Device {
+        source: source.into(),
+        target: target.into(),
+        access: access.into(),
+    };
+    let mut request = bench.request(&["open", "/dev/made/kmsg", "/dev/net/tun", "/dev/null"]);
+    request.devices = vec![device("/dev/kmsg", "/dev/made/kmsg", "w")];
+    let tun = Path::new("/dev/net/tun").exists();
+    if tun {
+        request.devices.push(device("/dev/net/tun", "/dev/net/tun", "rwm"));
+    }
+    let limited = bench.executor.limits_unenforced().is_none();
+    let (code, output) = bench.run(request);
+    assert_eq!(code, 0, "{output}");
+    let has = |line: &str| assert!(output.lines().any(|found| found == line), "{line:?} not in\n{output}");
+    has("/dev/made/kmsg write ok");
+    if limited {
+        has("/dev/made/kmsg read EPERM");
+    }
+    has("/dev/null read ok");
+    if tun {
+        has("/dev/net/tun read ok");
+    }
+}
+
+fn what_is_not_of_a_containers_own_is_refused(bench: &mut Bench) {
+    let mut refused = |change: &dyn Fn(&mut ContainerRequest), words: &str| {
+        let mut request = bench.request(&["exit", "0"]);
+        change(&mut request);
+        match bench.wait(bench.executor.create(request)) {
+            Err(Error::Invalid { reason, .. }) => assert!(reason.contains(words), "{reason}"),
+            other => panic!("{words}: {other:?}"),
+        }
+    };
+    let device = |source: &str, target: &str| Device {
+        source: source.into(),
+        target: target.into(),
+        access: "rwm".into(),
+    };
+    refused(&|request| request.devices = vec![device("/etc/passwd", "/dev/x")], "it is no device");
+    refused(&|request| request.devices = vec![device("/no/such", "/dev/x")], "device /no/such");
+    refused(&|request| request.devices = vec![device("/dev/null", "/dev/../x")], "not an absolute path");
+    let sysctl = |name: &str| [(name.to_owned(), "1".to_owned())].into();
+    refused(&|request| request.privileges.sysctls = sysctl("kernel.panic"), "own namespaces");
+    let mut request = bench.request(&["exit", "0"]);
+    request.privileges.sysctls = sysctl("net.no.such");
+    match bench.start(request) {
+        Err(Error::Start { message, .. }) => assert!(message.contains("no such setting"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn an_init_reaps_and_passes_signals_on(bench: &mut Bench) {
+    let mut request = bench.request(&["orphans"]);
+    request.init = true;
+    request.user = "web".into();
+    let id = bench.start(request).unwrap();
+    bench.until_said(&id, "ready");
+    assert!(bench.output(&id).contains("my parent is rswarm-init, none is dead"), "{}", bench.output(&id));
+    let exit = bench.wait(bench.executor.stop(&id, PATIENCE)).unwrap().unwrap();
+    assert_eq!((exit.code, exit.signal), (7, None));
+    // Process 1 has no more rights than the program.
+    let mut request = bench.request(&["hang"]);
+    (request.init, request.user) = (true, "web".into());
+    let id = bench.start(request).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", bench.pid(&id))).unwrap();
+    for line in ["Uid:\t33\t33\t33\t33", "CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+    bench.wait(bench.executor.kill(&id, 10)).unwrap();
+    assert_eq!(bench.wait(bench.executor.wait(&id)).unwrap().code, 128 + 10);
+    let mut request = bench.request(&[]);
+    (request.init, request.args) = (true, vec!["/foo".into()]);
+    match bench.start(request) {
+        Err(Error::Start { code: 127, message }) => assert!(message.contains("no such file"), "{message}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The reading end of what a container writes, which is listened to.
+fn listen(bench: &Bench, id: &str) -> (rswarm::executor::Attached, std::io::PipeReader) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let error = OwnedFd::from(writer.try_clone().unwrap());
+    let attached = bench.wait(bench.executor.attach(id, vec![writer.into(), error])).unwrap();
+    (attached, reader)
+}
+
+fn standard_input_is_fed_by_whoever_attaches(bench: &mut Bench) {
+    let mut request = bench.request(&["echo"]);
+    request.stdin = true;
+    let id = bench.start(request).unwrap();
+    bench.until_said(&id, "ready");
+    let (mut attached, mut reader) = listen(bench, &id);
+    let mut input = File::from(attached.take_input().expect("its standard input"));
+    input.write_all(b"one\n").unwrap();
+    let mut answer = [0; 8];
+    reader.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"got one\n");
+    // Another one may come and go.
+    let (mut other, mut also) = listen(bench, &id);
+    File::from(other.take_input().unwrap()).write_all(b"two\n").unwrap();
+    also.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"got two\n");
+    drop((other, also));
+    bench.wait(bench.executor.close_stdin(&id)).unwrap();
+    drop(input);
+    match bench.wait(attached.wait()).unwrap() {
+        AttachEnd::Exited(exit) => assert_eq!(exit.code, 5),
+        AttachEnd::Lagging => panic!("nobody lags"),
+    }
+    let mut rest = String::new();
+    reader.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "got two\nend\n");
+    // The log has all of it too.
+    assert_eq!(bench.output(&id), "ready\ngot one\ngot two\nend\n");
+    // Without being asked for there is none.
+    let request = bench.request(&["echo"]);
+    let (code, output) = bench.run(request);
+    assert_eq!((code, output.as_str()), (5, "ready\nend\n"));
+}
+
+fn a_containers_own_terminal_is_attached_to(bench: &mut Bench) {
+    let mut request = bench.request(&["terminal"]);
+    (request.tty, request.init) = (true, true);
+    let id = bench.start(request).unwrap();
+    bench.until_said(&id, "24x80 on /dev/pts/0\r");
+    let (mut attached, mut reader) = listen(bench, &id);
+    let terminal = attached.take_input().expect("its terminal");
+    let size = rustix::termios::Winsize { ws_row: 9, ws_col: 33, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&terminal, size).unwrap();
+    let mut terminal = File::from(terminal);
+    terminal.write_all(b"\n").unwrap();
+    let mut heard = Vec::new();
+    while !String::from_utf8_lossy(&heard).contains("9x33 on /dev/pts/0") {
+        let mut buffer = [0; 64];
+        let count = reader.read(&mut buffer).unwrap();
+        assert!(count > 0, "it has ended");
+        heard.extend_from_slice(&buffer[..count]);
+    }
+    // The interrupt key is for the program.
+    terminal.write_all(b"\x03").unwrap();
+    match bench.wait(attached.wait()).unwrap() {
+        AttachEnd::Exited(exit) => assert_eq!((exit.code, exit.signal), (130, None)),
+        AttachEnd::Lagging => panic!("nobody lags"),
+    }
+}
+
+fn who_listens_too_slowly_is_let_go(bench: &mut Bench) {
+    let mut request = bench.request(&["count", "200000"]);
+    request.log = LogOptions { file_bytes_max: 4 << 20, files_max: 2, ..LogOptions::default() };
+    let gate = bench.directory.path().join("gate");
+    fs::create_dir(&gate).unwrap();
+    request.args.splice(2..2, ["gated".into(), "/gate/open".into()]);
+    request.mounts = vec![Mount::Bind { source: gate.clone(), target: "/gate".into(), readonly: true }];
+    let id = bench.start(request).unwrap();
+    let (mut attached, reader) = listen(bench, &id);
+    fs::write(gate.join("open"), "").unwrap();
+    assert_eq!(bench.wait(attached.wait()).unwrap(), AttachEnd::Lagging);
+    drop(reader);
+    assert_eq!(bench.wait(bench.executor.wait(&id)).unwrap().code, 0);
+    let tail = bench.entries(&id, LogQuery { tail: Some(1), ..LogQuery::default() });
+    assert_eq!(tail[0].text, b"199999");
+}
+
+fn a_log_is_compressed_and_read_as_before(bench: &mut Bench) {
+    let mut request = bench.request(&["count-and-hang", "20000"]);
+    request.log =
+        LogOptions { file_bytes_max: 200_000, files_max: 50, compress: true, ..LogOptions::default() };
+    let id = bench.start(request).unwrap();
+    bench.until_said(&id, "19999");
+    let directory = bench.config.root_dir.join("containers").join(&id);
+    let names = || -> Vec<String> {
+        let names = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name());
+        names.map(|name| name.into_string().unwrap()).filter(|name| name.starts_with("log.")).collect()
+    };
+    until("a file is compressed", || names().iter().any(|name| name.ends_with(".gz")));
+    let all: Vec<String> = (0..20_000).map(|number| number.to_string()).collect();
+    let texts = |entries: Vec<LogEntry>| -> Vec<String> {
+        entries.into_iter().map(|entry| String::from_utf8(entry.text).unwrap()).collect()
+    };
+    assert_eq!(texts(bench.entries(&id, LogQuery::default())), all);
+    bench.wait(bench.executor.stop(&id, Duration::ZERO)).unwrap();
+    assert_eq!(texts(bench.entries(&id, LogQuery { follow: true, ..LogQuery::default() })), all);
+    assert!(!names().contains(&"log.tmp".into()), "{:?}", names());
+}
+
+/// A file system of a few pages for the executor's directory of containers.
+fn a_full_disk_of_logs_holds_nobody_up(bench: &mut Bench) {
+    let small = bench.directory.path().join("small");
+    fs::create_dir(&small).unwrap();
+    let flags = nix::mount::MsFlags::empty();
+    nix::mount::mount(Some("tmpfs"), &small, Some("tmpfs"), flags, Some("size=2m")).unwrap();
+    let config = Config {
+        root_dir: small.join("root"),
+        run_dir: bench.directory.path().join("run-small"),
+        cgroup_parent: format!("{}-small", bench.config.cgroup_parent),
+        ..bench.config.clone()
+    };
+    let executor = bench.wait(Executor::open(config.clone())).unwrap();
+    let held = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        // One floods, its neighbours say little.
+        let requests = [["count", "300000"], ["count", "3"], ["exit", "4"]].map(|words| {
+            let mut request = bench.request(&words);
+            request.log.file_bytes_max = 100 << 20;
+            request
+        });
+        let ids = requests.each_ref().map(|request| request.id.clone());
+        bench.wait(async {
+            for request in requests {
+                executor.create(request).await.unwrap();
+            }
+            for id in &ids {
+                executor.start(id).await.unwrap();
+            }
+        });
+        let ends: Vec<_> = ids.iter().map(|id| bench.wait(executor.wait(id)).unwrap()).collect();
+        assert_eq!(ends.iter().map(|exit| exit.code).collect::<Vec<_>>(), [0, 0, 4]);
+        assert!(ends[0].log_dropped_bytes > 0, "{ends:?}");
+        // How they ended is on the disk all the same, for the next daemon.
+        let next = bench.wait(Executor::open(config)).unwrap();
+        let known = ids.iter().map(|id| bench.wait(next.wait(id)).unwrap().code);
+        assert_eq!(known.collect::<Vec<_>>(), [0, 0, 4]);
+        // What is there is whole lines, from the first one on.
+        let mut logs = executor.logs(&ids[0], LogQuery::default()).unwrap();
+        let first = bench.wait(logs.next()).unwrap();
+        assert_eq!(first.text, b"0");
+    }));
+    bench.wait(executor.purge()).unwrap();
+    nix::mount::umount(&small).unwrap();
+    held.unwrap();
+}
+
+fn a_log_may_be_kept_nowhere_or_in_the_journal(bench: &mut Bench) {
+    let mut request = bench.request(&["speak"]);
+    request.log.driver = LogDriver::None;
+    let id = bench.start(request).unwrap();
+    assert_eq!(bench.wait(bench.executor.wait(&id)).unwrap().code, 0);
+    assert!(!bench.config.root_dir.join("containers").join(&id).join("log").exists());
+    match bench.executor.logs(&id, LogQuery::default()) {
+        Err(Error::Unreadable { message, .. }) => assert!(message.contains("kept nowhere"), "{message}"),
+        _ => panic!("there is no log"),
+    }
+    let socket = Path::new("/run/systemd/journal/socket");
+    let mut request = bench.request(&["speak"]);
+    request.log.driver = LogDriver::Journald;
+    request.journal = vec![("CONTAINER_ID".into(), request.id.clone())];
+    if socket.exists() {
+        return eprintln!("skipped: this machine's own journal is not written to");
+    }
+    match bench.wait(bench.executor.create(request.clone())) {
+        Err(Error::Invalid { reason, .. }) => assert!(reason.contains("no journal at"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    // A journal of the test's own, in the place of the machine's.
+    let made = ["/run/systemd", "/run/systemd/journal"].map(|path| (path, fs::create_dir(path).is_ok()));
+    let journal = std::os::unix::net::UnixDatagram::bind(socket).unwrap();
+    journal.set_read_timeout(Some(PATIENCE)).unwrap();
+    let held = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let id = bench.start(request).unwrap();
+        let mut entries = Vec::new();
+        let mut buffer = vec![0; 64 << 10];
+        while !entries.iter().any(|entry: &String| entry.contains("no newline")) {
+            let count = journal.recv(&mut buffer).unwrap();
+            entries.push(String::from_utf8_lossy(&buffer[..count]).into_owned());
+        }
+        assert!(entries.iter().all(|entry| entry.contains(&format!("CONTAINER_ID={id}\n"))), "{entries:?}");
+        let has = |text: &str| entries.iter().any(|entry| entry.contains(text));
+        assert!(has("PRIORITY=6\nMESSAGE=one\n") && has("PRIORITY=3\nMESSAGE=wrong\n"), "{entries:?}");
+        assert_eq!(bench.wait(bench.executor.wait(&id)).unwrap().code, 0);
+    }));
+    fs::remove_file(socket).unwrap();
+    made.iter().rev().filter(|(_, made)| *made).for_each(|(path, _)| fs::remove_dir(path).unwrap());
+    held.unwrap();
+}
+
+/// Unpacks what is at a path in a container, and gives the directory.
+fn copy_out(bench: &Bench, id: &str, path: &str) -> Result<tempfile::TempDir, String> {
+    let root = bench.wait(bench.executor.root(id, false)).map_err(|error| error.to_string())?;
+    let mut archive = Vec::new();
+    files::pack(&root, Path::new(path), false, &mut archive).map_err(|error| error.to_string())?;
+    let to = tempfile::tempdir().unwrap();
+    let target = files::Target { name: Some("copy".into()), ..files::Target::default() };
+    let here = files::directory(to.path()).unwrap();
+    files::unpack(&here, Path::new("/copy"), &target, &archive[..]).map_err(|error| error.to_string())?;
+    Ok(to)
+}
+
+fn files_are_copied_out_of_containers(bench: &mut Bench) {
+    let mut request = bench.request(&["write-and-wait", "/data/own", "/scratch/own"]);
+    request.mounts = vec![Mount::Tmpfs { target: "/scratch".into(), size_bytes: None, mode: 0o1777 }];
+    let id = bench.start(request).unwrap();
+    bench.until_said(&id, "written");
+    let read = |directory: tempfile::TempDir| fs::read_to_string(directory.path().join("copy")).unwrap();
+    assert_eq!(read(copy_out(bench, &id, "/data/own").unwrap()), "from inside");
+    assert_eq!(read(copy_out(bench, &id, "/scratch/own").unwrap()), "from inside");
+    assert!(copy_out(bench, &id, "/etc").unwrap().path().join("copy/passwd").exists());
+    // A link that climbs leads to what is inside, and an absolute one likewise.
+    symlink("/proc/self/root/../../../../..", bench.image().join("data/climb")).unwrap();
+    let outside = bench.directory.path().join("outside-file");
+    fs::write(&outside, "secret").unwrap();
+    let link = format!("/data/climb{}", outside.display());
+    assert!(copy_out(bench, &id, &link).is_err());
+    bench.wait(bench.executor.stop(&id, Duration::ZERO)).unwrap();
+    // What it has written is there when it has ended; what was in memory is gone.
+    assert_eq!(read(copy_out(bench, &id, "/data/own").unwrap()), "from inside");
+    assert!(copy_out(bench, &id, "/bin/inside").is_ok(), "the image is below");
+    assert!(copy_out(bench, &id, "/scratch/own").is_err());
+    assert!(copy_out(bench, &id, &link).is_err());
+    assert!(matches!(bench.wait(bench.executor.root(&id, true)), Err(Error::NotRunning(_))));
+}
+
+fn files_are_copied_into_a_container(bench: &mut Bench) {
+    let outside = bench.directory.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    let layer = bench.directory.path().join("links");
+    fs::create_dir_all(layer.join("data")).unwrap();
+    symlink(&outside, layer.join("data/out")).unwrap();
+    let mut request = bench.request(&["wait-for", "/data/arrived"]);
+    request.lower.insert(0, layer.clone());
+    let id = bench.start(request).unwrap();
+    let from = tempfile::tempdir().unwrap();
+    fs::write(from.path().join("arrived"), "hello").unwrap();
+    let mut archive = Vec::new();
+    let here = files::directory(from.path()).unwrap();
+    files::pack(&here, Path::new("/arrived"), false, &mut archive).unwrap();
+    let root = bench.wait(bench.executor.root(&id, true)).unwrap();
+    let target = files::Target { name: Some("arrived".into()), ..files::Target::default() };
+    let put = |path: &str| files::unpack(&root, Path::new(path), &target, &archive[..]);
+    assert!(put("/data/out/").is_err(), "the link leads to nothing inside");
+    assert!(put("/data/out/x").is_err());
+    put("/data/").unwrap();
+    assert_eq!(bench.wait(bench.executor.wait(&id)).unwrap().code, 3);
+    assert_eq!(fs::read_dir(outside).unwrap().count(), 0);
+    assert!(!layer.join("data/arrived").exists());
+    let mut request = bench.request(&["hang"]);
+    request.privileges.read_only_root = true;
+    let id = bench.start(request).unwrap();
+    let root = bench.wait(bench.executor.root(&id, true)).unwrap();
+    let error = files::unpack(&root, Path::new("/data/"), &target, &archive[..]).unwrap_err();
+    assert!(error.to_string().to_lowercase().contains("read-only"), "{error}");
+}
+
+fn limits_are_changed_while_it_runs(bench: &mut Bench) {
+    if let Some(why) = bench.executor.limits_unenforced() {
+        return eprintln!("skipped: {why}");
+    }
+    let mut request = bench.request(&["eat-and-wait", "40"]);
+    request.limits = Limits { memory_bytes: Some(128 << 20), pids: Some(50), ..Limits::default() };
+    let id = bench.start(request).unwrap();
+    bench.until_said(&id, "eaten");
+    let pid = bench.pid(&id);
+    let update = |limits: Limits| bench.wait(bench.executor.update(&id, limits));
+    let limit = || bench.wait(bench.executor.stats(&id)).unwrap().memory_limit_bytes;
+    assert_eq!(limit(), Some(128 << 20));
+    for bytes in [Some(256_u64 << 20), Some(64 << 20), None, Some(96 << 20)] {
+        update(Limits { memory_bytes: bytes, pids: Some(50), ..Limits::default() }).unwrap();
+        assert_eq!(limit(), bytes);
+    }
+    update(Limits { memory_bytes: Some(64 << 20), swap_bytes: 32 << 20, ..Limits::default() }).unwrap();
+    assert_eq!(limit(), Some(64 << 20));
+    assert_eq!(bench.pid(&id), pid, "it goes on");
+}
+
 fn another_program_runs_inside(bench: &mut Bench) {
     let mut request = bench.request(&["hang"]);
     request.env = vec!["COLOUR=blue".into()];
@@ -1082,6 +1506,235 @@ fn the_shim_is_sealed_and_small(bench: &mut Bench) {
     assert!(private < 512, "{private} KiB");
 }
 
+fn every_way_to_die_has_its_record_and_its_words(bench: &mut Bench) {
+    type Change = fn(&mut ContainerRequest);
+    type Act = fn(&Bench, &str);
+    let limited = bench.executor.limits_unenforced().is_none();
+    let no_change: Change = |_| {};
+    let no_act: Act = |_, _| {};
+    let shim: Act = |bench, id| match bench.executor.inspect(id).unwrap().state {
+        State::Running(running) => signal(running.shim_pid, 9),
+        other => panic!("{id}: {other:?}"),
+    };
+    let cgroup: Act = |bench, id| {
+        for parent in bench.cgroups() {
+            let own = fs::read_dir(parent).unwrap().map(|entry| entry.unwrap().path());
+            let own =
+                own.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&format!("{id}-")));
+            for path in own {
+                // All that is in it is killed, and then it goes, as when somebody tidies up by hand.
+                for pid in fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default().lines() {
+                    signal(pid.parse().unwrap(), 9);
+                }
+                until("the cgroup is gone", || fs::remove_dir(&path).is_ok() || !path.exists());
+            }
+        }
+    };
+    let table: &[(&str, &[&str], Change, Act, i32, Option<i32>, &str)] = &[
+        ("exit", &["exit", "0"], no_change, no_act, 0, None, ""),
+        ("code", &["exit", "42"], no_change, no_act, 42, None, ""),
+        (
+            "kill",
+            &["hang"],
+            no_change,
+            |b, id| b.wait(b.executor.kill(id, 9)).unwrap(),
+            137,
+            Some(9),
+            "ended by signal 9 (SIGKILL)",
+        ),
+        (
+            "usr1",
+            &["hang"],
+            |r| r.init = true,
+            |b, id| b.wait(b.executor.kill(id, 10)).unwrap(),
+            138,
+            None,
+            "",
+        ),
+        ("abort", &["abort"], |r| r.init = true, no_act, 134, None, ""),
+        (
+            "oom",
+            &["eat", "200"],
+            |r| r.limits.memory_bytes = Some(32 << 20),
+            no_act,
+            137,
+            Some(9),
+            "killed by the kernel: out of memory",
+        ),
+        (
+            "oom-init",
+            &["eat", "200"],
+            |r| (r.limits.memory_bytes, r.init) = (Some(32 << 20), true),
+            no_act,
+            137,
+            None,
+            "killed by the kernel: out of memory",
+        ),
+        (
+            "exec",
+            &[],
+            |r| r.args = vec!["/bin/garbage".into()],
+            no_act,
+            126,
+            None,
+            "exec \"/bin/garbage\": exec format error",
+        ),
+        (
+            "missing",
+            &[],
+            |r| r.args = vec!["/foo".into()],
+            no_act,
+            127,
+            None,
+            "exec \"/foo\": no such file or directory",
+        ),
+        (
+            "setup",
+            &["exit", "0"],
+            |r| r.user = "ghost".into(),
+            no_act,
+            125,
+            None,
+            "user \"ghost\" is not in the image's /etc/passwd",
+        ),
+        ("shim", &["hang"], no_change, shim, 255, None, rswarm::executor::LOST),
+        ("cgroup", &["hang"], no_change, cgroup, 137, Some(9), "ended by signal 9 (SIGKILL)"),
+        (
+            "lease",
+            &["hang"],
+            |r| r.lease = Some(Duration::from_millis(50)),
+            no_act,
+            137,
+            Some(9),
+            rswarm_shim::protocol::LEASE_OVER,
+        ),
+    ];
+    for (what, words, change, act, code, signal, told) in table {
+        if !limited && (what.starts_with("oom") || *what == "cgroup") {
+            continue;
+        }
+        let mut request = bench.request(words);
+        request.id = (*what).into();
+        change(&mut request);
+        let started = bench.start(request);
+        assert_eq!(started.is_err(), matches!(code, 125..=127), "{what}: {started:?}");
+        if started.is_ok() {
+            act(bench, what);
+        }
+        let exit = bench.wait(bench.executor.wait(what)).unwrap();
+        assert_eq!((exit.code, exit.signal), (*code, *signal), "{what}: {exit:?}");
+        assert_eq!(rswarm::executor::ending(&exit), *told, "{what}");
+        // Another daemon knows it the same way.
+        bench.reopen();
+        assert_eq!(bench.wait(bench.executor.wait(what)).unwrap(), exit, "{what}");
+    }
+}
+
+/// Makes, starts, stops and removes containers without end, saying so for each: `churn ROOT RUN CGROUP IMAGE SEED`.
+fn churn(args: &[String]) -> ExitCode {
+    let [root, run, cgroup, image, seed] = args else { panic!("churn ROOT RUN CGROUP IMAGE SEED") };
+    let mut random = Random(seed.parse().unwrap());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let config = Config {
+            root_dir: root.into(),
+            run_dir: run.into(),
+            cgroup_parent: cgroup.into(),
+            cgroup_mount: "/sys/fs/cgroup".into(),
+        };
+        let executor = Executor::open(config).await.unwrap();
+        for number in 0.. {
+            // What an earlier one left behind is cleared away now and then, as by a manager's word.
+            if random.below(4) == 0 {
+                for container in executor.list() {
+                    executor.remove(&container.id).await.unwrap();
+                }
+            }
+            let id = format!("k{seed}-{number}");
+            let words: &[&str] = if random.below(2) == 0 { &["hang"] } else { &["exit", "0"] };
+            let words = ["/bin/inside", "inside"].iter().chain(words).map(ToString::to_string).collect();
+            let mut request = ContainerRequest::new(&id, vec![image.into()], words);
+            request.init = random.below(2) == 0;
+            executor.create(request).await.unwrap();
+            executor.start(&id).await.unwrap();
+            println!("started");
+            if random.below(3) > 0 {
+                executor.stop(&id, Duration::ZERO).await.unwrap();
+            }
+            if random.below(3) > 0 {
+                executor.remove(&id).await.unwrap();
+            }
+        }
+    });
+    ExitCode::SUCCESS
+}
+
+/// Numbers that follow from a seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+/// `LEAKS=10000` makes so many starts, `SEED=7` other ones.
+fn daemons_killed_at_random_leave_nothing_behind(bench: &mut Bench) {
+    let setting =
+        |name: &str, usual: u64| std::env::var(name).map_or(usual, |text| text.parse().expect("a number"));
+    let (wanted, seed) = (setting("LEAKS", 200), setting("SEED", 1));
+    let mut random = Random(seed);
+    let state = || {
+        let namespaces: BTreeSet<_> =
+            fs::read_dir("/proc/self/ns").unwrap().flatten().map(|e| e.path()).collect();
+        (fs::read_dir("/proc/self/fd").unwrap().count(), namespaces.len())
+    };
+    let before = state();
+    let (mut starts, mut deaths) = (0, 0);
+    while starts < wanted {
+        let config = &bench.config;
+        let mut daemon = Command::new(std::env::current_exe().unwrap())
+            .arg("churn")
+            .args([&config.root_dir, &config.run_dir, &PathBuf::from(&config.cgroup_parent), &bench.image()])
+            .arg(random.below(1 << 31).to_string())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Killed some starts and some moments later, wherever it is by then.
+        let mut lines = std::io::BufReader::new(daemon.stdout.take().unwrap()).lines();
+        let turns = 1 + random.below(12);
+        for _ in 0..turns {
+            let Some(line) = lines.next() else {
+                let mut words = String::new();
+                daemon.stderr.take().unwrap().read_to_string(&mut words).unwrap();
+                panic!("seed {seed}, after {starts} starts: a daemon ended by itself: {words}");
+            };
+            assert_eq!(line.unwrap(), "started");
+            starts += 1;
+        }
+        std::thread::sleep(Duration::from_micros(random.below(30_000)));
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        deaths += 1;
+    }
+    println!("    {starts} starts, {deaths} daemons killed");
+    bench.reopen();
+    for container in bench.executor.list() {
+        bench.wait(bench.executor.remove(&container.id)).unwrap();
+    }
+    assert!(bench.executor.list().is_empty());
+    assert_eq!(fs::read_dir(bench.config.root_dir.join("containers")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(&bench.config.run_dir).unwrap().count(), 0);
+    for cgroup in bench.cgroups() {
+        let children = fs::read_dir(cgroup).unwrap().filter(|entry| entry.as_ref().unwrap().path().is_dir());
+        assert_eq!(children.map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>(), ["shims"]);
+    }
+    until("descriptors are closed", || state().0 <= before.0);
+    // The rest is asserted of every claim: no mount, cgroup, process or directory.
+}
+
 fn thirty_starts_leave_nothing(bench: &mut Bench) {
     let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
     let mut latencies = Vec::new();
@@ -1152,7 +1805,7 @@ mod inside {
                 until("the file is there", || Path::new(path).exists());
                 return ExitCode::from(3);
             }
-            ["eat", mebibytes] => eat(mebibytes.parse().unwrap()),
+            ["eat", mebibytes] => drop(eat(mebibytes.parse().unwrap())),
             ["threads", count] => threads(count.parse().unwrap()),
             ["burn"] => loop {
                 std::hint::spin_loop();
@@ -1167,6 +1820,41 @@ mod inside {
                 File::create_new(path).unwrap();
             }
             ["names"] => names(),
+            ["abort"] => {
+                // A core is no file anybody wants here.
+                nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0).unwrap();
+                // As process 1 it would be spared by the default action, but not by its own hand.
+                std::process::abort()
+            }
+            ["options"] => options(),
+            ["open", ref paths @ ..] => paths.iter().for_each(|path| open(path)),
+            ["orphans"] => return orphans(),
+            ["echo"] => return echo(),
+            ["gated", gate, "count", last] => {
+                until("the gate is open", || Path::new(gate).exists());
+                (0..last.parse().unwrap()).for_each(|number: usize| println!("{number}"));
+            }
+            ["count-and-hang", last] => {
+                (0..last.parse().unwrap()).for_each(|number: usize| println!("{number}"));
+                loop {
+                    std::thread::park();
+                }
+            }
+            ["write-and-wait", ref paths @ ..] => {
+                paths.iter().for_each(|path| fs::write(path, "from inside").unwrap());
+                println!("written");
+                loop {
+                    std::thread::park();
+                }
+            }
+            ["eat-and-wait", mebibytes] => {
+                let memory = eat(mebibytes.parse().unwrap());
+                println!("eaten");
+                loop {
+                    std::thread::park();
+                    std::hint::black_box(&memory);
+                }
+            }
             ["terminal"] => terminal(),
             ["brood", then] => brood(then),
             ["serve"] => serve(),
@@ -1261,10 +1949,67 @@ mod inside {
         }
     }
 
-    fn eat(mebibytes: usize) {
+    fn eat(mebibytes: usize) -> Vec<u8> {
         let mut memory = vec![0_u8; mebibytes << 20];
         memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
         std::hint::black_box(&memory);
+        memory
+    }
+
+    fn options() {
+        let groups: Vec<u32> =
+            rustix::process::getgroups().unwrap().iter().map(|group| group.as_raw()).collect();
+        println!("groups {groups:?}");
+        for line in fs::read_to_string("/proc/self/limits").unwrap().lines() {
+            println!("{}", line.split_whitespace().collect::<Vec<_>>().join(" "));
+        }
+        for name in ["net.ipv4.ip_default_ttl", "kernel.shmmni"] {
+            let value = fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/"))).unwrap();
+            println!("{name} {}", value.trim());
+        }
+        let shm = nix::sys::statvfs::statvfs("/dev/shm").unwrap();
+        println!("shm {}", shm.blocks() * shm.fragment_size());
+        println!("oom {}", fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim());
+        status().iter().filter(|line| line.starts_with("Cap")).for_each(|line| println!("{line}"));
+    }
+
+    fn open(path: &str) {
+        println!("{path} read {}", words(File::open(path)));
+        println!("{path} write {}", words(File::options().write(true).open(path)));
+    }
+
+    /// Leaves a child without its parent, and says what becomes of it. Ends with 7 when it is told to.
+    fn orphans() -> ExitCode {
+        let mut child = Command::new("/bin/inside");
+        // What hatches outlives it, and is process 1's.
+        child.args(["inside", "brood", "leave"]).stdout(Stdio::null());
+        assert!(child.status().unwrap().success());
+        let parent = fs::read_to_string("/proc/1/comm").unwrap();
+        let processes = || {
+            let entries = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+                let name = entry.ok()?.file_name().into_string().ok()?;
+                name.parse::<i32>().ok()
+            });
+            entries.collect::<Vec<_>>()
+        };
+        let own = [1, std::process::id() as i32];
+        for pid in processes().into_iter().filter(|pid| !own.contains(pid)) {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+                .unwrap();
+        }
+        until("the orphan is gone", || processes().into_iter().all(|pid| own.contains(&pid)));
+        assert_eq!(std::os::unix::process::parent_id(), 1);
+        println!("my parent is {}, none is dead", parent.trim());
+        obey()
+    }
+
+    fn echo() -> ExitCode {
+        println!("ready");
+        for line in std::io::stdin().lines() {
+            println!("got {}", line.unwrap());
+        }
+        println!("end");
+        ExitCode::from(5)
     }
 
     fn threads(count: usize) {

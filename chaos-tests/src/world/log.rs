@@ -478,6 +478,7 @@ fn brief(change: &Change) -> String {
         Change::Assign { task, node, .. } => format!("{task}→{node}"),
         Change::Note { task, note } => format!("{task} waits: {note}"),
         Change::SetDesired { task, desired } => format!("{task} wanted {desired}"),
+        Change::Retune { task, .. } => format!("{task} retuned"),
         Change::Report(report) => format!("{} is {}", report.task, report.observed),
         Change::EndTask { task, observed, .. } => format!("{task} ends {observed}"),
         Change::RemoveTask { task } => format!("{task} forgotten"),

@@ -169,6 +169,7 @@ fn complete(state: &State, spec: &ServiceSpec, networks: &[String]) -> Result<Se
         task.networks.push(cluster.default_network);
     }
     validate::service(&spec)?;
+    crate::level::admits(state, &spec)?;
     match spec.task.networks.iter().find(|network| state.network(**network).is_none()) {
         Some(network) => Err(Refused::NotFound(format!("no such network: {network}"))),
         None => Ok(spec),

@@ -1,6 +1,6 @@
 //! What a spec must look like.
 
-use super::Refused;
+use super::{Refused, profile};
 use crate::model::{
     AffinityRule, FailureAction, Preference, RestartCondition, UpdateConfig, UpdateOrder, WEIGHT_MAX,
 };
@@ -101,6 +101,7 @@ fn task(spec: &TaskSpec) -> Result<(), Refused> {
     }
     resources("limit", spec.resources.limits)?;
     resources("reservation", spec.resources.reservations)?;
+    profile::bounds(&spec.resources.bounds)?;
     if spec.resources.generic.len() > RULES_MAX {
         return invalid(format!("generic resources: more than {RULES_MAX} kinds are not possible"));
     }
@@ -203,6 +204,7 @@ fn container(spec: &ContainerSpec) -> Result<(), Refused> {
         return invalid(format!("stop signal: `{}` is none; write SIGTERM, TERM or 15", text.escape_debug()));
     }
     health(spec)?;
+    profile::check(&spec.profile)?;
     mounts(&spec.mounts)
 }
 
@@ -328,7 +330,7 @@ fn endpoint(spec: &EndpointSpec) -> Result<(), Refused> {
     Ok(())
 }
 
-fn is_path(path: &str) -> bool {
+pub(super) fn is_path(path: &str) -> bool {
     let climbs = path.split('/').any(|part| part == "..");
     path.starts_with('/') && path.len() < 4096 && !path.contains('\0') && !climbs
 }

@@ -1,6 +1,6 @@
 //! What a task runs: a sandbox of one or more containers that share a network namespace.
 
-use super::{HealthSpec, Labels, Placement, Readiness};
+use super::{HealthSpec, Labels, Placement, Profile, Readiness};
 use crate::ids::NetworkId;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -43,6 +43,12 @@ impl TaskSpec {
         let mounts = self.containers.iter().flat_map(|container| &container.mounts);
         let local = mounts.into_iter().any(|mount| matches!(mount, Mount::Volume { .. }));
         self.on_node_loss.unwrap_or(if local { OnNodeLoss::Wait } else { OnNodeLoss::Replace })
+    }
+
+    /// Whether a running task of this spec can go on as one of the other: they differ in nothing but amounts.
+    pub fn can_become(&self, other: &Self) -> bool {
+        self.resources.can_become(&other.resources)
+            && Self { resources: other.resources.clone(), ..self.clone() } == *other
     }
 
     /// Whether its node stops it when it cannot reach the managers.
@@ -90,6 +96,8 @@ pub struct ContainerSpec {
     pub health: HealthSpec,
     /// Whether and how it is asked if it may be given connections.
     pub readiness: Option<Readiness>,
+    /// How else it differs from what every container is.
+    pub profile: Profile,
 }
 
 impl ContainerSpec {
@@ -114,6 +122,7 @@ impl ContainerSpec {
             tty: false,
             health: HealthSpec::default(),
             readiness: None,
+            profile: Profile::default(),
         }
     }
 }
@@ -188,6 +197,51 @@ pub struct TaskResources {
     pub reservations: Resources,
     /// What else it needs of its node, by kind, and how many.
     pub generic: BTreeMap<String, u64>,
+    /// What else it may not exceed.
+    pub bounds: Bounds,
+}
+
+impl TaskResources {
+    /// Whether a task with these can go on with the others as it runs: what it was given by name stays its own.
+    pub fn can_become(&self, other: &Self) -> bool {
+        self.generic == other.generic
+    }
+}
+
+/// Limits that nothing is reserved of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Most processes and threads; zero is any number. Nothing said is 1024.
+    pub pids: Option<u64>,
+    /// What it may use of the node's swap space beyond its limit of memory.
+    pub swap: Swap,
+    /// Its share of a contended disk, from 10 to 1000, where others have 100 or their own; zero says nothing.
+    pub io_weight: u16,
+    /// How fast it may read and write, by device.
+    pub io: Vec<IoBound>,
+}
+
+/// What a task with a limit of memory may use of its node's swap space. Without such a limit it may use any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Swap {
+    /// None.
+    #[default]
+    None,
+    /// As much as there is.
+    Unlimited,
+    /// So many bytes.
+    Bytes(u64),
+}
+
+/// How fast a task may read from and write to a device of its node; zero is without limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IoBound {
+    /// Absolute path of the device on the node.
+    pub device: String,
+    /// Bytes read in a second.
+    pub read_bps: u64,
+    /// Bytes written in a second.
+    pub write_bps: u64,
 }
 
 /// Whether and when an ended task is replaced. A task lost with its node is always replaced, at once.

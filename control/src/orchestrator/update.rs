@@ -7,6 +7,7 @@ use super::restart::{self, Restart};
 use super::slots::{Slots, slots, successor};
 use crate::allocator;
 use crate::ids::{ServiceId, TaskId};
+use crate::level;
 use crate::model::{Availability, FailureAction, Observed, Service, Slot, Task, TaskSpec};
 use crate::model::{UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
 use crate::plan::{Draft, Occupied, Start, Whom, Why};
@@ -23,6 +24,7 @@ pub const AUTHOR: &str = "rswarm";
 /// at again.
 pub(super) fn roll(draft: &mut Draft, id: ServiceId) -> bool {
     let Some(service) = draft.state().service(id).cloned() else { return false };
+    retune(draft, &service);
     let all = slots(draft.state(), id);
     let status = service.update_status.clone().filter(|status| status.state.is_moving());
     if let Some(status) = &status
@@ -61,6 +63,45 @@ pub(super) fn roll(draft: &mut Draft, id: ServiceId) -> bool {
         }
     }
     false
+}
+
+/// Tasks that differ from what is asked for only in their resources are given those where they run, all at once: what
+/// is not replaced is not put at risk. One whose node has not so much left is replaced like any other.
+fn retune(draft: &mut Draft, service: &Service) {
+    if draft.state().level() < level::PROFILES || !outdated_go(service) {
+        return;
+    }
+    let fits = |task: &Task| {
+        task.is_live()
+            && task.is_wanted()
+            && task.spec_version != service.spec_version
+            && task.spec != service.spec.task
+            && task.spec.can_become(&service.spec.task)
+    };
+    let tasks: Vec<_> = draft.state().tasks_of(service.id).filter(|task| fits(task)).cloned().collect();
+    for task in tasks {
+        let state = draft.state();
+        if !state.is_lost(&task) && !is_drained(state, &task) && has_room(state, service, &task) {
+            draft.propose(Change::Retune { task: task.id, spec_version: service.spec_version });
+        }
+    }
+}
+
+/// Whether a task's node has what the service reserves now, beside what its other tasks have.
+fn has_room(state: &State, service: &Service, task: &Task) -> bool {
+    let Some(node) = state.home(task) else { return false };
+    let (wanted, had) = (service.spec.task.resources.reservations, task.spec.resources.reservations);
+    let others = state.tasks_on(node.id).filter(|other| other.is_live() && other.id != task.id);
+    let (cpus, memory) = others.fold((0_u64, 0_u64), |(cpus, memory), other| {
+        let reserved = other.spec.resources.reservations;
+        (cpus.saturating_add(reserved.nano_cpus), memory.saturating_add(reserved.memory_bytes))
+    });
+    let capacity = node.description.capacity;
+    let fits = |used: u64, had: u64, wanted: u64, capacity: u64| {
+        wanted <= had || used.saturating_add(wanted) <= capacity
+    };
+    fits(cpus, had.nano_cpus, wanted.nano_cpus, capacity.nano_cpus)
+        && fits(memory, had.memory_bytes, wanted.memory_bytes, capacity.memory_bytes)
 }
 
 fn status_moves(service: &Service) -> bool {

@@ -219,6 +219,13 @@ pub enum Change {
         /// What.
         desired: Desired,
     },
+    /// A task that runs goes on with what its service asks for now, which differs only in its resources.
+    Retune {
+        /// Which.
+        task: TaskId,
+        /// Must still be the service's.
+        spec_version: u64,
+    },
     /// A node has seen something of a task. Never stale: what is not news, or not that node's to say,
     /// is passed over.
     Report(Report),

@@ -185,3 +185,29 @@ fn every_effect_has_a_higher_number_than_the_last() {
     effects.extend(worker.observe(T1, Seen::Prepared));
     assert!(effects.is_sorted_by(|one, next| one.generation < next.generation));
 }
+
+#[test]
+fn other_limits_are_told_once_and_again_to_what_another_daemon_started() {
+    let with = |memory_bytes: u64| {
+        let mut task = started(task(1, Desired::Running));
+        Arc::make_mut(&mut task.spec).resources.limits.memory_bytes = memory_bytes;
+        assigned([task])
+    };
+    let retunes = |effects: Vec<Effect>| {
+        effects.iter().filter(|effect| matches!(effect.action, Action::Retune(_))).count()
+    };
+    let mut worker = running();
+    assert_eq!(retunes(worker.assign(&with(0))), 0, "it was started with these");
+    assert_eq!(retunes(worker.assign(&with(9))), 1);
+    assert_eq!(retunes(worker.assign(&with(9))), 0);
+    // What was told to a container of a daemon that is no more is not known.
+    let mut worker = found(Seen::Running { pid: 7 });
+    assert_eq!(retunes(worker.assign(&with(9))), 1);
+    assert_eq!(retunes(worker.assign(&with(9))), 0);
+    // One that is being started has what it was prepared with, and is told what has changed when it runs.
+    let mut worker = fresh();
+    worker.assign(&assigned([task(1, Desired::Running)]));
+    assert_eq!(retunes(worker.assign(&with(9))), 0);
+    worker.observe(T1, Seen::Prepared);
+    assert_eq!(retunes(worker.observe(T1, Seen::Running { pid: 7 })), 1);
+}

@@ -136,3 +136,52 @@ fn an_update_may_be_superseded_at_any_moment() {
         }
     }
 }
+
+fn limit(world: &mut World, memory_bytes: u64, reserved: u64) {
+    let mut spec = world.state.service_named("web").expect("it exists").spec.clone();
+    let resources = &mut Arc::make_mut(&mut spec.task).resources;
+    (resources.limits.memory_bytes, resources.reservations.memory_bytes) = (memory_bytes, reserved);
+    let service = "web".into();
+    world
+        .ask(&Request::UpdateService { service, version: None, spec, networks: vec![] })
+        .expect("nothing is wrong with it");
+    world.run(Duration::from_secs(30));
+}
+
+/// The tasks that are wanted, with the limit each has.
+fn limits(world: &World) -> Vec<(TaskId, u64)> {
+    let wanted = world.state.tasks().filter(|task| task.is_live() && task.is_wanted());
+    wanted.map(|task| (task.id, task.spec.resources.limits.memory_bytes)).collect()
+}
+
+#[test]
+fn other_limits_are_given_to_tasks_where_they_run() {
+    let mut world = cluster(&UpdateConfig { monitor: Duration::from_secs(1), ..UpdateConfig::default() });
+    let before = limits(&world);
+    assert_eq!(before.len(), REPLICAS as usize);
+    // Managers of before would not understand it, so there tasks are replaced.
+    limit(&mut world, 1 << 30, 0);
+    let replaced = limits(&world);
+    assert!(
+        replaced.iter().all(|(task, limit)| *limit == 1 << 30 && before.iter().all(|(old, _)| old != task))
+    );
+
+    world.upgrade(rswarm_control::level::LATEST);
+    world.settle();
+    limit(&mut world, 2 << 30, 1 << 30);
+    let ids = |tasks: &[(TaskId, u64)]| tasks.iter().map(|(task, _)| *task).collect::<Vec<_>>();
+    let retuned = limits(&world);
+    assert_eq!(ids(&retuned), ids(&replaced));
+    assert!(retuned.iter().all(|(_, limit)| *limit == 2 << 30));
+    let status = world.state.service_named("web").and_then(|service| service.update_status.clone());
+    assert_eq!(status.map(|status| status.state), Some(UpdateState::Completed));
+
+    // Of two tasks on a node of 8 GiB only one can have 5: the other goes where there is room, or waits.
+    limit(&mut world, 6 << 30, 5 << 30);
+    let reserved = |node: &Node| -> u64 {
+        let own = world.state.tasks_on(node.id).filter(|task| task.is_live());
+        own.map(|task| task.spec.resources.reservations.memory_bytes).sum()
+    };
+    assert!(world.state.nodes().all(|node| reserved(node) <= node.description.capacity.memory_bytes));
+    assert!(limits(&world).iter().any(|(task, limit)| *limit == 6 << 30 && ids(&retuned).contains(task)));
+}

@@ -176,6 +176,13 @@ impl World {
         Ok(id)
     }
 
+    /// The only manager comes back as a program that understands this level of the log.
+    pub fn upgrade(&mut self, level: u32) {
+        let id = self.node_named(FOUNDER);
+        let description = Description { level, ..Description::default() };
+        self.boot(id, FOUNDER, "10.9.0.1:2377", description);
+    }
+
     fn boot(&mut self, id: NodeId, hostname: &str, addr: &str, description: Description) {
         let machine = Machine {
             worker: Worker::new(id, BTreeMap::new()),
@@ -440,6 +447,7 @@ impl World {
                     (task, Seen::Ended { exit_code: Some(143), error: String::new() })
                 }
                 Action::Remove(task) => (task, Seen::Gone),
+                Action::Retune(_) => continue,
             };
             self.see(id, task, seen);
         }

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rswarm_shim::cgroup::Limits;
+use rswarm_shim::cgroup::{DeviceRule, IoLimit, Limits};
 use rswarm_shim::protocol::{CONFIG_FILE, LAUNCH_FILE, Launch, SECCOMP_FILE};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -135,6 +135,19 @@ pub struct Linux {
     pub sysctl: BTreeMap<String, String>,
     #[serde(default)]
     pub resources: Resources,
+    /// Device nodes to make beyond those every container has.
+    #[serde(default)]
+    pub devices: Vec<DeviceNode>,
+}
+
+#[derive(Deserialize)]
+pub struct DeviceNode {
+    pub path: String,
+    /// `c` or `b`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub major: u32,
+    pub minor: u32,
 }
 
 #[derive(Deserialize)]
@@ -145,15 +158,22 @@ pub struct Namespace {
 }
 
 #[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Resources {
     memory: Option<Memory>,
     cpu: Option<Cpu>,
     pids: Option<Pids>,
+    #[serde(rename = "blockIO")]
+    block_io: Option<BlockIo>,
+    #[serde(default)]
+    devices: Vec<Device>,
 }
 
 #[derive(Deserialize)]
 struct Memory {
     limit: Option<i64>,
+    /// Together with memory.
+    swap: Option<i64>,
 }
 
 #[derive(Deserialize)]
@@ -167,6 +187,33 @@ struct Pids {
     limit: Option<i64>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BlockIo {
+    weight: Option<u16>,
+    #[serde(default)]
+    throttle_read_bps_device: Vec<Throttle>,
+    #[serde(default)]
+    throttle_write_bps_device: Vec<Throttle>,
+}
+
+#[derive(Deserialize)]
+struct Throttle {
+    major: u32,
+    minor: u32,
+    rate: u64,
+}
+
+#[derive(Deserialize)]
+struct Device {
+    allow: bool,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    major: Option<i64>,
+    minor: Option<i64>,
+    access: Option<String>,
+}
+
 impl Resources {
     pub fn limits(&self) -> Limits {
         let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
@@ -174,10 +221,51 @@ impl Resources {
             let period = cpu.period.filter(|period| *period > 0).unwrap_or(100_000);
             Some((u128::from(positive(cpu.quota?)?) * 1_000_000_000 / u128::from(period)) as u64)
         });
+        let memory_bytes = self.memory.as_ref().and_then(|memory| memory.limit).and_then(positive);
+        let swap_bytes = match self.memory.as_ref().and_then(|memory| memory.swap) {
+            None => 0,
+            Some(-1) => u64::MAX,
+            Some(total) => positive(total).unwrap_or(0).saturating_sub(memory_bytes.unwrap_or(0)),
+        };
         Limits {
             nano_cpus,
-            memory_bytes: self.memory.as_ref().and_then(|memory| memory.limit).and_then(positive),
+            memory_bytes,
             pids: self.pids.as_ref().and_then(|pids| pids.limit).and_then(positive),
+            swap_bytes,
+            io_weight: self.block_io.as_ref().and_then(|io| io.weight),
+            io: self.block_io.as_ref().map(BlockIo::limits).unwrap_or_default(),
         }
     }
+
+    /// What may be opened; all else may not.
+    pub fn devices(&self) -> Vec<DeviceRule> {
+        let number = |number: Option<i64>| number.and_then(|number| u32::try_from(number).ok());
+        let allowed = self.devices.iter().filter(|device| device.allow);
+        let rule = |device: &Device| DeviceRule {
+            block: device.kind.as_deref() == Some("b"),
+            major: number(device.major),
+            minor: number(device.minor),
+            access: device.access.clone().unwrap_or_else(|| "rwm".into()),
+        };
+        allowed.map(rule).collect()
+    }
+}
+
+impl BlockIo {
+    fn limits(&self) -> Vec<IoLimit> {
+        let mut limits: BTreeMap<(u32, u32), IoLimit> = BTreeMap::new();
+        for throttle in &self.throttle_read_bps_device {
+            limit(&mut limits, throttle).read_bps = Some(throttle.rate);
+        }
+        for throttle in &self.throttle_write_bps_device {
+            limit(&mut limits, throttle).write_bps = Some(throttle.rate);
+        }
+        limits.into_values().collect()
+    }
+}
+
+/// What is known of a device so far.
+fn limit<'a>(limits: &'a mut BTreeMap<(u32, u32), IoLimit>, throttle: &Throttle) -> &'a mut IoLimit {
+    let Throttle { major, minor, .. } = *throttle;
+    limits.entry((major, minor)).or_insert(IoLimit { major, minor, read_bps: None, write_bps: None })
 }

@@ -77,14 +77,49 @@ fn magic(path: &Path) -> Option<i64> {
 }
 
 /// What a container may use; none means no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Billionths of one CPU.
     pub nano_cpus: Option<u64>,
-    /// Memory, without swap on top of it, in bytes.
+    /// Memory, in bytes.
     pub memory_bytes: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
+    /// Swap space beyond a limit of memory, in bytes. The largest number is all there is.
+    #[serde(default)]
+    pub swap_bytes: u64,
+    /// Its share of a contended disk, from 10 to 1000, as far as the kernel's scheduler for the disk has shares.
+    #[serde(default)]
+    pub io_weight: Option<u16>,
+    /// How fast it may read and write.
+    #[serde(default)]
+    pub io: Vec<IoLimit>,
+}
+
+/// How fast a container may read from and write to a block device, in bytes a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoLimit {
+    /// The device's major number.
+    pub major: u32,
+    /// The device's minor number.
+    pub minor: u32,
+    /// None: any.
+    pub read_bps: Option<u64>,
+    /// None: any.
+    pub write_bps: Option<u64>,
+}
+
+/// Devices that may be opened: all of a kind, or some by their numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceRule {
+    /// Block devices, or else character devices.
+    pub block: bool,
+    /// None: any.
+    pub major: Option<u32>,
+    /// None: any.
+    pub minor: Option<u32>,
+    /// Some of `r`, `w` and `m`.
+    pub access: String,
 }
 
 /// A limit that a machine cannot enforce.
@@ -224,23 +259,25 @@ impl Cgroup {
     pub fn limit(&self, limits: &Limits) -> io::Result<()> {
         let quota_us = limits.nano_cpus.map(|nano| (nano / (1_000_000_000 / PERIOD_US)).max(QUOTA_MIN_US));
         let or_max = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
+        let total = limits.memory_bytes.and_then(|bytes| bytes.checked_add(limits.swap_bytes));
+        self.limit_io(limits)?;
         let or_negative = |value: Option<u64>| value.map_or("-1".to_owned(), |value| value.to_string());
         if self.layout.unified_controls {
             self.set("", "memory.max", &or_max(limits.memory_bytes), limits.memory_bytes.is_some())?;
             // Without swap the limit is what it says; not every kernel counts swap.
-            let swap = if limits.memory_bytes.is_some() { "0" } else { "max" };
-            let _ = self.set("", "memory.swap.max", swap, false);
+            let swap = total.map(|_| limits.swap_bytes);
+            let _ = self.set("", "memory.swap.max", &or_max(swap), false);
             let cpu = format!("{} {PERIOD_US}", or_max(quota_us));
             self.set("", "cpu.max", &cpu, quota_us.is_some())?;
             return self.set("", "pids.max", &or_max(limits.pids), limits.pids.is_some());
         }
-        let memory = or_negative(limits.memory_bytes);
+        let (memory, total) = (or_negative(limits.memory_bytes), or_negative(total));
         // Memory must stay below memory and swap together: lowering begins with one, raising with the other.
         if self.set("memory", "memory.limit_in_bytes", &memory, true).is_err() {
-            let _ = self.set("memory", "memory.memsw.limit_in_bytes", &memory, false);
+            let _ = self.set("memory", "memory.memsw.limit_in_bytes", &total, false);
             self.set("memory", "memory.limit_in_bytes", &memory, limits.memory_bytes.is_some())?;
         }
-        let _ = self.set("memory", "memory.memsw.limit_in_bytes", &memory, false);
+        let _ = self.set("memory", "memory.memsw.limit_in_bytes", &total, false);
         if quota_us.is_some() {
             self.set("cpu", "cpu.cfs_period_us", &PERIOD_US.to_string(), true)?;
         }
@@ -248,21 +285,71 @@ impl Cgroup {
         self.set("pids", "pids.max", &or_max(limits.pids), limits.pids.is_some())
     }
 
-    /// Allows opening only the devices every container has.
-    pub fn restrict_devices(&self) -> io::Result<()> {
+    /// Sets what holds for disks, lifting what no longer does.
+    fn limit_io(&self, limits: &Limits) -> io::Result<()> {
+        if let Some(weight) = limits.io_weight {
+            // A matter of the scheduler in use for the disk; without one that has shares there are none.
+            if self.layout.unified_controls {
+                let scaled = 1 + u64::from(weight.clamp(10, 1000) - 10) * 9_999 / 990;
+                let _ = self.set("", "io.weight", &scaled.to_string(), false);
+                let _ = self.set("", "io.bfq.weight", &weight.to_string(), false);
+            } else {
+                let _ = self.set("blkio", "blkio.weight", &weight.to_string(), false);
+                let _ = self.set("blkio", "blkio.bfq.weight", &weight.to_string(), false);
+            }
+        }
+        if self.layout.unified_controls {
+            let or_max = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
+            for device in self.limited_devices("", "io.max", &limits.io) {
+                self.set("", "io.max", &format!("{device} rbps=max wbps=max"), false)?;
+            }
+            for IoLimit { major, minor, read_bps, write_bps } in &limits.io {
+                let line = format!("{major}:{minor} rbps={} wbps={}", or_max(*read_bps), or_max(*write_bps));
+                self.set("", "io.max", &line, true)?;
+            }
+            return Ok(());
+        }
+        let rates: [(&str, fn(&IoLimit) -> Option<u64>); 2] = [
+            ("blkio.throttle.read_bps_device", |limit| limit.read_bps),
+            ("blkio.throttle.write_bps_device", |limit| limit.write_bps),
+        ];
+        for (file, rate) in rates {
+            for device in self.limited_devices("blkio", file, &limits.io) {
+                self.set("blkio", file, &format!("{device} 0"), false)?;
+            }
+            for limit in &limits.io {
+                let line = format!("{}:{} {}", limit.major, limit.minor, rate(limit).unwrap_or(0));
+                self.set("blkio", file, &line, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The devices a file of limits speaks of that are not limited any more.
+    fn limited_devices(&self, controller: &str, file: &str, limits: &[IoLimit]) -> Vec<String> {
+        let text = self.read(controller, file);
+        let devices = text.lines().filter_map(|line| line.split(' ').next());
+        let kept = |device: &&str| limits.iter().any(|at| format!("{}:{}", at.major, at.minor) == **device);
+        devices.filter(|device| device.contains(':') && !kept(device)).map(str::to_owned).collect()
+    }
+
+    /// Allows opening only some devices.
+    pub fn restrict_devices(&self, allowed: &[DeviceRule]) -> io::Result<()> {
         if self.layout.unified_controls {
             let Some(directory) = self.open_unified() else {
                 return Err(io::Error::other(format!("cgroup {} has gone", self.path)));
             };
-            return device_filter::attach(directory.as_fd());
+            return device_filter::attach(directory.as_fd(), allowed);
         }
         if self.directory("devices").is_none() {
             return Ok(());
         }
         self.set("devices", "devices.deny", "a", true)?;
-        for (major, minor) in device_filter::ALLOWED {
-            let minor = minor.map_or("*".to_owned(), |minor| minor.to_string());
-            self.set("devices", "devices.allow", &format!("c {major}:{minor} rwm"), true)?;
+        for DeviceRule { block, major, minor, access } in allowed {
+            let number = |number: &Option<u32>| number.map_or("*".to_owned(), |number| number.to_string());
+            let kind = if *block { 'b' } else { 'c' };
+            let rule = format!("{kind} {}:{} {access}", number(major), number(minor));
+            self.set("devices", "devices.allow", &rule, true)?;
         }
         // Making a node is governed by CAP_MKNOD; only opening one is governed here.
         self.set("devices", "devices.allow", "c *:* m", true)?;

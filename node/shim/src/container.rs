@@ -13,8 +13,15 @@ use crate::sys::{self, Child, Failure, Result, Side, check};
 /// How long the kernel may take to let go of a cgroup whose processes are dead.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(2);
 
+/// A container whose program has been executed.
+pub struct Started {
+    pub child: Child,
+    /// Our end of its terminal, if it has one.
+    pub terminal: Option<OwnedFd>,
+}
+
 /// Starts the container, and returns when its program has been executed.
-pub fn start(bundle: &Bundle, stdio: [RawFd; 3]) -> Result<Child> {
+pub fn start(bundle: &Bundle, stdio: [RawFd; 3]) -> Result<Started> {
     let cgroup = bundle.launch.cgroup.as_ref();
     let started = prepare(bundle).and_then(|()| spawn(bundle, stdio));
     if started.is_err() {
@@ -37,11 +44,12 @@ fn prepare(bundle: &Bundle) -> Result<()> {
     };
     let failed = |error: std::io::Error| Failure::setup(error.to_string());
     cgroup.create().map_err(failed)?;
-    cgroup.limit(&bundle.spec.linux.resources.limits()).map_err(failed)?;
-    cgroup.restrict_devices().map_err(|error| Failure::io("restrict devices", &error))
+    let resources = &bundle.spec.linux.resources;
+    cgroup.limit(&resources.limits()).map_err(failed)?;
+    cgroup.restrict_devices(&resources.devices()).map_err(|error| Failure::io("restrict devices", &error))
 }
 
-fn spawn(bundle: &Bundle, stdio: [RawFd; 3]) -> Result<Child> {
+fn spawn(bundle: &Bundle, stdio: [RawFd; 3]) -> Result<Started> {
     let namespaces = Namespaces::open(&bundle.spec.linux.namespaces)?;
     let cgroup = bundle.launch.cgroup.as_ref();
     let unified = cgroup.and_then(Cgroup::open_unified);
@@ -53,7 +61,7 @@ fn spawn(bundle: &Bundle, stdio: [RawFd; 3]) -> Result<Child> {
             drop((errors, go));
             process::report_and_exit(&child_errors, || {
                 wait_for_go(&child_go)?;
-                become_container(bundle, &namespaces, stdio)
+                become_container(bundle, &namespaces, stdio, &child_errors)
             })
         }
         Side::Parent(child) => child,
@@ -67,8 +75,8 @@ fn spawn(bundle: &Bundle, stdio: [RawFd; 3]) -> Result<Child> {
     // SAFETY: one byte from a static buffer.
     unsafe { libc::write(go.as_raw_fd(), b"g".as_ptr().cast(), 1) };
     match process::reported(&errors) {
-        None => Ok(child),
-        Some(failure) => {
+        Ok(terminal) => Ok(Started { child, terminal }),
+        Err(failure) => {
             process::kill_and_reap(&child);
             Err(failure)
         }
@@ -83,7 +91,12 @@ fn wait_for_go(go: &OwnedFd) -> Result<()> {
 }
 
 /// The child's side, from a copy of the shim to the container's program.
-fn become_container(bundle: &Bundle, namespaces: &Namespaces, stdio: [RawFd; 3]) -> Result<()> {
+fn become_container(
+    bundle: &Bundle,
+    namespaces: &Namespaces,
+    stdio: [RawFd; 3],
+    report: &OwnedFd,
+) -> Result<()> {
     // SAFETY: calls on this process only, with plain integers.
     unsafe {
         check(libc::prctl(libc::PR_SET_DUMPABLE, 0), "PR_SET_DUMPABLE")?;
@@ -95,15 +108,21 @@ fn become_container(bundle: &Bundle, namespaces: &Namespaces, stdio: [RawFd; 3])
         // SAFETY: pointer and length of a live string.
         check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }, "sethostname")?;
     }
-    let process = &bundle.spec.process;
-    process::become_program(&Program {
-        process,
-        user: &bundle.launch.user,
+    let launch = &bundle.launch;
+    let program = Program {
+        process: &bundle.spec.process,
+        user: &launch.user,
+        groups: &launch.groups,
         seccomp: &bundle.seccomp,
         stdio,
         first: true,
-        tty: None,
-    })
+        init: launch.init,
+        tty: launch.tty,
+    };
+    match launch.tty {
+        None => process::become_program(&program),
+        Some(size) => process::become_program_on_terminal(&program, size, report),
+    }
 }
 
 /// Which namespaces are made with the clone, which are joined or made after it.

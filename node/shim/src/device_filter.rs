@@ -4,17 +4,7 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// Character devices every container may open: null, zero, full, random, urandom, tty, ptmx and the terminals.
-pub(crate) const ALLOWED: [(u32, Option<u32>); 8] = [
-    (1, Some(3)),
-    (1, Some(5)),
-    (1, Some(7)),
-    (1, Some(8)),
-    (1, Some(9)),
-    (5, Some(0)),
-    (5, Some(2)),
-    (136, None),
-];
+use crate::cgroup::DeviceRule;
 
 const BPF_PROG_LOAD: i64 = 5;
 const BPF_PROG_ATTACH: i64 = 8;
@@ -31,8 +21,8 @@ const JUMP_NOT_EQUAL_IMM: u8 = 0x55;
 const EXIT: u8 = 0x95;
 
 /// Attaches the filter to the cgroup whose directory is `cgroup`.
-pub(crate) fn attach(cgroup: BorrowedFd<'_>) -> io::Result<()> {
-    let program = program();
+pub(crate) fn attach(cgroup: BorrowedFd<'_>, allowed: &[DeviceRule]) -> io::Result<()> {
+    let program = program(allowed);
     #[repr(C)]
     #[derive(Default)]
     struct Load {
@@ -69,9 +59,9 @@ pub(crate) fn attach(cgroup: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// The filter: registers 2, 3, 4, 5 hold kind, access, major, minor of the node to be opened or made.
-fn program() -> Vec<u64> {
+fn program(allowed: &[DeviceRule]) -> Vec<u64> {
+    const BLOCK_DEVICE: i32 = 1;
     const CHARACTER_DEVICE: i32 = 2;
-    const MAKE_NODE: i32 = 1;
     let mut program = vec![
         instruction(LOAD_WORD, 2, 1, 0, 0),
         instruction(MOVE_REG, 3, 2, 0, 0),
@@ -81,23 +71,40 @@ fn program() -> Vec<u64> {
         instruction(LOAD_WORD, 5, 1, 8, 0),
     ];
     // Making a node is governed by CAP_MKNOD; only opening one is governed here.
-    program.extend(allow_if(&[(3, MAKE_NODE)]));
-    for (major, minor) in ALLOWED {
-        let mut conditions = vec![(2, CHARACTER_DEVICE), (4, major as i32)];
+    program.extend(allow_if(&[], READ | WRITE));
+    for DeviceRule { block, major, minor, access } in allowed {
+        let mut conditions = vec![(2, if *block { BLOCK_DEVICE } else { CHARACTER_DEVICE })];
+        conditions.extend(major.map(|major| (4, major as i32)));
         conditions.extend(minor.map(|minor| (5, minor as i32)));
-        program.extend(allow_if(&conditions));
+        let bits = [('m', MAKE_NODE), ('r', READ), ('w', WRITE)];
+        let forbidden = bits.into_iter().filter(|(letter, _)| !access.contains(*letter));
+        program.extend(allow_if(&conditions, forbidden.map(|(_, bit)| bit).sum()));
     }
     program.extend([instruction(MOVE_IMM, 0, 0, 0, 0), instruction(EXIT, 0, 0, 0, 0)]);
     program
 }
 
-/// Returns 1 if every register holds its value, else falls through to what follows.
-fn allow_if(conditions: &[(u8, i32)]) -> Vec<u64> {
-    let length = conditions.len() + 2;
-    let jumps = conditions.iter().enumerate().map(|(at, (register, value))| {
-        instruction(JUMP_NOT_EQUAL_IMM, *register, 0, (length - at - 1) as i16, *value)
-    });
-    jumps.chain([instruction(MOVE_IMM, 0, 0, 0, 1), instruction(EXIT, 0, 0, 0, 0)]).collect()
+const MAKE_NODE: i32 = 1;
+const READ: i32 = 2;
+const WRITE: i32 = 4;
+
+/// Returns 1 if every register holds its value and nothing forbidden is asked for, else falls through to what
+/// follows.
+fn allow_if(conditions: &[(u8, i32)], forbidden: i32) -> Vec<u64> {
+    let length = conditions.len() + if forbidden == 0 { 2 } else { 5 };
+    let skip = |at: usize| (length - at - 1) as i16;
+    let mut part: Vec<u64> = conditions
+        .iter()
+        .enumerate()
+        .map(|(at, (register, value))| instruction(JUMP_NOT_EQUAL_IMM, *register, 0, skip(at), *value))
+        .collect();
+    if forbidden != 0 {
+        part.push(instruction(MOVE_REG, 0, 3, 0, 0));
+        part.push(instruction(AND_IMM, 0, 0, 0, forbidden));
+        part.push(instruction(JUMP_NOT_EQUAL_IMM, 0, 0, skip(part.len()), 0));
+    }
+    part.extend([instruction(MOVE_IMM, 0, 0, 0, 1), instruction(EXIT, 0, 0, 0, 0)]);
+    part
 }
 
 fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> u64 {

@@ -1,14 +1,13 @@
-//! The container's log: what it wrote, a line each, in the CRI text format
-//! (`2026-01-31T12:00:00.000000000Z stdout F text`), rotated by size. A line longer than [`LINE_MAX`] is kept in
-//! parts tagged `P`. A full disk drops and counts; it never stops the container.
+//! The container's log: what it wrote, a line each. A line longer than [`LINE_MAX`] is kept in parts. Wherever it is
+//! kept, what finds no room is dropped and counted; it never stops the container.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rswarm_shim::protocol::LogOptions;
+use rswarm_shim::protocol::{LogDriver, LogOptions};
+
+use crate::journal::Journal;
+use crate::log_file::LogFile;
 
 /// The longest part of a line kept in one piece, in bytes.
 pub const LINE_MAX: usize = 16 * 1024;
@@ -20,34 +19,57 @@ pub enum Stream {
 }
 
 pub struct Log {
-    path: PathBuf,
-    options: LogOptions,
-    file: Option<File>,
-    size: u64,
+    sink: Sink,
     pending: [Vec<u8>; 2],
-    dropped_bytes: u64,
+}
+
+enum Sink {
+    File(LogFile),
+    Journal(Journal),
+    None,
 }
 
 impl Log {
-    pub fn open(path: PathBuf, options: LogOptions) -> Self {
-        let mut log =
-            Self { path, options, file: None, size: 0, pending: [Vec::new(), Vec::new()], dropped_bytes: 0 };
-        log.reopen();
-        log
+    pub fn open(path: PathBuf, options: LogOptions, journal: &[(String, String)]) -> Self {
+        let sink = match options.driver {
+            LogDriver::Local => Sink::File(LogFile::open(path, options)),
+            LogDriver::Journald => Sink::Journal(Journal::open(journal)),
+            LogDriver::None => Sink::None,
+        };
+        Self { sink, pending: [Vec::new(), Vec::new()] }
     }
 
-    /// Bytes of text that could not be written.
+    /// Bytes that could not be written.
     pub fn dropped_bytes(&self) -> u64 {
-        self.dropped_bytes
+        match &self.sink {
+            Sink::File(file) => file.dropped_bytes(),
+            Sink::Journal(journal) => journal.dropped_bytes(),
+            Sink::None => 0,
+        }
     }
 
     /// Takes what the container wrote; keeps the unfinished line for the next time.
     pub fn push(&mut self, stream: Stream, bytes: &[u8]) {
         let pending = &mut self.pending[stream as usize];
-        pending.extend_from_slice(bytes);
-        let (lines, rest) = format(stream, pending, &timestamp(unix_ns()));
+        let rest = match &mut self.sink {
+            Sink::None => return,
+            Sink::File(file) => {
+                pending.extend_from_slice(bytes);
+                let (lines, rest) = format(stream, pending, &timestamp(unix_ns()));
+                file.write(&lines);
+                rest
+            }
+            Sink::Journal(journal) => {
+                pending.extend_from_slice(bytes);
+                let mut at = 0;
+                while let Some((_, part, next)) = part(pending, at) {
+                    journal.write(stream, part);
+                    at = next;
+                }
+                pending.len() - at
+            }
+        };
         pending.drain(..pending.len() - rest);
-        self.write(&lines);
     }
 
     /// Writes the unfinished lines as if they had been finished.
@@ -57,72 +79,45 @@ impl Log {
                 self.push(stream, b"\n");
             }
         }
+        if let Sink::File(file) = &mut self.sink {
+            file.finish();
+        }
     }
 
-    fn write(&mut self, lines: &[u8]) {
-        if lines.is_empty() {
-            return;
+    /// A child has ended that was neither the container's program nor one beside it.
+    pub fn reaped(&mut self, pid: i32, status: i32) {
+        if let Sink::File(file) = &mut self.sink {
+            file.reaped(pid, status);
         }
-        let length = lines.len() as u64;
-        if self.size > 0 && self.size + length > self.options.file_bytes_max {
-            self.rotate();
-        }
-        let Some(file) = &mut self.file else {
-            self.dropped_bytes += length;
-            self.reopen();
-            return;
-        };
-        if file.write_all(lines).is_ok() {
-            self.size += length;
-            return;
-        }
-        self.dropped_bytes += length;
-        // What did get written must not run into the next line.
-        let _ = file.set_len(self.size);
-    }
-
-    fn rotate(&mut self) {
-        for index in (1..self.options.files_max).rev() {
-            let from = if index == 1 { self.path.clone() } else { numbered(&self.path, index - 1) };
-            let _ = fs::rename(from, numbered(&self.path, index));
-        }
-        if self.options.files_max < 2 {
-            let _ = fs::remove_file(&self.path);
-        }
-        self.reopen();
-    }
-
-    fn reopen(&mut self) {
-        self.file = OpenOptions::new().create(true).append(true).open(&self.path).ok();
-        self.size = self.file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |data| data.len());
     }
 }
 
-/// The lines complete in `text`, formatted, and how many bytes at its end are not.
+/// The next part of a line from `at` on: its tag, its text, and where the next one begins. None: it is not complete.
+fn part(text: &[u8], at: usize) -> Option<(u8, &[u8], usize)> {
+    let rest = &text[at..];
+    let window = &rest[..rest.len().min(LINE_MAX + 1)];
+    match window.iter().position(|byte| *byte == b'\n') {
+        Some(end) => Some((b'F', &rest[..end], at + end + 1)),
+        None if rest.len() > LINE_MAX => Some((b'P', &rest[..LINE_MAX], at + LINE_MAX)),
+        None => None,
+    }
+}
+
+/// The lines complete in `text`, in the CRI text format (`2026-01-31T12:00:00.000000000Z stdout F text`), and how many
+/// bytes at its end are not.
 fn format(stream: Stream, text: &[u8], time: &str) -> (Vec<u8>, usize) {
     let mut lines = Vec::new();
-    let mut rest = text;
-    loop {
-        let window = &rest[..rest.len().min(LINE_MAX + 1)];
-        let (tag, part, skip) = match window.iter().position(|byte| *byte == b'\n') {
-            Some(end) => (b'F', &rest[..end], 1),
-            None if rest.len() > LINE_MAX => (b'P', &rest[..LINE_MAX], 0),
-            None => return (lines, rest.len()),
-        };
-        let name: &[u8] = if stream == Stream::Stdout { b" stdout " } else { b" stderr " };
+    let mut at = 0;
+    let name: &[u8] = if stream == Stream::Stdout { b" stdout " } else { b" stderr " };
+    while let Some((tag, part, next)) = part(text, at) {
         lines.extend_from_slice(time.as_bytes());
         lines.extend_from_slice(name);
         lines.extend_from_slice(&[tag, b' ']);
         lines.extend_from_slice(part);
         lines.push(b'\n');
-        rest = &rest[part.len() + skip..];
+        at = next;
     }
-}
-
-fn numbered(path: &Path, index: u32) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(format!(".{index}"));
-    name.into()
+    (lines, text.len() - at)
 }
 
 /// Nanoseconds since the epoch.
@@ -173,30 +168,5 @@ mod tests {
         let mut exact = vec![b'x'; LINE_MAX];
         exact.push(b'\n');
         assert!(format(Stream::Stdout, &exact, "T").0.starts_with(b"T stdout F x"));
-    }
-
-    #[test]
-    fn a_full_file_is_rotated_and_the_oldest_goes() {
-        let directory = std::env::temp_dir().join(format!("rswarm-shim-log-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        let path = directory.join("log");
-        let mut log = Log::open(path.clone(), LogOptions { file_bytes_max: 100, files_max: 2 });
-        for index in 0..5 {
-            log.push(Stream::Stdout, format!("line {index} {}\n", "x".repeat(30)).as_bytes());
-        }
-        assert!(fs::read_to_string(&path).unwrap().contains("line 4"));
-        assert!(fs::read_to_string(numbered(&path, 1)).unwrap().contains("line 3"));
-        assert!(!numbered(&path, 2).exists());
-        fs::remove_dir_all(directory).unwrap();
-    }
-
-    #[test]
-    fn a_full_disk_drops_and_counts() {
-        if !Path::new("/dev/full").exists() {
-            return eprintln!("skipped: no /dev/full");
-        }
-        let mut log = Log::open("/dev/full".into(), LogOptions::default());
-        log.push(Stream::Stdout, b"lost\n");
-        assert!(log.dropped_bytes() > 0);
     }
 }

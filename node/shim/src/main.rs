@@ -4,9 +4,13 @@
 //! `rswarm-shim CONTAINER_DIR RUN_DIR`, with the run directory's lock as standard input and a pipe for one line, a
 //! `Ready`, as standard output.
 
+mod attach;
 mod bundle;
 mod container;
+mod init;
+mod journal;
 mod log;
+mod log_file;
 mod process;
 mod rootfs;
 mod serve;
@@ -25,8 +29,9 @@ use std::ptr;
 use rswarm_shim::protocol::{Exit, LOG_FILE, Ready, Running, SOCKET_FILE, STATE_FILE};
 
 use crate::bundle::Bundle;
+use crate::container::Started;
 use crate::log::{Log, Stream, unix_ns};
-use crate::serve::Shim;
+use crate::serve::{Shim, Streams};
 use crate::sys::{Child, Failure, Result, check};
 
 fn main() -> ExitCode {
@@ -75,10 +80,17 @@ fn run(directory: &Path, run_directory: &Path) -> Result<()> {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").map_err(null_failed)?;
     let (stdout, stdout_child) = sys::pipe()?;
     let (stderr, stderr_child) = sys::pipe()?;
-    let stdio = [null.as_raw_fd(), stdout_child.as_raw_fd(), stderr_child.as_raw_fd()];
+    let (stdin_child, stdin) = if bundle.launch.stdin && bundle.launch.tty.is_none() {
+        let (reader, writer) = sys::pipe()?;
+        (Some(reader), Some(writer))
+    } else {
+        (None, None)
+    };
+    let input = stdin_child.as_ref().map_or(null.as_raw_fd(), AsRawFd::as_raw_fd);
+    let stdio = [input, stdout_child.as_raw_fd(), stderr_child.as_raw_fd()];
     let started_unix_ns = unix_ns();
-    let child = container::start(&bundle, stdio)?;
-    drop((stdout_child, stderr_child));
+    let Started { child, terminal } = container::start(&bundle, stdio)?;
+    drop((stdin_child, stdout_child, stderr_child));
 
     let running = Running {
         pid: child.pid,
@@ -97,9 +109,16 @@ fn run(directory: &Path, run_directory: &Path) -> Result<()> {
         // kernel milliseconds, and nobody waits for it here.
         let _ = shims.add(std::process::id() as i32, false);
     }
-    let log = Log::open(directory.join(LOG_FILE), bundle.launch.log);
-    let outputs = vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
-    Shim::new(&bundle, child, running, log, outputs, null).run(&listener, &signals);
+    serve::reserve(directory);
+    let log = Log::open(directory.join(LOG_FILE), bundle.launch.log, &bundle.launch.journal);
+    let mut outputs = vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
+    if let Some(terminal) = &terminal {
+        // The pipes have no other end.
+        let copy = terminal.try_clone().map_err(|error| Failure::io("copy the terminal", &error))?;
+        outputs = vec![(Stream::Stdout, copy)];
+    }
+    let streams = Streams { outputs, input: terminal.or(stdin), null };
+    Shim::new(&bundle, child, running, log, streams).run(&listener, &signals);
     let _ = fs::remove_file(run_directory.join(SOCKET_FILE));
     Ok(())
 }

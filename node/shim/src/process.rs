@@ -13,6 +13,7 @@ use rswarm_shim::cgroup::Cgroup;
 use rswarm_shim::protocol::WindowSize;
 
 use crate::bundle::{Process, Rlimit};
+use crate::init;
 use crate::sys::{self, Child, Failure, RESOLVE_IN_ROOT, Result, Side, c_string, check, words};
 use crate::terminal;
 
@@ -20,10 +21,14 @@ use crate::terminal;
 pub struct Program<'a> {
     pub process: &'a Process,
     pub user: &'a str,
+    /// Groups besides the user's own.
+    pub groups: &'a [String],
     pub seccomp: &'a [Vec<libc::sock_filter>],
     pub stdio: [RawFd; 3],
     /// It is the container's first, which owns the pipes it writes to.
     pub first: bool,
+    /// It is the child of an init of ours, which is process 1.
+    pub init: bool,
     /// It gets a terminal of this size instead of `stdio`.
     pub tty: Option<WindowSize>,
 }
@@ -40,13 +45,17 @@ pub fn report_and_exit(report: &OwnedFd, work: impl FnOnce() -> Result<()>) -> !
     unsafe { libc::_exit(125) }
 }
 
-/// What a child said before it became its program. None: nothing, so it has.
-pub fn reported(socket: &OwnedFd) -> Option<Failure> {
+/// What a child said before it became its program: nothing, or our end of its terminal, unless it failed.
+pub fn reported(socket: &OwnedFd) -> Result<Option<OwnedFd>> {
+    let mut terminal = None;
     let mut buffer = [0_u8; 4096];
-    match sys::receive_with_fds(socket.as_raw_fd(), &mut buffer) {
-        Ok((0, _)) => None,
-        Ok((length, _)) => Some(failure(&buffer[..length])),
-        Err(error) => Some(Failure::io("hear from the child", &error)),
+    loop {
+        match sys::receive_with_fds(socket.as_raw_fd(), &mut buffer) {
+            Ok((0, _)) => return Ok(terminal),
+            Ok((1, mut fds)) if buffer[0] == b'T' => terminal = fds.pop(),
+            Ok((length, _)) => return Err(failure(&buffer[..length])),
+            Err(error) => return Err(Failure::io("hear from the child", &error)),
+        }
     }
 }
 
@@ -92,12 +101,10 @@ pub fn spawn_beside(target: &OwnedFd, cgroups: &[&Cgroup], program: &Program<'_>
                 Side::Child => report_and_exit(&child_reports, || {
                     // SAFETY: a call on this process only.
                     check(unsafe { libc::setsid() }, "setsid")?;
-                    let Some(size) = program.tty else { return become_program(program) };
-                    let (master, slave) = terminal::open(size)?;
-                    sys::send_with_fds(child_reports.as_raw_fd(), b"T", &[master.as_raw_fd()])
-                        .map_err(|error| Failure::io("hand over the terminal", &error))?;
-                    drop(master);
-                    become_program(&Program { stdio: [slave.as_raw_fd(); 3], ..*program })
+                    match program.tty {
+                        None => become_program(program),
+                        Some(size) => become_program_on_terminal(program, size, &child_reports),
+                    }
                 }),
                 Side::Parent(child) => {
                     let mut message = vec![b'P'];
@@ -137,10 +144,19 @@ pub fn spawn_beside(target: &OwnedFd, cgroups: &[&Cgroup], program: &Program<'_>
     }
 }
 
+/// Becomes the program on a terminal of its own, whose other end is handed over first.
+pub fn become_program_on_terminal(program: &Program<'_>, size: WindowSize, report: &OwnedFd) -> Result<()> {
+    let (master, slave) = terminal::open(size)?;
+    sys::send_with_fds(report.as_raw_fd(), b"T", &[master.as_raw_fd()])
+        .map_err(|error| Failure::io("hand over the terminal", &error))?;
+    drop(master);
+    become_program(&Program { stdio: [slave.as_raw_fd(); 3], ..*program })
+}
+
 /// Becomes the program; returns only if that fails.
 pub fn become_program(program: &Program<'_>) -> Result<()> {
     let process = program.process;
-    let user = User::find(program.user)?;
+    let user = User::find(program.user, program.groups)?;
     take_stdio(program, &user)?;
     // SAFETY: calls on this process only, with plain integers.
     unsafe {
@@ -177,6 +193,9 @@ pub fn become_program(program: &Program<'_>) -> Result<()> {
     for filter in program.seccomp {
         load_filter(filter)?;
     }
+    if program.init {
+        init::split()?;
+    }
     Err(command.execute())
 }
 
@@ -207,10 +226,20 @@ fn take_stdio(program: &Program<'_>, user: &User) -> Result<()> {
 
 fn set_rlimit(limit: &Rlimit) -> Result<()> {
     let resource = match limit.kind.as_str() {
-        "RLIMIT_NOFILE" => libc::RLIMIT_NOFILE,
         "RLIMIT_CORE" => libc::RLIMIT_CORE,
-        "RLIMIT_NPROC" => libc::RLIMIT_NPROC,
+        "RLIMIT_CPU" => libc::RLIMIT_CPU,
+        "RLIMIT_DATA" => libc::RLIMIT_DATA,
+        "RLIMIT_FSIZE" => libc::RLIMIT_FSIZE,
+        "RLIMIT_LOCKS" => libc::RLIMIT_LOCKS,
         "RLIMIT_MEMLOCK" => libc::RLIMIT_MEMLOCK,
+        "RLIMIT_MSGQUEUE" => libc::RLIMIT_MSGQUEUE,
+        "RLIMIT_NICE" => libc::RLIMIT_NICE,
+        "RLIMIT_NOFILE" => libc::RLIMIT_NOFILE,
+        "RLIMIT_NPROC" => libc::RLIMIT_NPROC,
+        "RLIMIT_RSS" => libc::RLIMIT_RSS,
+        "RLIMIT_RTPRIO" => libc::RLIMIT_RTPRIO,
+        "RLIMIT_RTTIME" => libc::RLIMIT_RTTIME,
+        "RLIMIT_SIGPENDING" => libc::RLIMIT_SIGPENDING,
         "RLIMIT_STACK" => libc::RLIMIT_STACK,
         other => return Err(Failure::setup(format!("limit {other} is not supported"))),
     };
@@ -399,9 +428,17 @@ struct User {
 }
 
 impl User {
-    /// Finds `""`, `uid[:gid]` or `name[:group]` in the files of the root this process is in.
-    fn find(text: &str) -> Result<Self> {
-        Self::find_in(text, &small_file("/etc/passwd"), &small_file("/etc/group"))
+    /// Finds `""`, `uid[:gid]` or `name[:group]`, and further groups, in the files of the root this process is in.
+    fn find(text: &str, groups: &[String]) -> Result<Self> {
+        let group = small_file("/etc/group");
+        let mut user = Self::find_in(text, &small_file("/etc/passwd"), &group)?;
+        for wanted in groups {
+            let gid = group_in(wanted, &group)?;
+            if !user.groups.contains(&gid) {
+                user.groups.push(gid);
+            }
+        }
+        Ok(user)
     }
 
     fn find_in(text: &str, passwd: &str, group: &str) -> Result<Self> {
@@ -420,7 +457,7 @@ impl User {
             return Err(Failure::setup(format!("user {name:?} is not in the image's /etc/passwd")));
         };
         // name:password:gid:members
-        let mut groups = group.lines().map(|line| line.split(':').collect::<Vec<_>>());
+        let groups = group.lines().map(|line| line.split(':').collect::<Vec<_>>());
         let (gid, extra) = match group_name {
             None => {
                 let login = entry.as_ref().map_or("", |fields| fields[0]);
@@ -432,17 +469,21 @@ impl User {
                 let extra = groups.filter(member).filter_map(|fields| fields[2].parse().ok()).collect();
                 (field(3).unwrap_or(0), extra)
             }
-            Some(wanted) => {
-                let named = groups.find(|fields| fields.len() >= 3 && fields[0] == wanted);
-                let gid = named.and_then(|fields| fields[2].parse().ok()).or(wanted.parse().ok());
-                let missing = || Failure::setup(format!("group {wanted:?} is not in the image's /etc/group"));
-                (gid.ok_or_else(missing)?, Vec::new())
-            }
+            Some(wanted) => (group_in(wanted, group)?, Vec::new()),
         };
         let home = entry.map_or("/", |fields| fields[5]);
         let home = if home.is_empty() { "/" } else { home };
         Ok(Self { uid, gid, groups: extra, home: home.into() })
     }
+}
+
+/// The number of a group that is given by name or number.
+fn group_in(wanted: &str, group: &str) -> Result<u32> {
+    // name:password:gid:members
+    let mut groups = group.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let named = groups.find(|fields| fields.len() >= 3 && fields[0] == wanted);
+    let gid = named.and_then(|fields| fields[2].parse().ok()).or(wanted.parse().ok());
+    gid.ok_or_else(|| Failure::setup(format!("group {wanted:?} is not in the image's /etc/group")))
 }
 
 /// A regular file of at most a megabyte; empty if there is no such file.

@@ -17,6 +17,10 @@ pub const SECCOMP_FILE: &str = "seccomp.bpf";
 pub const EXIT_FILE: &str = "exit.json";
 /// The current log; older ones are `log.1`, `log.2`, ...
 pub const LOG_FILE: &str = "log";
+/// Appended to the name of a file of the log that has been compressed.
+pub const COMPRESSED: &str = ".gz";
+/// Where the journal takes entries.
+pub const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 /// The shim's own words, empty unless something is wrong.
 pub const SHIM_LOG_FILE: &str = "shim.log";
 /// Where the container's root is mounted, in the container's own mount namespace only.
@@ -55,12 +59,27 @@ pub struct Launch {
     pub work: PathBuf,
     /// `""`, `uid[:gid]` or `name[:group]`, resolved in the container's own files.
     pub user: String,
+    /// Groups besides those of the user, by name or number, looked up likewise.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Process 1 is an init of ours, and the program its child.
+    #[serde(default)]
+    pub init: bool,
+    /// Its standard input stays open, for whoever attaches.
+    #[serde(default)]
+    pub stdin: bool,
+    /// It gets a terminal of this size for its standard streams.
+    #[serde(default)]
+    pub tty: Option<WindowSize>,
     /// Where the container's limits hold, if this machine has cgroups we may write.
     pub cgroup: Option<Cgroup>,
     /// The cgroup the shim itself moves into, best effort.
     pub shims: Option<Cgroup>,
     /// How the log is kept.
     pub log: LogOptions,
+    /// Fields of every entry in the journal, for a log that is kept there.
+    #[serde(default)]
+    pub journal: Vec<(String, String)>,
     /// The container is killed so many milliseconds after its start, unless that is put off by [`Request::Lease`].
     #[serde(default)]
     pub lease_ms: Option<u64>,
@@ -73,11 +92,29 @@ pub struct LogOptions {
     pub file_bytes_max: u64,
     /// Files kept, the current one included; at least one.
     pub files_max: u32,
+    /// Files that are complete are compressed.
+    #[serde(default)]
+    pub compress: bool,
+    /// Where it is kept.
+    #[serde(default)]
+    pub driver: LogDriver,
+}
+
+/// Where a container's log is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogDriver {
+    /// In files beside the container.
+    #[default]
+    Local,
+    /// In the machine's journal, with [`Launch::journal`].
+    Journald,
+    /// Nowhere.
+    None,
 }
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { file_bytes_max: 10 << 20, files_max: 3 }
+        Self { file_bytes_max: 10 << 20, files_max: 3, compress: false, driver: LogDriver::Local }
     }
 }
 
@@ -150,6 +187,12 @@ pub enum Request {
         /// Until when, in milliseconds of the clock that counts from the machine's start and goes on while it sleeps.
         until_boot_ms: u64,
     },
+    /// Passes what the container writes from now on to the one or two descriptors sent along, its standard output's
+    /// and its standard error's; with a terminal all is output. Answered by [`Reply::Attached`], and later by
+    /// [`Reply::Exited`] or [`Reply::Lagging`].
+    Attach,
+    /// Ends the container's standard input once nobody else holds it. Answered by [`Reply::Done`].
+    CloseStdin,
     /// Signals a program that was begun by `Exec`. Answered by [`Reply::Done`].
     KillExec {
         /// As in [`Reply::Spawned`].
@@ -213,6 +256,10 @@ pub enum Reply {
         /// Why.
         message: String,
     },
+    /// What the container writes is passed on. If it has a standard input or a terminal, our end comes along.
+    Attached,
+    /// Nothing more is passed on: the descriptors were full, and the container is not held up for that.
+    Lagging,
     /// The other program runs.
     Spawned {
         /// Its pid.

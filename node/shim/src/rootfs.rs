@@ -10,7 +10,7 @@ use std::ptr;
 
 use rswarm_shim::protocol::ROOT_DIR;
 
-use crate::bundle::{Bundle, Mount};
+use crate::bundle::{Bundle, DeviceNode, Mount};
 use crate::sys::{
     self, Failure, FileSystem, MOUNT_NODEV, MOUNT_NOEXEC, MOUNT_NOSUID, MOUNT_RDONLY, RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, Result, c_path, c_string, check, words,
@@ -42,6 +42,7 @@ pub fn build(bundle: &Bundle) -> Result<()> {
     for (destination, source) in &mounts {
         attach(&root, source, destination)?;
     }
+    bundle.spec.linux.devices.iter().try_for_each(|device| make_device(&root, device))?;
     if !bundle.spec.process.cwd.is_empty() {
         make_place(&root, &bundle.spec.process.cwd, true)
             .map_err(|error| Failure::io(format_args!("make workdir {}", bundle.spec.process.cwd), &error))?;
@@ -279,6 +280,32 @@ fn populate_dev(dev: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
+/// A device of the machine's, for everybody in the container; whether it may be opened is for its cgroup to say.
+fn make_device(root: &OwnedFd, device: &DeviceNode) -> Result<()> {
+    let DeviceNode { path, kind, major, minor } = device;
+    let failed = |error: &io::Error| Failure::io(format_args!("device {path}"), error);
+    let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let parent = make_place(root, directory, true).map_err(|error| failed(&error))?;
+    let name = c_string(name)?;
+    let format = if kind == "b" { libc::S_IFBLK } else { libc::S_IFCHR };
+    let number = libc::makedev(*major, *minor);
+    // SAFETY: `name` is a C string that outlives the calls; the parent is an open directory; an all-zero stat is a
+    // valid buffer. A link in the way is not followed by any of the calls.
+    unsafe {
+        if libc::mknodat(parent.as_raw_fd(), name.as_ptr(), format | 0o666, number) == 0 {
+            let mode = libc::fchmodat(parent.as_raw_fd(), name.as_ptr(), 0o666, 0);
+            return check(mode, format_args!("device {path}")).map(drop);
+        }
+        let error = io::Error::last_os_error();
+        let mut present: libc::stat = std::mem::zeroed();
+        let flags = libc::AT_SYMLINK_NOFOLLOW;
+        let known = libc::fstatat(parent.as_raw_fd(), name.as_ptr(), &raw mut present, flags) == 0;
+        // Every container has some already.
+        let same = known && present.st_rdev == number && present.st_mode & libc::S_IFMT == format;
+        if same { Ok(()) } else { Err(failed(&error)) }
+    }
+}
+
 fn attach(root: &OwnedFd, source: &OwnedFd, destination: &str) -> Result<()> {
     let target = make_place(root, destination, is_directory(source)?)
         .map_err(|error| Failure::setup(format!("mount {destination}: {}", words(&error))))?;
@@ -370,13 +397,25 @@ fn status(place: &OwnedFd) -> Result<libc::stat> {
 /// Writes kernel settings of the container's own namespaces, through the proc made for it.
 fn set_sysctls(bundle: &Bundle, root: &OwnedFd) -> Result<()> {
     const PROC_MAGIC: i64 = 0x9fa0;
+    const DEFAULT_SYSCTLS: [&str; 2] = ["net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range"];
     for (name, value) in &bundle.spec.linux.sysctl {
-        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        // With a slash before it, a point is part of a name.
+        let swapped = |c: char| match c {
+            '.' => '/',
+            '/' if !name.starts_with('/') && name.contains('.') => '.',
+            other => other,
+        };
+        let path = format!("/proc/sys/{}", name.chars().map(swapped).collect::<String>());
         let resolve = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS;
         let file = match sys::open_beneath(root.as_fd(), &path, libc::O_WRONLY, resolve) {
             Ok(file) => file,
-            // A kernel without the setting keeps its own ways.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // A kernel without a setting that nobody asked for keeps its own ways.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && DEFAULT_SYSCTLS.contains(&&**name) => {
+                continue;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Failure::setup(format!("sysctl {name}: this kernel has no such setting")));
+            }
             Err(error) => return Err(Failure::io(format_args!("set {name}"), &error)),
         };
         // SAFETY: an all-zero statfs is a valid buffer; pointer and length of a live string.

@@ -2,7 +2,7 @@
 //! exit record on disk.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rswarm_shim::cgroup::Cgroup;
 use rswarm_shim::protocol::{EXIT_FILE, Exec, Exit, LEASE_OVER, LINE_MAX, Reply, Request, Running, boot_ms};
 
+use crate::attach::{self, Attachment};
 use crate::bundle::Bundle;
 use crate::container;
 use crate::log::{Log, Stream, unix_ns};
@@ -26,12 +27,24 @@ const SWEEP: Duration = Duration::from_millis(5);
 const SWEEP_MAX: Duration = Duration::from_secs(2);
 const CLIENTS_MAX: usize = 64;
 
+/// What the container reads from and writes to, at our end.
+pub struct Streams {
+    pub outputs: Vec<(Stream, OwnedFd)>,
+    /// Its standard input, or its terminal.
+    pub input: Option<OwnedFd>,
+    /// What programs have for a stream that nobody gave them.
+    pub null: File,
+}
+
 pub struct Shim<'a> {
     bundle: &'a Bundle,
     child: Child,
     running: Running,
     log: Log,
     outputs: Vec<(Stream, OwnedFd)>,
+    /// Our end of its standard input, or of its terminal.
+    input: Option<OwnedFd>,
+    attachments: Vec<Attachment>,
     /// The wait status, and until when output is still awaited.
     ended: Option<(i32, Instant)>,
     clients: BTreeMap<RawFd, Client>,
@@ -87,14 +100,8 @@ struct Leftover {
 }
 
 impl<'a> Shim<'a> {
-    pub fn new(
-        bundle: &'a Bundle,
-        child: Child,
-        running: Running,
-        log: Log,
-        outputs: Vec<(Stream, OwnedFd)>,
-        null: File,
-    ) -> Self {
+    pub fn new(bundle: &'a Bundle, child: Child, running: Running, log: Log, streams: Streams) -> Self {
+        let Streams { outputs, input, null } = streams;
         let (clients, execs) = (BTreeMap::new(), BTreeMap::new());
         let (execs_begun, leftovers) = (0, Vec::new());
         let lease = bundle.launch.lease_ms.map(|time| boot_ms().saturating_add(time));
@@ -104,6 +111,8 @@ impl<'a> Shim<'a> {
             running,
             log,
             outputs,
+            input,
+            attachments: Vec::new(),
             ended: None,
             clients,
             execs,
@@ -158,7 +167,7 @@ impl<'a> Shim<'a> {
 
     fn read_outputs(&mut self, ready: &[RawFd]) {
         let mut buffer = [0_u8; 32 * 1024];
-        let log = &mut self.log;
+        let (log, attachments) = (&mut self.log, &mut self.attachments);
         self.outputs.retain(|(stream, fd)| {
             if !ready.contains(&fd.as_raw_fd()) {
                 return true;
@@ -168,12 +177,20 @@ impl<'a> Shim<'a> {
             match usize::try_from(count) {
                 Ok(0) => false,
                 Ok(count) => {
+                    attach::pass_on(attachments, *stream, &buffer[..count]);
                     log.push(*stream, &buffer[..count]);
                     true
                 }
+                // Of a terminal that nobody holds any more reading is an error.
                 Err(_) => io::Error::last_os_error().kind() == io::ErrorKind::Interrupted,
             }
         });
+        for client in attach::lagging(&mut self.attachments) {
+            if let Some(client) = self.clients.get_mut(&client) {
+                client.waits = false;
+            }
+            self.answer(client, &Reply::Lagging);
+        }
     }
 
     fn reap(&mut self, signals: &OwnedFd) {
@@ -196,6 +213,8 @@ impl<'a> Shim<'a> {
                 if let Some(client) = exec.client {
                     self.answer(client, &reply);
                 }
+            } else {
+                self.log.reaped(pid, status);
             }
         }
     }
@@ -339,6 +358,23 @@ impl<'a> Shim<'a> {
                     Err(io::Error::other("limits cannot be enforced on this machine: no writable cgroup"))
                 }
             }),
+            Request::Attach => {
+                let client = self.clients.get_mut(&fd)?;
+                client.waits = true;
+                match Attachment::new(fd, mem::take(&mut client.inbox.fds)) {
+                    Ok(attachment) => self.attachments.push(attachment),
+                    Err(error) => return Some(outcome(Err(error))),
+                }
+                let input = self.input.as_ref().and_then(|input| input.try_clone().ok());
+                self.answer_with(fd, &Reply::Attached, input);
+                return None;
+            }
+            Request::CloseStdin => {
+                if self.bundle.launch.tty.is_none() {
+                    self.input = None;
+                }
+                Reply::Done
+            }
             Request::Exec(exec) => match self.execute(fd, exec) {
                 Ok((pid, terminal)) => {
                     self.answer_with(fd, &Reply::Spawned { pid }, terminal);
@@ -377,9 +413,11 @@ impl<'a> Shim<'a> {
         let program = Program {
             process: &process,
             user: exec.user.as_deref().unwrap_or(&self.bundle.launch.user),
+            groups: if exec.user.is_none() { &self.bundle.launch.groups } else { &[] },
             seccomp: &self.bundle.seccomp,
             stdio,
             first: false,
+            init: false,
             tty: exec.tty,
         };
         let cgroup = self.part()?;
@@ -429,6 +467,7 @@ impl<'a> Shim<'a> {
 
     fn forget(&mut self, fd: RawFd) {
         self.clients.remove(&fd);
+        self.attachments.retain(|attachment| attachment.client() != fd);
         for (pid, exec) in self.execs.iter_mut().filter(|(_, exec)| exec.client == Some(fd)) {
             exec.client = None;
             if exec.contained {
@@ -464,12 +503,28 @@ fn code(status: i32) -> (i32, Option<i32>) {
     }
 }
 
+/// What the exit record is written in, before it has its name.
+const RESERVED: &str = ".exit.json.tmp";
+/// Room for the longest record, in bytes.
+const RECORD_MAX: libc::off_t = 8192;
+
+/// Sets room aside for the exit record, so that it can be written when the container's log has filled the disk.
+pub fn reserve(directory: &Path) {
+    let file = OpenOptions::new().create(true).write(true).truncate(false).open(directory.join(RESERVED));
+    if let Ok(file) = file {
+        // SAFETY: an open descriptor and plain numbers. A file system that cannot set room aside has none set aside.
+        unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, RECORD_MAX) };
+    }
+}
+
 /// Writes the exit record so that it is either absent or whole, also after a power cut.
 pub fn record(directory: &Path, exit: &Exit) {
     let write = || -> io::Result<()> {
-        let temporary = directory.join(".exit.json.tmp");
-        let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec(exit)?)?;
+        let temporary = directory.join(RESERVED);
+        let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(&temporary)?;
+        let bytes = serde_json::to_vec(exit)?;
+        file.write_all(&bytes)?;
+        file.set_len(bytes.len() as u64)?;
         file.sync_all()?;
         fs::rename(&temporary, directory.join(EXIT_FILE))?;
         File::open(directory)?.sync_all()

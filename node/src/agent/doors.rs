@@ -1,6 +1,6 @@
 //! What managers may ask of this node: the logs of its tasks, doors into them, and how they are.
 
-use super::{enter, work};
+use super::{copy, enter, work};
 use crate::executor::{Executor, LogQuery, LogStream};
 use crate::rfc3339::{nanos, stamp};
 use rswarm_control::ids::TaskId;
@@ -56,10 +56,11 @@ impl pb::agent_server::Agent for Doors {
             until: (request.until_ms > 0).then(|| stamp(request.until_ms)),
             ..LogQuery::default()
         };
-        let mut logs = self
-            .executor
-            .logs(&container(&request.task_id)?, query)
-            .map_err(|error| Status::not_found(error.to_string()))?;
+        let mut logs =
+            self.executor.logs(&container(&request.task_id)?, query).map_err(|error| match error {
+                crate::executor::Error::Unreadable { .. } => Status::failed_precondition(error.to_string()),
+                _ => Status::not_found(error.to_string()),
+            })?;
         let (sender, receiver) = mpsc::channel(256);
         tokio::spawn(async move {
             let over = past(request.until_ms);
@@ -98,6 +99,8 @@ impl pb::agent_server::Agent for Doors {
         match open.door {
             Some(Door::Exec(door)) => tokio::spawn(enter::exec(executor, id, door, input, sink)),
             Some(Door::Forward(door)) => tokio::spawn(enter::forward(executor, id, door, input, sink)),
+            Some(Door::Attach(door)) => tokio::spawn(enter::attach(executor, id, door, input, sink)),
+            Some(Door::Copy(door)) => tokio::spawn(copy::serve(executor, id, door, input, sink)),
             None => {
                 return Err(Status::unimplemented("this node is of another version and has no such door"));
             }

@@ -1,6 +1,7 @@
-//! The inside of a door: another program in a task's container with its streams, or a connection to one of its ports.
+//! The inside of a door: a task's own streams, another program in its container with its streams, or a connection to
+//! one of its ports.
 
-use crate::executor::{Error, Exec, Execution, Executor, WindowSize};
+use crate::executor::{AttachEnd, Error, Exec, Execution, Executor, WindowSize};
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::enter_input::What as Input;
 use rswarm_proto::v1::enter_output::What as Output;
@@ -25,7 +26,7 @@ const DRAIN: Duration = Duration::from_millis(500);
 /// Where what comes out goes.
 pub type Sink = mpsc::Sender<Result<pb::EnterOutput, Status>>;
 
-async fn say(sink: &Sink, what: Output) -> bool {
+pub async fn say(sink: &Sink, what: Output) -> bool {
     sink.send(Ok(pb::EnterOutput { what: Some(what) })).await.is_ok()
 }
 
@@ -108,17 +109,94 @@ fn pipes(stdin: bool, streams: &mut Streams) -> io::Result<Vec<OwnedFd>> {
     Ok(stdio)
 }
 
-async fn relay(
+/// Whom what comes in goes to.
+#[derive(Clone, Copy)]
+enum Whom {
+    /// The container's first process.
+    First,
+    /// Another program, by its pid.
+    Beside(i32),
+}
+
+/// How much a container may write before it is taken, in bytes: more, and the listener is let go.
+const BEHIND_MAX: usize = 1 << 20;
+
+/// Passes on the streams of a container's first process, until it has ended or nobody listens any more.
+pub async fn attach(
     executor: Arc<Executor>,
     id: String,
-    mut execution: Execution,
-    streams: Streams,
+    door: pb::AttachDoor,
     input: Streaming<pb::EnterInput>,
-    sink: &Sink,
+    sink: Sink,
 ) {
-    // All of these end with this function.
+    let mut streams = Streams { stdin: None, outputs: Vec::new(), terminal: None };
+    let begun = async {
+        let failed = |source| Error::Io { what: "cannot make the listener's streams".into(), source };
+        let mut sinks = pipes(false, &mut streams).map_err(failed)?;
+        sinks.remove(0);
+        for sink in &sinks {
+            // Smaller ones do as well.
+            let _ = rustix::pipe::fcntl_setpipe_size(sink, BEHIND_MAX);
+        }
+        let mut attached = executor.attach(&id, sinks).await?;
+        match attached.take_input() {
+            Some(fd) if rustix::termios::isatty(&fd) => {
+                let terminal = Terminal::new(fd).map_err(failed)?;
+                // Two sizes one after the other: a program draws itself anew only for a size that differs.
+                if let Some(size) = &door.size {
+                    terminal
+                        .resize(&pb::WindowSize { rows: size.rows.saturating_add(1), columns: size.columns });
+                    terminal.resize(size);
+                }
+                streams.terminal = Some(Arc::new(terminal));
+            }
+            Some(fd) if door.stdin => {
+                // This end is ours alone; the shim does not write to it.
+                streams.stdin = Some(pipe::Sender::from_owned_fd(fd).map_err(failed)?);
+            }
+            _ => {}
+        }
+        Ok::<_, Error>(attached)
+    };
+    let mut attached = match begun.await {
+        Ok(attached) => attached,
+        Err(error) => {
+            let _ = sink.send(Err(Status::failed_precondition(error.to_string()))).await;
+            return;
+        }
+    };
+    let (tty, stdin) = (streams.terminal.is_some(), streams.stdin.is_some());
+    let told = Output::Streams(pb::TaskStreams { tty, stdin: door.stdin && (tty || stdin) });
+    if !say(&sink, told).await || !say(&sink, Output::Opened(true)).await {
+        return;
+    }
     let (mut readers, mut feeding) = (JoinSet::new(), JoinSet::new());
-    for (mut output, kind) in streams.outputs {
+    listen(std::mem::take(&mut streams.outputs), &sink, &mut readers);
+    feeding.spawn(feed(executor, id, Whom::First, streams.stdin, streams.terminal, input));
+    let ended = tokio::select! {
+        ended = attached.wait() => ended,
+        () = sink.closed() => return,
+    };
+    let drained = async { while readers.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(DRAIN, drained).await;
+    match ended {
+        Ok(AttachEnd::Exited(exit)) => {
+            say(&sink, Output::ExitCode(exit.code)).await;
+        }
+        Ok(AttachEnd::Lagging) => {
+            let words = "detached: the task writes faster than this connection takes it, and is not held up for that; \
+                         `rswarm logs -f` shows all";
+            say(&sink, Output::Failed(pb::EnterFailed { code: 125, words: words.into() })).await;
+        }
+        Err(error) => {
+            let _ = sink.send(Err(Status::unavailable(error.to_string()))).await;
+        }
+    }
+}
+
+/// Passes on what comes out of pipes.
+fn listen(outputs: Vec<(pipe::Receiver, Kind)>, sink: &Sink, readers: &mut JoinSet<()>) {
+    for (mut output, kind) in outputs {
         let sink = sink.clone();
         readers.spawn(async move {
             let mut buffer = vec![0; CHUNK];
@@ -129,6 +207,19 @@ async fn relay(
             }
         });
     }
+}
+
+async fn relay(
+    executor: Arc<Executor>,
+    id: String,
+    mut execution: Execution,
+    streams: Streams,
+    input: Streaming<pb::EnterInput>,
+    sink: &Sink,
+) {
+    // All of these end with this function.
+    let (mut readers, mut feeding) = (JoinSet::new(), JoinSet::new());
+    listen(streams.outputs, sink, &mut readers);
     if let Some(terminal) = streams.terminal.clone() {
         let sink = sink.clone();
         readers.spawn(async move {
@@ -141,8 +232,8 @@ async fn relay(
             }
         });
     }
-    let pid = execution.pid();
-    feeding.spawn(feed(executor, id, pid, streams.stdin, streams.terminal, input));
+    let whom = Whom::Beside(execution.pid());
+    feeding.spawn(feed(executor, id, whom, streams.stdin, streams.terminal, input));
     let ended = tokio::select! {
         ended = execution.wait() => ended,
         () = sink.closed() => return,
@@ -163,7 +254,7 @@ async fn relay(
 async fn feed(
     executor: Arc<Executor>,
     id: String,
-    pid: i32,
+    whom: Whom,
     mut stdin: Option<pipe::Sender>,
     terminal: Option<Arc<Terminal>>,
     mut input: Streaming<pb::EnterInput>,
@@ -181,7 +272,12 @@ async fn feed(
                 }
             }
             Some(Input::End(_)) => {
-                stdin = None;
+                let fed = stdin.take().is_some();
+                if let (Whom::First, true) = (whom, fed)
+                    && let Err(error) = executor.close_stdin(&id).await
+                {
+                    tracing::debug!(%error, "the end of the input did not arrive");
+                }
                 if let Some(terminal) = &terminal {
                     // As if the end had been typed.
                     let _ = terminal.write_all(b"\x04").await;
@@ -193,7 +289,11 @@ async fn feed(
                 }
             }
             Some(Input::Signal(signal)) => {
-                if let Err(error) = executor.signal(&id, pid, signal).await {
+                let sent = match whom {
+                    Whom::First => executor.kill(&id, signal).await,
+                    Whom::Beside(pid) => executor.signal(&id, pid, signal).await,
+                };
+                if let Err(error) = sent {
                     tracing::debug!(%error, "a signal did not arrive");
                 }
             }

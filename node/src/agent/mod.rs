@@ -1,10 +1,12 @@
 //! The node's half of the work: holds the session with the leader, keeps containers as `control::worker` says,
 //! tells the overlay its table, and reports.
 
+mod copy;
 mod doors;
 mod enter;
 mod health;
 mod news;
+mod profile;
 pub(crate) mod session;
 mod table;
 mod template;
@@ -295,12 +297,7 @@ fn ended(exit: &Exit) -> Seen {
     if let Some(lost) = exit.error.as_deref().filter(|error| [executor::LOST, LEASE_OVER].contains(error)) {
         return Seen::Lost(lost.to_owned());
     }
-    let error = match &exit.error {
-        Some(error) => error.clone(),
-        None if exit.oom_killed => "killed by the kernel: out of memory".to_owned(),
-        None => String::new(),
-    };
-    Seen::Ended { exit_code: Some(exit.code), error }
+    Seen::Ended { exit_code: Some(exit.code), error: executor::ending(exit) }
 }
 
 /// Everything the agent waits for.
@@ -509,6 +506,18 @@ impl Loop {
                     tracing::warn!(%task, error = format!("{error:#}"), "cannot start");
                     Some(Seen::Ended { exit_code: error_code(&error), error: format!("{error:#}") })
                 }),
+                Action::Retune(task) => {
+                    tokio::spawn(async move {
+                        match hands.retune(&task).await {
+                            Ok(()) => tracing::info!(task = %task.id, "goes on with other limits"),
+                            Err(error) => tracing::warn!(
+                                task = %task.id,
+                                error = format!("{error:#}"),
+                                "cannot be given other limits, and keeps the old ones until it is replaced"
+                            ),
+                        }
+                    });
+                }
                 Action::Stop { task, grace, delay } => {
                     self.watches.end(task);
                     self.step(task, generation, async move {
@@ -626,11 +635,11 @@ impl Loop {
     /// Gives the containers of an earlier daemon their name server back, and mends what is missing.
     async fn mend_networks(&self) {
         for container in self.hands.executor.list() {
-            let places = work::places(&container.labels);
+            let (places, servers) = (work::places(&container.labels), work::servers(&container.labels));
             if matches!(container.state, executor::State::Exited(_)) || places.is_empty() {
                 continue;
             }
-            if let Err(error) = self.hands.attach(&container.id, places).await {
+            if let Err(error) = self.hands.attach(&container.id, places, servers).await {
                 tracing::warn!(
                     container = container.id,
                     error = format!("{error:#}"),

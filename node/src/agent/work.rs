@@ -14,7 +14,7 @@ use rswarm_control::worker::Seen;
 use rswarm_netoverlay::table::NetworkId;
 use rswarm_netoverlay::{Attach, Overlay};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,6 +45,8 @@ pub struct Hands {
 pub type Places = Vec<(NetworkId, Ipv4Addr)>;
 
 const NETWORK_LABEL: &str = "rswarm.network.";
+const DNS_LABEL: &str = "rswarm.dns.";
+const DNS_PORT: u16 = 53;
 
 /// The id of a task's container in the executor.
 pub fn container_id(task: TaskId) -> String {
@@ -77,7 +79,9 @@ impl Hands {
         .await?;
         let mut labels = labels(task, &places);
         labels.extend(super::health::labels(spec, &config));
-        let netns = self.attach(&id, places).await?;
+        let servers = spec.profile.dns.servers.iter().enumerate();
+        labels.extend(servers.map(|(order, server)| (format!("{DNS_LABEL}{order:03}"), server.to_string())));
+        let netns = self.attach(&id, places, spec.profile.dns.servers.clone()).await?;
         let mut request = self.request(task, spec, &config, lower)?;
         // What the node grants anew as long as it hears the managers.
         request.lease = task.spec.is_fenced().then_some(LEASE_GRACE);
@@ -95,6 +99,12 @@ impl Hands {
     pub async fn start(&self, task: TaskId) -> Result<()> {
         self.executor.start(&container_id(task)).await?;
         Ok(())
+    }
+
+    /// Lets it go on with other limits.
+    pub async fn retune(&self, task: &AssignedTask) -> Result<()> {
+        let limits = super::profile::limits(&task.spec.resources)?;
+        Ok(self.executor.update(&container_id(task.id), limits).await?)
     }
 
     /// Asks it to end, and ends it when its grace is over. How it ended comes as an event, except where there is
@@ -145,8 +155,9 @@ impl Hands {
     }
 
     /// Joins a container's networks, or mends that.
-    pub async fn attach(&self, container: &str, networks: Places) -> Result<PathBuf> {
-        let attach = Attach { sandbox: container.to_owned(), networks };
+    pub async fn attach(&self, container: &str, networks: Places, servers: Vec<IpAddr>) -> Result<PathBuf> {
+        let upstreams = servers.into_iter().map(|server| SocketAddr::from((server, DNS_PORT))).collect();
+        let attach = Attach { sandbox: container.to_owned(), networks, upstreams };
         self.overlay.attach(attach).await.context("cannot join the task's networks")
     }
 
@@ -169,9 +180,11 @@ impl Hands {
         request.dns.options = vec!["ndots:0".into()];
         request.mounts = spec.mounts.iter().filter_map(|spec| mount(spec, &words)).collect();
         request.privileges.read_only_root = spec.read_only;
-        let limits = task.spec.resources.limits;
-        request.limits.nano_cpus = Some(limits.nano_cpus).filter(|cpus| *cpus > 0);
-        request.limits.memory_bytes = Some(limits.memory_bytes).filter(|bytes| *bytes > 0);
+        request.init = spec.init;
+        request.tty = spec.tty;
+        super::profile::apply(&spec.profile, &mut request);
+        request.journal = super::profile::journal(task, spec, &request.id);
+        request.limits = super::profile::limits(&task.spec.resources)?;
         let signal = spec.stop_signal.clone().unwrap_or_else(|| config.stop_signal.clone());
         if !signal.is_empty() {
             request.stop_signal = signal_number(&signal)?;
@@ -263,6 +276,12 @@ pub fn places(labels: &BTreeMap<String, String>) -> Places {
         .filter(|(name, _)| name.starts_with(NETWORK_LABEL))
         .filter_map(|(_, text)| place(text))
         .collect()
+}
+
+/// Which servers a container's name server asks instead of the node's own, by its labels.
+pub fn servers(labels: &BTreeMap<String, String>) -> Vec<IpAddr> {
+    let ours = labels.iter().filter(|(name, _)| name.starts_with(DNS_LABEL));
+    ours.filter_map(|(_, server)| server.parse().ok()).collect()
 }
 
 /// Docker's rule: a command given replaces the image's entrypoint and its arguments; arguments given replace the

@@ -8,6 +8,7 @@ use rswarm_control::model::{Observed, Task};
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::agent_client::AgentClient;
 use rswarm_proto::v1::enter_input::What as Input;
+use rswarm_proto::v1::enter_open::Door;
 use std::pin::Pin;
 use std::sync::Arc;
 use tonic::transport::Channel;
@@ -21,13 +22,13 @@ struct Found {
 }
 
 impl Control {
-    /// The running task that `text` means.
-    async fn running_task(&self, text: &str) -> Result<Found, Status> {
+    /// The task that `text` means: one that runs or, where its remains will do, one that has ended.
+    async fn task_on_node(&self, text: &str, remains: bool) -> Result<Found, Status> {
         let state = self.fresh().await?;
         let task = find_task(&state, text).map_err(refused)?;
         let node = task.node.and_then(|node| state.node(node));
-        let Some(node) = node.filter(|_| matches!(task.observed, Observed::Starting | Observed::Running))
-        else {
+        let runs = matches!(task.observed, Observed::Starting | Observed::Running);
+        let Some(node) = node.filter(|_| runs || remains && task.observed.is_terminal()) else {
             return Err(Status::failed_precondition(format!(
                 "task {} does not run: it is {}\nhelp: `rswarm service ps {}` shows which tasks do",
                 task.name(),
@@ -64,7 +65,9 @@ impl pb::tasks_server::Tasks for Control {
         let Some(pb::EnterInput { what: Some(Input::Open(open)) }) = input.message().await? else {
             return Err(Status::invalid_argument("the first message opens a door"));
         };
-        let mut found = self.running_task(&open.task).await?;
+        // Out of what a task has left behind files can still be copied.
+        let remains = matches!(&open.door, Some(Door::Copy(door)) if !door.into);
+        let mut found = self.task_on_node(&open.task, remains).await?;
         let open = pb::EnterOpen { task: found.task.id.to_string(), ..open };
         let first = pb::EnterInput { what: Some(Input::Open(open)) };
         let rest = tokio_stream::StreamExt::map_while(input, Result::ok);
@@ -75,7 +78,7 @@ impl pb::tasks_server::Tasks for Control {
 
     async fn ask(&self, request: Request<pb::TaskAsk>) -> Result<Response<pb::TaskAnswer>, Status> {
         let ask = request.into_inner();
-        let mut found = self.running_task(&ask.task).await?;
+        let mut found = self.task_on_node(&ask.task, false).await?;
         let ask = pb::TaskAsk { task: found.task.id.to_string(), ..ask };
         let answer = found.agent.ask(ask).await.map_err(|status| found.explain(status))?.into_inner();
         let (task_name, node_name) = (found.task.name(), found.node_name);

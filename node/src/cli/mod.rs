@@ -102,6 +102,8 @@ pub enum Command {
     #[command(subcommand)]
     Image(image::ImageCommand),
     Exec(task::exec::Exec),
+    Attach(task::attach::Attach),
+    Cp(task::cp::Cp),
     Logs(service::logs::Logs),
     Top(task::top::Top),
     Stats(task::stats::Stats),
@@ -154,6 +156,8 @@ impl Command {
             Self::Network(command) => command.run(cx).await,
             Self::Image(command) => command.run(cx).await,
             Self::Exec(command) => command.run(cx).await,
+            Self::Attach(command) => command.run(cx).await,
+            Self::Cp(command) => command.run(cx).await,
             Self::Logs(command) => command.run(cx).await,
             Self::Top(command) => command.run(cx).await,
             Self::Stats(command) => command.run(cx).await,

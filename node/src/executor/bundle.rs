@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 use rswarm_shim::cgroup::Cgroup;
-use rswarm_shim::protocol::{CONFIG_FILE, LAUNCH_FILE, Launch, ROOT_DIR, SECCOMP_FILE};
+use rswarm_shim::protocol::{CONFIG_FILE, LAUNCH_FILE, Launch, ROOT_DIR, SECCOMP_FILE, WindowSize};
 use serde_json::{Value, json};
 
-use super::request::{ContainerRequest, Mount};
+use super::request::{ContainerRequest, Device, IoLimit, Mount};
 use super::seccomp;
 
+/// The size of a container's terminal until somebody who attaches says another.
+const TERMINAL: WindowSize = WindowSize { rows: 24, columns: 80 };
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Capabilities of a container that asks for nothing: Docker's, without raw sockets, device nodes, audit records
@@ -118,9 +120,14 @@ pub(super) fn write(
         upper: home.join("upper"),
         work: home.join("work"),
         user: request.user.clone(),
+        groups: request.groups.clone(),
+        init: request.init,
+        stdin: request.stdin,
+        tty: request.tty.then_some(TERMINAL),
         cgroup: cgroup.cloned(),
         shims: shims.cloned(),
         log: request.log,
+        journal: request.journal.clone(),
         lease_ms: request.lease.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
     };
     fs::write(directory.join(LAUNCH_FILE), serde_json::to_vec(&launch)?)
@@ -182,25 +189,28 @@ fn spec(request: &ContainerRequest, home: &Path, cgroup: Option<&Cgroup>) -> Val
         sysctls.insert("net.ipv4.ping_group_range".into(), json!("0 2147483647"));
     }
     sysctls.extend(request.privileges.sysctls.iter().map(|(name, value)| (name.clone(), json!(value))));
-    let nofile = json!({"type": "RLIMIT_NOFILE", "soft": 65_536, "hard": 65_536});
+    // Whoever needs a device finds it in a user namespace only as what is bound there.
+    let bound = in_user_namespace();
+    let devices: Vec<Value> = request.devices.iter().filter(|_| !bound).filter_map(device_node).collect();
     let (uid, gid) = numeric(&request.user);
     json!({
         "ociVersion": "1.0.2",
         "hostname": hostname(request),
         "root": {"path": ROOT_DIR, "readonly": request.privileges.read_only_root},
         "process": {
-            "terminal": false,
-            "user": {"uid": uid, "gid": gid},
+            "terminal": request.tty,
+            "user": {"uid": uid, "gid": gid, "additionalGids": numbers(&request.groups)},
             "args": request.args,
             "env": environment(request),
             "cwd": if request.workdir.is_empty() { "/" } else { &request.workdir },
             "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities},
-            "rlimits": [nofile],
+            "rlimits": rlimits(request),
             "noNewPrivileges": !request.privileges.new_privileges,
-            "oomScoreAdj": 0,
+            "oomScoreAdj": request.oom_score_adj,
         },
-        "mounts": mounts(request, home),
+        "mounts": mounts(request, home, bound),
         "linux": {
+            "devices": devices,
             "namespaces": namespaces,
             "maskedPaths": MASKED_PATHS,
             "readonlyPaths": READONLY_PATHS,
@@ -209,6 +219,33 @@ fn spec(request: &ContainerRequest, home: &Path, cgroup: Option<&Cgroup>) -> Val
             "sysctl": sysctls,
         },
     })
+}
+
+fn rlimits(request: &ContainerRequest) -> Vec<Value> {
+    let json = |name: &str, soft: u64, hard: u64| json!({"type": format!("RLIMIT_{}", name.to_uppercase()), "soft": soft, "hard": hard});
+    let mut list: Vec<Value> =
+        request.rlimits.iter().map(|limit| json(&limit.name, limit.soft, limit.hard)).collect();
+    if !request.rlimits.iter().any(|limit| limit.name == "nofile") {
+        list.push(json("nofile", 65_536, 65_536));
+    }
+    list
+}
+
+fn device_node(device: &Device) -> Option<Value> {
+    let (block, major, minor) = device.numbers()?;
+    let kind = if block { "b" } else { "c" };
+    Some(json!({"path": device.target, "type": kind, "major": major, "minor": minor, "fileMode": 0o666}))
+}
+
+/// This daemon was started in a user namespace of somebody's making, where no devices can be made.
+pub(super) fn in_user_namespace() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    !map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// For runtimes that do not look names up: the groups given by number.
+fn numbers(groups: &[String]) -> Vec<u32> {
+    groups.iter().filter_map(|group| group.parse().ok()).collect()
 }
 
 /// It joins the daemon's own network namespace, whose settings are not for a container to change.
@@ -268,8 +305,31 @@ fn resources(request: &ContainerRequest) -> Value {
             allow(5, Some(0)), allow(5, Some(2)), allow(136, None),
         ],
     });
+    if let Value::Array(rules) = &mut resources["devices"] {
+        for device in &request.devices {
+            let Some((block, major, minor)) = device.numbers() else { continue };
+            let kind = if block { "b" } else { "c" };
+            let access = &device.access;
+            rules
+                .push(json!({"allow": true, "type": kind, "major": major, "minor": minor, "access": access}));
+        }
+    }
     if let Some(bytes) = limits.memory_bytes {
-        resources["memory"] = json!({"limit": bytes, "swap": bytes});
+        let total = bytes.checked_add(limits.swap_bytes).and_then(|total| i64::try_from(total).ok());
+        resources["memory"] = json!({"limit": bytes, "swap": total.unwrap_or(-1)});
+    }
+    if limits.io_weight.is_some() || !limits.io.is_empty() {
+        let rates = |rate: fn(&IoLimit) -> Option<u64>| {
+            let limited = limits.io.iter().filter_map(|limit| Some((limit, rate(limit)?)));
+            limited
+                .map(|(at, rate)| json!({"major": at.major, "minor": at.minor, "rate": rate}))
+                .collect::<Vec<_>>()
+        };
+        resources["blockIO"] = json!({
+            "weight": limits.io_weight,
+            "throttleReadBpsDevice": rates(|limit| limit.read_bps),
+            "throttleWriteBpsDevice": rates(|limit| limit.write_bps),
+        });
     }
     if let Some(nano_cpus) = limits.nano_cpus {
         resources["cpu"] = json!({"quota": (nano_cpus / 10_000).max(1_000), "period": 100_000});
@@ -280,11 +340,12 @@ fn resources(request: &ContainerRequest) -> Value {
     resources
 }
 
-fn mounts(request: &ContainerRequest, home: &Path) -> Vec<Value> {
+fn mounts(request: &ContainerRequest, home: &Path, devices_bound: bool) -> Vec<Value> {
     let file_system = |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
     let bind = |target: &str, source: PathBuf, options: &[&str]| json!({"destination": target, "type": "bind", "source": source, "options": options});
     let hardened = ["nosuid", "noexec", "nodev"];
     let with = |more: &[&'static str]| [&hardened[..], more].concat();
+    let shm = format!("size={}", request.shm_bytes.unwrap_or(64 << 20));
     let mut mounts = vec![
         file_system("/proc", "proc", &hardened),
         file_system("/dev", "tmpfs", &["nosuid", "mode=755", "size=65536k"]),
@@ -293,7 +354,7 @@ fn mounts(request: &ContainerRequest, home: &Path) -> Vec<Value> {
             "devpts",
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        file_system("/dev/shm", "tmpfs", &with(&["mode=1777", "size=65536k"])),
+        file_system("/dev/shm", "tmpfs", &[&hardened[..], &["mode=1777", &shm]].concat()),
         file_system("/dev/mqueue", "mqueue", &hardened),
         file_system("/sys", "sysfs", &with(&["ro"])),
         file_system("/sys/fs/cgroup", "cgroup", &with(&["ro"])),
@@ -305,6 +366,9 @@ fn mounts(request: &ContainerRequest, home: &Path) -> Vec<Value> {
         if !targets.contains(&target.as_str()) {
             mounts.push(bind(&target, home.join(name), &["bind", "nosuid", "nodev"]));
         }
+    }
+    for device in request.devices.iter().filter(|_| devices_bound) {
+        mounts.push(bind(&device.target, device.source.clone(), &["bind", "nosuid", "noexec"]));
     }
     for mount in &request.mounts {
         mounts.push(match mount {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rswarm_shim::cgroup::Cgroup;
-use rswarm_shim::protocol::{EXIT_FILE, Exit, Reply, Request, Running, SHIM_LOG_FILE, STATE_FILE};
+use rswarm_shim::protocol::{EXIT_FILE, Exit, LogDriver, Reply, Request, Running, SHIM_LOG_FILE, STATE_FILE};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -37,6 +37,8 @@ pub(super) struct Meta {
     pub(super) labels: BTreeMap<String, String>,
     pub(super) stop_signal: i32,
     pub(super) cgroup: Option<Cgroup>,
+    #[serde(default)]
+    pub(super) log: LogDriver,
 }
 
 impl Entry {

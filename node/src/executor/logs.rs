@@ -8,7 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use rswarm_shim::protocol::{EXIT_FILE, LOG_FILE};
+use flate2::bufread::GzDecoder;
+use rswarm_shim::protocol::{COMPRESSED, EXIT_FILE, LOG_FILE};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::inotify;
 use tokio::sync::mpsc;
@@ -123,8 +124,7 @@ impl Reader {
         let mut current = None;
         let mut waiting = VecDeque::new();
         let mut lines = 0;
-        for file in files(&self.path) {
-            let mut file = Open::new(file)?;
+        for mut file in files(&self.path) {
             while let Some(entry) = file.next()? {
                 if !self.query.wants(&entry) {
                     continue;
@@ -181,16 +181,14 @@ impl Reader {
             }
             // The files were listed before the old one was read to its end, so nothing can have been added to it
             // that was not read; the one after it is next, or the oldest if it has been rotated away.
-            let inodes: Vec<u64> =
-                files.iter().map(|file| file.metadata().map_or(0, |data| data.ino())).collect();
-            let next = match known.and_then(|known| inodes.iter().position(|inode| *inode == known)) {
+            let next = match known.and_then(|known| files.iter().position(|file| file.inode == known)) {
                 Some(position) => position + 1,
                 None => 0,
             };
             let Some(file) = files.into_iter().nth(next) else {
                 return Ok(Ok(()));
             };
-            *current = Some(Open::new(file)?);
+            *current = Some(file);
         }
     }
 
@@ -212,15 +210,18 @@ impl Reader {
 }
 
 /// The log's files, oldest first, opened so that a rotation cannot take them away.
-fn files(path: &Path) -> Vec<File> {
+fn files(path: &Path) -> Vec<Open> {
     let mut files = Vec::new();
-    // The current one first: one that is rotated meanwhile is then seen twice rather than never, and told by its
-    // inode.
-    files.extend(File::open(path));
+    // The current one first: one that is rotated or compressed meanwhile is then seen twice rather than never, and
+    // told by its inode.
+    files.extend(Open::plain(path));
     for index in 1.. {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".{index}"));
-        match File::open(PathBuf::from(name)) {
+        let numbered = |end: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(format!(".{index}{end}"));
+            PathBuf::from(name)
+        };
+        match Open::plain(&numbered("")).or_else(|_| Open::compressed(&numbered(COMPRESSED))) {
             Ok(file) => files.push(file),
             Err(_) => break,
         }
@@ -228,33 +229,64 @@ fn files(path: &Path) -> Vec<File> {
     files.reverse();
     let mut seen = Vec::new();
     files.retain(|file| {
-        let inode = file.metadata().map_or(0, |data| data.ino());
-        let new = !seen.contains(&inode);
-        seen.push(inode);
+        let new = !seen.contains(&file.inode);
+        seen.push(file.inode);
         new
     });
     files
 }
 
 struct Open {
-    reader: BufReader<File>,
+    reader: Reading,
+    /// Of the file that was written; a compressed one says from which it was made.
     inode: u64,
 }
 
+enum Reading {
+    Plain(BufReader<File>),
+    Compressed(Box<BufReader<GzDecoder<BufReader<File>>>>),
+}
+
 impl Open {
-    fn new(file: File) -> io::Result<Self> {
-        Ok(Self { inode: file.metadata()?.ino(), reader: BufReader::new(file) })
+    fn plain(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        Ok(Self { inode: file.metadata()?.ino(), reader: Reading::Plain(BufReader::new(file)) })
+    }
+
+    fn compressed(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let own = file.metadata()?.ino();
+        let mut decoder = GzDecoder::new(BufReader::new(file));
+        // The header is read with the first bytes.
+        let _ = io::Read::read(&mut decoder, &mut [])?;
+        let comment = decoder.header().and_then(|header| header.comment());
+        let written = comment.and_then(|text| str::from_utf8(text).ok()?.parse().ok());
+        let reader = Reading::Compressed(Box::new(BufReader::new(decoder)));
+        Ok(Self { inode: written.unwrap_or(own), reader })
     }
 
     /// The next whole entry; damaged lines are left out.
     fn next(&mut self) -> io::Result<Option<LogEntry>> {
         loop {
             let mut line = Vec::new();
-            let count = io::Read::take(&mut self.reader, LINE_MAX).read_until(b'\n', &mut line)?;
+            let count = match &mut self.reader {
+                Reading::Plain(reader) => io::Read::take(reader, LINE_MAX).read_until(b'\n', &mut line)?,
+                Reading::Compressed(reader) => {
+                    match io::Read::take(&mut **reader, LINE_MAX).read_until(b'\n', &mut line) {
+                        Ok(count) => count,
+                        // Damage ends the file early, and not the log.
+                        Err(error) if error.kind() != io::ErrorKind::Interrupted => return Ok(None),
+                        Err(error) => return Err(error),
+                    }
+                }
+            };
             if line.pop_if(|last| *last == b'\n').is_none() {
                 // An unfinished line is read again when it is finished; one that never ends is damage.
-                if count > 0 && count < LINE_MAX as usize {
-                    self.reader.seek(SeekFrom::Current(-(count as i64)))?;
+                if let Reading::Plain(reader) = &mut self.reader
+                    && count > 0
+                    && count < LINE_MAX as usize
+                {
+                    reader.seek(SeekFrom::Current(-(count as i64)))?;
                 }
                 if count < LINE_MAX as usize {
                     return Ok(None);
@@ -319,6 +351,30 @@ mod tests {
         let directory = rotated();
         let all: Vec<String> = (0..6).map(|index| format!("line {index}")).collect();
         assert_eq!(texts(directory.path(), LogQuery::default()), all);
+    }
+
+    #[test]
+    fn compressed_files_are_read_too_and_known_by_what_they_were_made_from() {
+        let directory = rotated();
+        let path = directory.path();
+        let inode = fs::metadata(path.join("log.2")).unwrap().ino();
+        let plain = fs::read(path.join("log.2")).unwrap();
+        let to = File::create(path.join("log.2.gz")).unwrap();
+        let mut out = flate2::GzBuilder::new().comment(inode.to_string()).write(to, Default::default());
+        out.write_all(&plain).unwrap();
+        out.finish().unwrap();
+        let all: Vec<String> = (0..6).map(|index| format!("line {index}")).collect();
+        // While both are there, and when the first is gone.
+        assert_eq!(texts(path, LogQuery::default()), all);
+        assert_eq!(Open::compressed(&path.join("log.2.gz")).unwrap().inode, inode);
+        fs::remove_file(path.join("log.2")).unwrap();
+        assert_eq!(texts(path, LogQuery::default()), all);
+        // A damaged one is read as far as it goes.
+        let whole = fs::read(path.join("log.2.gz")).unwrap();
+        fs::write(path.join("log.2.gz"), &whole[..whole.len() - 12]).unwrap();
+        assert!(texts(path, LogQuery::default()).ends_with(&all[2..]));
+        fs::write(path.join("log.2.gz"), "nothing of the kind").unwrap();
+        assert_eq!(texts(path, LogQuery::default()), all[2..]);
     }
 
     #[test]

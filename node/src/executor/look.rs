@@ -1,10 +1,16 @@
-//! What goes on in a running container, read from the kernel: its processes, its traffic.
+//! What goes on in a container, read from the kernel: its processes, its traffic, its files.
 
 use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rswarm_shim::protocol::Running;
+use rswarm_shim::protocol::{LAUNCH_FILE, Launch, Running};
 use tokio::net::TcpStream;
+
+use super::bundle::in_user_namespace;
+use crate::files;
 
 use super::{Error, Executor, Result, State, blocking, dial, entry, io_error};
 
@@ -62,6 +68,30 @@ impl Executor {
         dial::connect(&running, port).await.map_err(what)
     }
 
+    /// The root directory of a container, to resolve paths beneath: as a running one sees it, or what one that has
+    /// ended left behind, which cannot be written to.
+    pub async fn root(&self, id: &str, to_write: bool) -> Result<OwnedFd> {
+        let what = io_error(format!("cannot open the root of container {id}"));
+        match self.entry(id)?.state() {
+            State::Running(running) => {
+                let open = move || {
+                    let root = files::directory(Path::new(&format!("/proc/{}/root", running.pid)))?;
+                    // The number may have been given to another process meanwhile.
+                    match entry::start_ticks(running.pid) == Some(running.start_ticks) {
+                        true => Ok(root),
+                        false => Err(std::io::Error::new(ErrorKind::NotFound, "the container has ended")),
+                    }
+                };
+                blocking(open).await.map_err(what)
+            }
+            State::Created | State::Exited(_) if to_write => Err(Error::NotRunning(id.into())),
+            State::Created | State::Exited(_) => {
+                let directory = self.entry(id)?.directory.clone();
+                blocking(move || remains(&directory)).await.map_err(what)
+            }
+        }
+    }
+
     /// The first process of a running container.
     pub(super) fn process(&self, id: &str) -> Result<Running> {
         match self.running(id)?.state() {
@@ -69,6 +99,34 @@ impl Executor {
             State::Created | State::Exited(_) => Err(Error::NotRunning(id.into())),
         }
     }
+}
+
+/// The layers of a container that does not run, one over the other, mounted nowhere and for reading only.
+fn remains(directory: &Path) -> std::io::Result<OwnedFd> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+    let launch: Launch = serde_json::from_slice(&fs::read(directory.join(LAUNCH_FILE))?)?;
+    let overlay = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let layers: Vec<OwnedFd> = std::iter::once(&launch.upper)
+        .chain(&launch.lower)
+        .map(|layer| files::directory(layer))
+        .collect::<std::io::Result<_>>()?;
+    let names: Vec<String> =
+        layers.iter().map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd())).collect();
+    let each = names
+        .iter()
+        .try_for_each(|name| rustix::mount::fsconfig_set_string(&overlay, "lowerdir+", name.as_str()));
+    if each.is_err() {
+        // Before Linux 6.8 there is only the one text.
+        rustix::mount::fsconfig_set_string(&overlay, "lowerdir", names.join(":"))?;
+    }
+    if in_user_namespace() {
+        rustix::mount::fsconfig_set_flag(&overlay, "userxattr")?;
+    }
+    rustix::mount::fsconfig_create(&overlay)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV;
+    Ok(rustix::mount::fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
 /// A container's processes are those of its pid namespace.

@@ -4,6 +4,7 @@
 //!
 //! All operations may be repeated: asking for what is already so succeeds.
 
+mod attach;
 pub mod bundle;
 mod dial;
 mod entry;
@@ -22,12 +23,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+pub use attach::{AttachEnd, Attached};
 use entry::{Entry, Meta, PARTIAL, clear_away, containers, partial, remove_directory, unix_ns};
 pub use exec::{ExecExit, Execution};
 pub use logs::{LogEntry, LogQuery, LogStream, Logs};
 pub use look::{Process, Traffic};
 pub use probe::{Probe, ProbeOutcome};
-pub use request::{ContainerRequest, Dns, Limits, LogOptions, Mount, Privileges};
+pub use request::device_numbers;
+pub use request::{
+    ContainerRequest, Device, Dns, IoLimit, Limits, LogDriver, LogOptions, Mount, Privileges, Rlimit,
+};
 use rswarm_shim::cgroup::{Cgroup, Lack, Layout};
 pub use rswarm_shim::cgroup::{Pressure, Usage};
 pub use rswarm_shim::protocol::{Exec, Exit, Running, WindowSize};
@@ -97,6 +102,14 @@ pub enum Error {
         /// Why.
         message: String,
     },
+    /// What it writes is kept where it cannot be read from here.
+    #[error("container {id}: {message}")]
+    Unreadable {
+        /// The container.
+        id: String,
+        /// Where it is, if anywhere.
+        message: String,
+    },
     /// It was killed but is still there.
     #[error("container {0} does not die: a process in it hangs in the kernel")]
     Undead(String),
@@ -115,6 +128,20 @@ type Result<T> = std::result::Result<T, Error>;
 fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     let what = what.into();
     move |source| Error::Io { what, source }
+}
+
+/// How a container ended, in words; empty if by its own exit alone.
+pub fn ending(exit: &Exit) -> String {
+    let name = |number: i32| match nix::sys::signal::Signal::try_from(number) {
+        Ok(signal) => format!("signal {number} ({signal})"),
+        Err(_) => format!("signal {number}"),
+    };
+    match (&exit.error, exit.oom_killed, exit.signal) {
+        (Some(error), ..) => error.clone(),
+        (None, true, _) => "killed by the kernel: out of memory".into(),
+        (None, false, Some(number)) => format!("ended by {}", name(number)),
+        (None, false, None) => String::new(),
+    }
 }
 
 /// What is the case with a container.
@@ -313,8 +340,9 @@ impl Executor {
         }
     }
 
-    /// Changes the limits of a running container.
+    /// Changes the limits of a running container. Those that this machine cannot enforce are left out.
     pub async fn update(&self, id: &str, limits: Limits) -> Result<()> {
+        let limits = limits.without(&self.inner.lacks);
         self.running(id)?.ask(&Request::Update(limits)).await.map(drop)
     }
 
@@ -342,6 +370,18 @@ impl Executor {
     /// What a container has written, and with `follow` what it goes on to write.
     pub fn logs(&self, id: &str, query: LogQuery) -> Result<Logs> {
         let entry = self.entry(id)?;
+        match entry.meta.log {
+            LogDriver::Local => {}
+            LogDriver::Journald => {
+                let message =
+                    "its log is in its node's journal: `journalctl CONTAINER_ID=` and its id shows it".into();
+                return Err(Error::Unreadable { id: id.into(), message });
+            }
+            LogDriver::None => {
+                let message = "its log is kept nowhere: its log driver is none".into();
+                return Err(Error::Unreadable { id: id.into(), message });
+            }
+        }
         logs::open(&entry.directory, query)
             .map_err(io_error(format!("cannot read the log of container {id}")))
     }
@@ -491,14 +531,18 @@ impl Executor {
         let cgroup = |path: String| inner.layout.clone().map(|layout| Cgroup { layout, path });
         // Never used again, so that the dying processes of one instance are never met by the next.
         let path = format!("{}/{}-{:x}", inner.config.cgroup_parent, request.id, unix_ns());
-        let meta =
-            Meta { labels: request.labels.clone(), stop_signal: request.stop_signal, cgroup: cgroup(path) };
+        let meta = Meta {
+            labels: request.labels.clone(),
+            stop_signal: request.stop_signal,
+            cgroup: cgroup(path),
+            log: request.log.driver,
+        };
         remove_directory(&partial).map_err(what())?;
         let write = || -> io::Result<()> {
             fs::create_dir(&partial)?;
             let shims = cgroup(shims_path(&inner.config));
             let request =
-                ContainerRequest { limits: request.limits.without(&inner.lacks), ..request.clone() };
+                ContainerRequest { limits: request.limits.clone().without(&inner.lacks), ..request.clone() };
             bundle::write(&partial, &home, &request, meta.cgroup.as_ref(), shims.as_ref())?;
             fs::write(partial.join(META_FILE), serde_json::to_vec(&meta)?)?;
             fs::rename(&partial, &home)

@@ -5,10 +5,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use rswarm_shim::cgroup::Limits;
-pub use rswarm_shim::protocol::LogOptions;
+pub use rswarm_shim::cgroup::{IoLimit, Limits};
+pub use rswarm_shim::protocol::{LogDriver, LogOptions};
+
+use rswarm_shim::protocol::JOURNAL_SOCKET;
 
 use super::{Error, bundle};
+use rswarm_control::model::is_namespaced;
 
 /// A container to be made. Paths on this machine are absolute.
 #[derive(Clone, Debug)]
@@ -45,8 +48,26 @@ pub struct ContainerRequest {
     pub labels: BTreeMap<String, String>,
     /// How its log is kept.
     pub log: LogOptions,
+    /// Fields of its entries in the journal, for a log that is kept there.
+    pub journal: Vec<(String, String)>,
     /// What it may do.
     pub privileges: Privileges,
+    /// Groups of its process besides those of its user, by name or number, looked up in the image's files.
+    pub groups: Vec<String>,
+    /// Process 1 is an init of ours that passes signals on and reaps.
+    pub init: bool,
+    /// It gets a terminal.
+    pub tty: bool,
+    /// Its standard input stays open, for whoever attaches.
+    pub stdin: bool,
+    /// Limits of its processes.
+    pub rlimits: Vec<Rlimit>,
+    /// Devices of this machine that it may use.
+    pub devices: Vec<Device>,
+    /// Most that its `/dev/shm` may hold; none is 64 MiB.
+    pub shm_bytes: Option<u64>,
+    /// How readily the kernel kills it when memory is short.
+    pub oom_score_adj: i32,
     /// It is killed so long after its start, unless that is put off by [`Executor::lease`](super::Executor::lease):
     /// also when this daemon is no more.
     pub lease: Option<Duration>,
@@ -72,10 +93,63 @@ impl ContainerRequest {
             stop_signal: nix::libc::SIGTERM,
             labels: BTreeMap::new(),
             log: LogOptions::default(),
+            journal: Vec::new(),
             privileges: Privileges::default(),
+            groups: Vec::new(),
+            init: false,
+            tty: false,
+            stdin: false,
+            rlimits: Vec::new(),
+            devices: Vec::new(),
+            shm_bytes: None,
+            oom_score_adj: 0,
             lease: None,
         }
     }
+}
+
+/// A limit of a container's processes; the largest number is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rlimit {
+    /// As `ulimit` calls it: `nofile`, `core`, …
+    pub name: String,
+    /// What holds.
+    pub soft: u64,
+    /// How far it may be raised.
+    pub hard: u64,
+}
+
+/// A device of this machine in a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its path here.
+    pub source: PathBuf,
+    /// Its path there.
+    pub target: String,
+    /// Some of `r`, `w` and `m`.
+    pub access: String,
+}
+
+impl Device {
+    /// Whether it is a block device, and its numbers. None: it is no device.
+    pub(super) fn numbers(&self) -> Option<(bool, u32, u32)> {
+        device_numbers(&self.source).ok()
+    }
+}
+
+/// Whether a device is a block device, and its major and minor number.
+///
+/// # Errors
+/// If nothing is there, or it is no device.
+pub fn device_numbers(path: &Path) -> std::io::Result<(bool, u32, u32)> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let data = std::fs::metadata(path)?;
+    let (block, character) = (data.file_type().is_block_device(), data.file_type().is_char_device());
+    if !block && !character {
+        return Err(std::io::Error::other("it is no device"));
+    }
+    let number = data.rdev();
+    Ok((block, rustix::fs::major(number), rustix::fs::minor(number)))
 }
 
 /// How names are resolved in a container.
@@ -186,6 +260,22 @@ pub(super) fn check(request: &ContainerRequest) -> Result<(), Error> {
                 return refuse(format!("bind source {}: {error}", source.display()));
             }
         }
+    }
+    if request.log.driver == LogDriver::Journald && !Path::new(JOURNAL_SOCKET).exists() {
+        return refuse(format!(
+            "this node has no journal at {JOURNAL_SOCKET}: choose another log driver, or a node with systemd"
+        ));
+    }
+    for device in &request.devices {
+        if !is_target(&device.target) || device.target.ends_with('/') {
+            return refuse(format!("device target {:?} is not an absolute path", device.target));
+        }
+        if let Err(error) = device_numbers(&device.source) {
+            return refuse(format!("device {}: {error}", device.source.display()));
+        }
+    }
+    if let Some(name) = request.privileges.sysctls.keys().find(|name| !is_namespaced(name)) {
+        return refuse(format!("sysctl {name:?} is not of a container's own namespaces"));
     }
     for name in request.privileges.cap_add.iter().chain(&request.privileges.cap_drop) {
         if bundle::capability(name).is_none() {

@@ -19,7 +19,7 @@ mod registry;
 mod save;
 mod scratch;
 mod store;
-mod tarball;
+pub(crate) mod tarball;
 mod unpack;
 
 pub use builtin::{BUILTIN, is_builtin};
@@ -34,6 +34,7 @@ pub use reference::{Reference, ReferenceError};
 pub use registries::Registries;
 pub use save::{Details, LayerDetails};
 pub use store::{Image, Limits, Store};
+pub use unpack::plain;
 
 use std::io;
 

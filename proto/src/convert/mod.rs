@@ -9,6 +9,7 @@ mod network;
 mod news;
 mod node;
 mod placement;
+mod profile;
 mod service;
 mod table;
 mod task;

@@ -419,13 +419,14 @@ impl TryFrom<pb::PublishedPort> for PublishedPort {
 impl From<&TaskSpec> for pb::TaskSpec {
     fn from(spec: &TaskSpec) -> Self {
         let TaskSpec { containers, resources, restart, placement, networks, force, on_node_loss } = spec;
-        let TaskResources { limits, reservations, generic } = resources;
+        let TaskResources { limits, reservations, generic, bounds } = resources;
         Self {
             containers: containers.iter().map(Into::into).collect(),
             resources: Some(pb::TaskResources {
                 limits: Some(limits.into()),
                 reservations: Some(reservations.into()),
                 generic: generic.clone(),
+                bounds: Some(bounds.into()),
             }),
             restart: Some(restart.into()),
             placement: Some(placement.into()),
@@ -447,6 +448,7 @@ impl TryFrom<pb::TaskSpec> for TaskSpec {
                 limits: resources.limits.unwrap_or_default().into(),
                 reservations: resources.reservations.unwrap_or_default().into(),
                 generic: resources.generic,
+                bounds: nested("bounds", Some(resources.bounds.unwrap_or_default()))?,
             },
             restart: match wire.restart {
                 Some(restart) => nested("restart", Some(restart))?,
@@ -509,6 +511,7 @@ impl From<&ContainerSpec> for pb::ContainerSpec {
             tty,
             health,
             readiness,
+            profile,
         } = spec;
         let variable =
             |EnvVar { name, value }: &EnvVar| pb::EnvVar { name: name.clone(), value: value.clone() };
@@ -531,6 +534,7 @@ impl From<&ContainerSpec> for pb::ContainerSpec {
             tty: *tty,
             health: Some(health.into()),
             readiness: readiness.as_ref().map(Into::into),
+            profile: Some(profile.into()),
         }
     }
 }
@@ -563,6 +567,7 @@ impl TryFrom<pb::ContainerSpec> for ContainerSpec {
                 .map(Readiness::try_from)
                 .transpose()
                 .map_err(|error| error.within("readiness"))?,
+            profile: nested("profile", Some(wire.profile.unwrap_or_default()))?,
         })
     }
 }

@@ -125,6 +125,9 @@ impl From<&Change> for wire::What {
                 task: task.to_string(),
                 desired: pb::Desired::from(*desired).into(),
             }),
+            Change::Retune { task, spec_version } => {
+                Self::Retune(wire::Retune { task: task.to_string(), spec_version: *spec_version })
+            }
             Change::Report(report) => Self::Report(report.into()),
             Change::EndTask { task, observed, message } => Self::EndTask(wire::EndTask {
                 task: task.to_string(),
@@ -274,6 +277,9 @@ impl TryFrom<wire::What> for Change {
                 task: parsed("task", &task)?,
                 desired: choice::<pb::Desired, _>("desired", desired)?,
             },
+            What::Retune(wire::Retune { task, spec_version }) => {
+                Self::Retune { task: parsed("task", &task)?, spec_version }
+            }
             What::Report(report) => Self::Report(report.try_into()?),
             What::EndTask(wire::EndTask { task, observed, message }) => Self::EndTask {
                 task: parsed("task", &task)?,

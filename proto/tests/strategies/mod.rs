@@ -18,7 +18,7 @@ use rswarm_control::{
     Change, ClusterId, NetworkId, NewTask, NodeId, Proposal, RaftId, Report, RequestId, Rollback, ServiceId,
 };
 use rswarm_control::{Snapshot, TaskId, Timestamp};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -174,37 +174,82 @@ fn mount() -> BoxedStrategy<Mount> {
     .boxed()
 }
 
+fn profile() -> BoxedStrategy<Profile> {
+    let texts = || vec(text(), 0..3);
+    let address = any::<[u8; 4]>().prop_map(|bytes| IpAddr::V4(bytes.into()));
+    let addresses = vec(address.clone(), 0..3);
+    let dns = (addresses, texts(), texts());
+    let dns = dns.prop_map(|(servers, search, options)| DnsConfig { servers, search, options });
+    let who = (texts(), any::<bool>(), vec((text(), address), 0..3), dns);
+    let ulimit = any::<(u64, u64)>().prop_map(|(soft, hard)| Ulimit { soft, hard });
+    let device = (text(), text(), text());
+    let device = device.prop_map(|(source, target, access)| Device { source, target, access });
+    let rights = (texts(), texts(), labels(), btree_map(text(), ulimit, 0..3), vec(device, 0..3));
+    let log = (option::of(text()), labels()).prop_map(|(name, options)| LogDriver { name, options });
+    (who, rights, any::<Option<u64>>(), -1000..=1000_i32, log)
+        .prop_map(|((groups, stdin, hosts, dns), rights, shm_bytes, oom_score_adj, log)| {
+            let (cap_add, cap_drop, sysctls, ulimits, devices) = rights;
+            Profile {
+                groups,
+                stdin,
+                hosts,
+                dns,
+                cap_add,
+                cap_drop,
+                sysctls,
+                ulimits,
+                devices,
+                shm_bytes,
+                oom_score_adj,
+                log,
+            }
+        })
+        .boxed()
+}
+
+fn bounds() -> BoxedStrategy<Bounds> {
+    let io = (text(), any::<u64>(), any::<u64>());
+    let io = io.prop_map(|(device, read_bps, write_bps)| IoBound { device, read_bps, write_bps });
+    let swap = prop_oneof![Just(Swap::None), Just(Swap::Unlimited), (0..u64::MAX).prop_map(Swap::Bytes)];
+    (any::<Option<u64>>(), swap, 0..=1000_u16, vec(io, 0..3))
+        .prop_map(|(pids, swap, io_weight, io)| Bounds { pids, swap, io_weight, io })
+        .boxed()
+}
+
 fn container() -> BoxedStrategy<ContainerSpec> {
     let env = (text(), text()).prop_map(|(name, value)| EnvVar { name, value });
     let what = (text(), text(), option::of(text()), vec(text(), 0..3), vec(text(), 0..3), vec(env, 0..3));
     let who = (labels(), option::of(text()), option::of(text()), option::of(text()), vec(mount(), 0..3));
     let how = (option::of(text()), duration(), any::<bool>(), any::<bool>(), any::<bool>());
-    let well = (health_spec(), option::of(readiness()));
+    let well = (health_spec(), option::of(readiness()), profile());
     (what, who, how, well)
-        .prop_map(|((name, image, image_digest, command, args, env), who, how, (health, readiness))| {
-            let (labels, hostname, user, workdir, mounts) = who;
-            let (stop_signal, stop_grace, read_only, init, tty) = how;
-            ContainerSpec {
-                name,
-                image,
-                image_digest,
-                command,
-                args,
-                env,
-                labels,
-                hostname,
-                user,
-                workdir,
-                mounts,
-                stop_signal,
-                stop_grace,
-                read_only,
-                init,
-                tty,
-                health,
-                readiness,
-            }
-        })
+        .prop_map(
+            |((name, image, image_digest, command, args, env), who, how, (health, readiness, profile))| {
+                let (labels, hostname, user, workdir, mounts) = who;
+                let (stop_signal, stop_grace, read_only, init, tty) = how;
+                ContainerSpec {
+                    name,
+                    image,
+                    image_digest,
+                    command,
+                    args,
+                    env,
+                    labels,
+                    hostname,
+                    user,
+                    workdir,
+                    mounts,
+                    stop_signal,
+                    stop_grace,
+                    read_only,
+                    init,
+                    tty,
+                    health,
+                    readiness,
+                    profile,
+                }
+            },
+        )
         .boxed()
 }
 
@@ -268,8 +313,11 @@ fn claims() -> BoxedStrategy<Claims> {
 }
 
 fn task_spec() -> BoxedStrategy<TaskSpec> {
-    let resources = (resources(), resources(), prop::collection::btree_map("[a-z]{1,4}", 1..9u64, 0..3))
-        .prop_map(|(limits, reservations, generic)| TaskResources { limits, reservations, generic });
+    let generic = prop::collection::btree_map("[a-z]{1,4}", 1..9u64, 0..3);
+    let resources =
+        (resources(), resources(), generic, bounds()).prop_map(|(limits, reservations, generic, bounds)| {
+            TaskResources { limits, reservations, generic, bounds }
+        });
     let loss = vec![None, Some(OnNodeLoss::Replace), Some(OnNodeLoss::Fence), Some(OnNodeLoss::Wait)];
     let loss = prop::sample::select(loss);
     (vec(container(), 0..3), resources, restart(), placement(), vec(network_id(), 0..3), (any::<u64>(), loss))
@@ -802,6 +850,7 @@ pub fn change() -> BoxedStrategy<Change> {
         }),
         (task_id(), text()).prop_map(|(task, note)| Change::Note { task, note }),
         (task_id(), desired()).prop_map(|(task, desired)| Change::SetDesired { task, desired }),
+        (task_id(), any::<u64>()).prop_map(|(task, spec_version)| Change::Retune { task, spec_version }),
         (task_id(), observed(), text()).prop_map(|(task, observed, message)| Change::EndTask {
             task,
             observed,

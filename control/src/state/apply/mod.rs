@@ -103,6 +103,7 @@ impl Turn {
             Change::Assign { task, node, claims } => self.assign(*task, *node, claims),
             Change::Note { task, note } => self.note(*task, note),
             Change::SetDesired { task, desired } => self.set_desired(*task, *desired),
+            Change::Retune { task, spec_version } => self.retune(*task, *spec_version),
             Change::Report(report) => self.report(report),
             Change::EndTask { task, observed, message } => self.end_task(*task, *observed, message),
             Change::RemoveTask { task } => self.remove_task(*task),

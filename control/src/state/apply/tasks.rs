@@ -106,6 +106,27 @@ impl Turn {
         Ok(())
     }
 
+    pub(super) fn retune(&mut self, id: TaskId, spec_version: u64) -> Result<(), Stale> {
+        let task = self.known_task(id)?;
+        let Some(service) = self.state.service(task.service) else {
+            return stale(format!("service {} is gone", task.service));
+        };
+        if service.spec_version != spec_version {
+            return stale(format!("service {} has changed", service.spec.name));
+        }
+        if !task.is_live() || !task.spec.can_become(&service.spec.task) {
+            return stale(format!("task {id} has to be replaced"));
+        }
+        let spec = service.spec.task.clone();
+        if let Some(node) = task.node {
+            self.applied.assignments.insert(node);
+        }
+        self.change_task(id, |task| {
+            task.spec = spec;
+            task.spec_version = spec_version;
+        })
+    }
+
     /// Whether a node has these things, and nobody else has been given them.
     fn check_claims(&self, node: NodeId, claims: &Claims) -> Result<(), Stale> {
         let stocks = self.state.node(node).map(|node| &node.description.generic);

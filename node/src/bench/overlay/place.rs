@@ -177,7 +177,7 @@ impl Node {
     /// Applies the table and attaches a container; returns its namespace.
     pub fn join(&self, table: &Table, container: &str, address: Ipv4Addr) -> Result<Netns> {
         let networks = table.networks.iter().map(|network| (network.id, address)).collect();
-        let attach = Attach { sandbox: container.to_owned(), networks };
+        let attach = Attach { sandbox: container.to_owned(), networks, upstreams: Vec::new() };
         let pin = self.machine.block_on(async {
             self.overlay.apply(table.clone()).await?;
             self.overlay.attach(attach).await

@@ -47,6 +47,8 @@ pub struct Create {
     constraints: Vec<Constraint>,
     #[command(flatten)]
     rules: Rules,
+    #[command(flatten)]
+    lists: super::profile::Lists,
     /// Publish a port on every node
     #[arg(short, long = "publish", value_name = "[PUBLISHED:]TARGET[/PROTOCOL]")]
     publish: Vec<Publish>,
@@ -111,6 +113,7 @@ impl Create {
             set_env(&mut container.env, variable);
         }
         self.wellness.apply(container)?;
+        self.lists.apply(&mut container.profile);
         container.mounts = self.mounts.into_iter().map(|MountArg(mount)| mount).collect();
         task.placement.constraints = self.constraints;
         self.rules.apply(&mut task);

@@ -325,6 +325,8 @@ pub struct Common {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     read_only: Option<bool>,
     #[command(flatten)]
+    shape: super::profile::Shape,
+    #[command(flatten)]
     pace: super::pace::Pace,
 }
 
@@ -366,6 +368,7 @@ impl Common {
             hostname,
             entrypoint,
             read_only,
+            shape,
             pace,
         } = self;
         pace.apply(spec);
@@ -429,6 +432,7 @@ impl Common {
         set_text(&mut container.hostname, hostname);
         set(&mut container.command, entrypoint.map(|Words(words)| words));
         set(&mut container.read_only, read_only);
+        shape.apply(task);
         Ok(())
     }
 }

@@ -102,6 +102,7 @@ fn pretty(service: &Service, names: &BTreeMap<String, String>) -> Result<String,
         for mount in &container.mounts {
             writeln!(out, " Mount:\t\t{}", self::mount(mount))?;
         }
+        super::profile::pretty(out, container)?;
         super::health::pretty(out, container)?;
     }
     amounts(out, "Reservations", &task.resources.reservations)?;
@@ -109,6 +110,7 @@ fn pretty(service: &Service, names: &BTreeMap<String, String>) -> Result<String,
         writeln!(out, "Generic Resource:\t{kind}={count}")?;
     }
     amounts(out, "Limits", &task.resources.limits)?;
+    super::profile::pretty_bounds(out, &task.resources.bounds)?;
     let networks: Vec<String> = task.networks.iter().map(named).collect();
     writeln!(out, "Networks:\t{}", networks.join(" "))?;
     for (network, vip) in &service.endpoint.vips {

@@ -10,6 +10,7 @@ pub mod logs;
 pub mod ls;
 pub mod pace;
 pub mod placement;
+pub mod profile;
 pub mod ps;
 pub mod rebalance;
 pub mod revisions;

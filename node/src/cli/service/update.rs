@@ -51,6 +51,8 @@ pub struct Update {
     constraint_rm: Vec<Constraint>,
     #[command(flatten)]
     rules: Changes,
+    #[command(flatten)]
+    lists: super::profile::ListChanges,
     /// Publish a port, or publish it differently
     #[arg(long, value_name = "[PUBLISHED:]TARGET[/PROTOCOL]")]
     publish_add: Vec<Publish>,
@@ -188,6 +190,7 @@ impl Update {
             }
         }
         self.wellness.apply(container)?;
+        self.lists.apply(&mut container.profile);
         self.common.apply(spec)?;
         Ok(())
     }

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// How much is read from standard input at once, in bytes.
-const CHUNK: usize = 32 * 1024;
+pub(super) const CHUNK: usize = 32 * 1024;
 
 /// Run a command in a running task
 #[derive(Debug, clap::Args)]
@@ -120,14 +120,14 @@ fn from_here(entry: String) -> Option<String> {
 }
 
 /// The size of the terminal here.
-fn window() -> pb::WindowSize {
+pub(super) fn window() -> pb::WindowSize {
     let sizes = [termios::tcgetwinsize(std::io::stdout()), termios::tcgetwinsize(std::io::stdin())];
     let size = sizes.into_iter().flatten().find(|size| size.ws_row > 0 && size.ws_col > 0);
     let (rows, columns) = size.map_or((24, 80), |size| (size.ws_row, size.ws_col));
     pb::WindowSize { rows: rows.into(), columns: columns.into() }
 }
 
-async fn resize(sender: mpsc::Sender<pb::EnterInput>) {
+pub(super) async fn resize(sender: mpsc::Sender<pb::EnterInput>) {
     let Ok(mut changes) = signal(SignalKind::window_change()) else { return };
     while changes.recv().await.is_some() {
         if sender.send(input(Input::Resize(window()))).await.is_err() {
@@ -150,10 +150,10 @@ fn feed(sender: &mpsc::Sender<pb::EnterInput>) {
 }
 
 /// The terminal here passes every key on, until this is dropped.
-struct Raw(Termios);
+pub(super) struct Raw(Termios);
 
 impl Raw {
-    fn enter() -> Option<Self> {
+    pub(super) fn enter() -> Option<Self> {
         let before = termios::tcgetattr(std::io::stdin()).ok()?;
         let mut raw = before.clone();
         raw.make_raw();

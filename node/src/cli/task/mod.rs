@@ -1,5 +1,7 @@
-//! What people do with running tasks: `exec`, `top`, `stats`, `pause`, `unpause`, `port-forward`.
+//! What people do with running tasks: `attach`, `cp`, `exec`, `top`, `stats`, `pause`, `unpause`, `port-forward`.
 
+pub mod attach;
+pub mod cp;
 pub mod exec;
 pub mod pause;
 pub mod port_forward;

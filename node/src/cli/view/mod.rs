@@ -4,6 +4,7 @@
 pub mod image;
 pub mod network;
 pub mod node;
+pub mod profile;
 pub mod service;
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Services.
 
 use super::node::resources;
+use super::profile::{limits, log, shape};
 use crate::cli::output::value::{Struct, Value};
 use crate::cli::service::health::{healthcheck, readiness};
 use rswarm_control::model::{AffinityRule, Filling, Placement, Platform, Preference};
@@ -60,7 +61,7 @@ fn spec(spec: &ServiceSpec) -> Struct {
 
 fn task(task: &TaskSpec) -> Struct {
     let limits = Struct::new("ResourceRequirements")
-        .maybe("Limits", resources(&task.resources.limits))
+        .maybe("Limits", limits(&task.resources))
         .maybe("Reservations", reservations(task));
     let condition = match task.restart.condition {
         RestartCondition::Any => "any",
@@ -86,6 +87,7 @@ fn task(task: &TaskSpec) -> Struct {
         .maybe("Networks", task.networks.iter().map(network).collect::<Vec<_>>())
         .with("ForceUpdate", task.force)
         .maybe("OnNodeLoss", task.on_node_loss.map(loss_name))
+        .maybe("LogDriver", log(task.containers.first()))
         .with("Runtime", "container")
 }
 
@@ -141,7 +143,7 @@ pub fn image(container: &ContainerSpec) -> String {
 
 fn container(container: &ContainerSpec) -> Struct {
     let env: Vec<String> = container.env.iter().map(|env| format!("{}={}", env.name, env.value)).collect();
-    Struct::new("ContainerSpec")
+    let shown = Struct::new("ContainerSpec")
         .with("Image", image(container))
         .maybe("Labels", &container.labels)
         .maybe("Command", container.command.as_slice())
@@ -157,7 +159,8 @@ fn container(container: &ContainerSpec) -> Struct {
         .maybe("Mounts", container.mounts.iter().map(mount).collect::<Vec<_>>())
         .with("StopGracePeriod", container.stop_grace)
         .maybe("Healthcheck", healthcheck(&container.health))
-        .maybe("Readiness", readiness(container.readiness.as_ref()))
+        .maybe("Readiness", readiness(container.readiness.as_ref()));
+    shape(shown, &container.profile)
 }
 
 fn mount(mount: &Mount) -> Struct {

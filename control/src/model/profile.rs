@@ -1,0 +1,138 @@
+//! How a container differs from what every container is: its groups, names, capabilities, kernel settings, devices,
+//! streams and log.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// What is said of a container beyond its program; by default nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Profile {
+    /// Groups its process is a member of besides those of its user, by name or number.
+    pub groups: Vec<String>,
+    /// Whether its standard input stays open, for whoever attaches.
+    pub stdin: bool,
+    /// Lines for its `/etc/hosts`: a name and its address.
+    pub hosts: Vec<(String, IpAddr)>,
+    /// How it resolves names that are not the cluster's.
+    pub dns: DnsConfig,
+    /// Capabilities it has beyond the default ones, without `CAP_`; `ALL` is all of them.
+    pub cap_add: Vec<String>,
+    /// Capabilities it does not have, without `CAP_`; `ALL` is all that are not added.
+    pub cap_drop: Vec<String>,
+    /// Settings of its own kernel namespaces, by name.
+    pub sysctls: BTreeMap<String, String>,
+    /// Limits of its processes, by the names of `ulimit`: `nofile`, `core`, …
+    pub ulimits: BTreeMap<String, Ulimit>,
+    /// Devices of the node that it may use.
+    pub devices: Vec<Device>,
+    /// Most that its `/dev/shm` may hold; 64 MiB by default.
+    pub shm_bytes: Option<u64>,
+    /// How readily the kernel kills it when the node's memory is short, from -1000 (never) to 1000 (first).
+    pub oom_score_adj: i32,
+    /// Where what it writes is kept.
+    pub log: LogDriver,
+}
+
+/// How names outside the cluster are resolved. Those in it always are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DnsConfig {
+    /// Asked in this order instead of the node's own.
+    pub servers: Vec<IpAddr>,
+    /// Domains that short names are completed with.
+    pub search: Vec<String>,
+    /// As in `resolv.conf`.
+    pub options: Vec<String>,
+}
+
+/// A limit of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ulimit {
+    /// What holds.
+    pub soft: u64,
+    /// How far it may raise that itself. [`Ulimit::UNLIMITED`] is without end.
+    pub hard: u64,
+}
+
+impl Ulimit {
+    /// No limit.
+    pub const UNLIMITED: u64 = u64::MAX;
+    /// The names there are.
+    pub const NAMES: [&str; 15] = [
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ];
+}
+
+/// A device of the node in a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Absolute path on the node.
+    pub source: String,
+    /// Absolute path in the container.
+    pub target: String,
+    /// What may be done with it: some of `r`, `w` and `m`.
+    pub access: String,
+}
+
+/// Where what a container writes is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogDriver {
+    /// `local`, `journald` or `none`; nothing said is `local`.
+    pub name: Option<String>,
+    /// What the driver is told, by name.
+    pub options: BTreeMap<String, String>,
+}
+
+/// The log drivers there are. `json-file` is what Docker calls its default, and means `local`.
+pub const LOG_DRIVERS: [&str; 4] = ["local", "json-file", "journald", "none"];
+
+/// Whether a kernel setting is one of a container's own namespaces, so that changing it changes nothing for others.
+pub fn is_namespaced(sysctl: &str) -> bool {
+    const OWN: [&str; 9] = [
+        "kernel.domainname",
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
+    let climbs = sysctl.split(['.', '/']).any(str::is_empty);
+    let own = OWN.contains(&sysctl) || sysctl.starts_with("net.") || sysctl.starts_with("fs.mqueue.");
+    own && !climbs && sysctl.chars().all(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_namespaced;
+
+    #[test]
+    fn only_settings_of_a_containers_own_namespaces_are_its_to_change() {
+        for own in
+            ["net.core.somaxconn", "net.ipv4.conf.eth0/1.rp_filter", "kernel.shmmax", "fs.mqueue.msg_max"]
+        {
+            assert!(is_namespaced(own), "{own}");
+        }
+        for alien in
+            ["vm.swappiness", "kernel.panic", "net", "net..core", "net.../../kernel.panic", "fs.file-max"]
+        {
+            assert!(!is_namespaced(alien), "{alien}");
+        }
+    }
+}
