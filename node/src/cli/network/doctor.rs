@@ -144,6 +144,16 @@ mod tests {
                 node("n3", vec![]),
             ],
         };
-        expect![].assert_eq(&render(&report).expect("it renders"));
+        expect![[r#"
+            FROM \ TO   n1        n2        n3
+            n1          ·         0.31 ms   !silent
+            n2          1.28 ms   ·         -
+            n3          -         -         ·
+
+            n1 to n3: no packet comes
+
+            Round trips; `-` are two nodes that have nothing to say to each other, `!` is trouble.
+        "#]]
+        .assert_eq(&render(&report).expect("it renders"));
     }
 }
