@@ -4,10 +4,13 @@ use super::{copy, enter, work};
 use crate::executor::{Executor, LogQuery, LogStream};
 use crate::rfc3339::{nanos, stamp};
 use rswarm_control::ids::TaskId;
+use rswarm_netoverlay::Overlay;
+use rswarm_netoverlay::peer::PeerStatus;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::enter_input::What as Input;
 use rswarm_proto::v1::enter_open::Door;
 use rswarm_proto::v1::task_ask::What;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,7 +21,12 @@ use tonic::{Request, Response, Status, Streaming};
 /// The service `Agent`.
 pub struct Doors {
     executor: Arc<Executor>,
+    overlay: Overlay,
 }
+
+/// How often each peer of the overlay is asked for a sign of life, and for how long it may hesitate.
+const ASKED: u32 = 5;
+const ANSWER_WITHIN: Duration = Duration::from_millis(300);
 
 type Stream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
 
@@ -26,9 +34,9 @@ type Stream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Se
 const AHEAD: usize = 16;
 
 impl Doors {
-    /// Opens on the containers of this executor.
-    pub fn new(executor: Arc<Executor>) -> Self {
-        Self { executor }
+    /// Opens on the containers of this executor, in this overlay.
+    pub fn new(executor: Arc<Executor>, overlay: Overlay) -> Self {
+        Self { executor, overlay }
     }
 }
 
@@ -125,6 +133,45 @@ impl pb::agent_server::Agent for Doors {
             What::Stats => answer.usage = Some(usage(&self.executor, &id).await.map_err(refused)?),
         }
         Ok(Response::new(answer))
+    }
+
+    async fn peers(&self, _: Request<pb::PeersRequest>) -> Result<Response<pb::PeersAnswer>, Status> {
+        let status = self.overlay.status().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let nodes: Vec<_> = status.peers.into_iter().filter(|p| p.connected).map(|p| p.node).collect();
+        let asked = nodes.iter().map(|node| async move {
+            let mut answered = 0;
+            for _ in 0..ASKED {
+                let answer = tokio::time::timeout(ANSWER_WITHIN, self.overlay.probe(node.clone())).await;
+                answered += u32::from(answer == Ok(true));
+            }
+            (node.clone(), answered)
+        });
+        let answered: BTreeMap<_, _> = futures_util::future::join_all(asked).await.into_iter().collect();
+        // Looked at again: what was just measured is in it.
+        let status = self.overlay.status().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let peers = status.peers.into_iter().map(|status| {
+            let answered = answered.get(&status.node).copied();
+            peer(status, answered)
+        });
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Response::new(pb::PeersAnswer { at_ms: at.as_millis() as u64, peers: peers.collect() }))
+    }
+}
+
+fn peer(status: PeerStatus, answered: Option<u32>) -> pb::OverlayPeer {
+    pb::OverlayPeer {
+        node: status.node.to_string(),
+        addr: status.underlay.to_string(),
+        connected: status.connected,
+        suspect: status.suspect,
+        silent_ms: status.silent.as_millis() as u64,
+        rtt_us: status.rtt.map_or(0, |rtt| rtt.as_micros() as u64),
+        packet_max: status.packet_max.map_or(0, u32::from),
+        packets_sent: status.packets_sent,
+        packets_lost: status.packets_lost,
+        asked: answered.map_or(0, |_| ASKED),
+        answered: answered.unwrap_or(0),
+        error: status.error.unwrap_or_default(),
     }
 }
 

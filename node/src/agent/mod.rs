@@ -258,7 +258,7 @@ impl Agent {
 
     /// The service `Agent`.
     pub fn doors(&self) -> Doors {
-        Doors::new(self.executor.clone())
+        Doors::new(self.executor.clone(), self.overlay.clone())
     }
 
     /// The overlay.

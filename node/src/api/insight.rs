@@ -59,4 +59,8 @@ impl pb::insight_server::Insight for Control {
     ) -> Result<Response<pb::ApplyPlanResponse>, Status> {
         self.carry_out(&request.into_inner().plan).await.map(Response::new)
     }
+
+    async fn doctor(&self, _: Request<pb::DoctorRequest>) -> Result<Response<pb::DoctorReport>, Status> {
+        self.examine().await.map(Response::new)
+    }
 }

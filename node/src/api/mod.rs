@@ -4,6 +4,7 @@
 mod anew;
 mod backup;
 pub mod control;
+mod doctor;
 mod events;
 mod images;
 mod insight;

@@ -1,6 +1,7 @@
 //! `rswarm network`
 
 pub mod create;
+pub mod doctor;
 pub mod inspect;
 pub mod ls;
 pub mod rm;
@@ -14,6 +15,7 @@ use clap::Subcommand;
 #[allow(missing_docs, reason = "each variant is described by its type")]
 pub enum NetworkCommand {
     Create(create::Create),
+    Doctor(doctor::Doctor),
     #[command(visible_alias = "list")]
     Ls(ls::Ls),
     Inspect(inspect::Inspect),
@@ -29,6 +31,7 @@ impl NetworkCommand {
     pub async fn run(self, cx: &mut Context) -> Result<()> {
         match self {
             Self::Create(command) => command.run(cx).await,
+            Self::Doctor(command) => command.run(cx).await,
             Self::Ls(command) => command.run(cx).await,
             Self::Inspect(command) => command.run(cx).await,
             Self::Rm(command) => command.run(cx).await,
