@@ -3,7 +3,7 @@
 
 use crate::diff::sides;
 use crate::ids::NodeId;
-use crate::model::{Node, Observed, Role, Task};
+use crate::model::{Health, Node, Observed, Role, Task};
 use crate::state::State;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -56,5 +56,7 @@ pub fn between(before: &State, after: &State) -> Touched {
 /// What its node is told of a task, as far as it can change.
 fn held(task: &Task) -> impl PartialEq {
     let started = task.observed >= Observed::Starting;
-    (task.node, task.desired, task.is_live(), started, task.addresses.clone(), task.claims.clone())
+    let unhealthy = task.status.health == Health::Unhealthy;
+    let life = (task.desired, task.is_live(), started, unhealthy);
+    (task.node, life, Arc::as_ptr(&task.spec), task.addresses.clone(), task.claims.clone())
 }

@@ -309,8 +309,9 @@ impl Cgroup {
             }
             return Ok(());
         }
-        let rates: [(&str, fn(&IoLimit) -> Option<u64>); 2] = [
-            ("blkio.throttle.read_bps_device", |limit| limit.read_bps),
+        type Rate = fn(&IoLimit) -> Option<u64>;
+        let rates = [
+            ("blkio.throttle.read_bps_device", (|limit| limit.read_bps) as Rate),
             ("blkio.throttle.write_bps_device", |limit| limit.write_bps),
         ];
         for (file, rate) in rates {

@@ -118,9 +118,6 @@ impl Turn {
             return stale(format!("task {id} has to be replaced"));
         }
         let spec = service.spec.task.clone();
-        if let Some(node) = task.node {
-            self.applied.assignments.insert(node);
-        }
         self.change_task(id, |task| {
             task.spec = spec;
             task.spec_version = spec_version;
