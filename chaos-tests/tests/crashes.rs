@@ -168,12 +168,16 @@ fn a_leader_whose_disk_is_full_hands_over_and_writes_and_containers_go_on() {
 #[test]
 fn what_is_known_without_a_quorum_is_told_to_who_asks_for_it_with_its_age() {
     cluster::story("stale", 3, 3, |cluster| {
-        cluster.write("n1", "before")?;
+        let make = |name: &str| {
+            let words = ["service", "create", "--detach", "--name", name, "--replicas", "0", "rswarm/demo"];
+            cluster.ok("n1", &words)
+        };
+        make("before")?;
         let fresh = cluster.rswarm("n3", &["service", "ls"])?;
         ensure!(fresh.code == 0 && fresh.stderr.is_empty(), "{}", fresh.stderr);
         for node in ["n1", "n2", "n3"] {
             // Read where it is asked, and never older than what was acknowledged.
-            cluster.write("n1", &format!("seen-by-{node}"))?;
+            make(&format!("seen-by-{node}"))?;
             ensure!(cluster.services(node)?.contains(&format!("seen-by-{node}")), "{node} is behind");
         }
         let ages = |node: &str| -> Result<(u64, u64)> {

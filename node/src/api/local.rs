@@ -104,7 +104,7 @@ impl Local {
         };
 
         // Whatever lies here was left by an `init` that did not come to its end: there is no identity beside it.
-        rswarm_raft::wipe(&manager::raft_dir(&state_dir)).context("cannot remove an unfinished cluster")?;
+        manager::seat::give_up(&state_dir).context("cannot remove an unfinished cluster")?;
         manager::seat::claim(&state_dir, seat)?;
         point::reach("init.claimed");
         let (_, dialer) = member::connections(&identity)?;
@@ -180,8 +180,7 @@ impl Local {
         let role = issued.role();
         let raft_id = Some(issued.raft_id).filter(|seat| *seat != 0);
         if let Some(seat) = raft_id {
-            rswarm_raft::wipe(&manager::raft_dir(&state_dir))
-                .context("cannot remove an old manager's log")?;
+            manager::seat::give_up(&state_dir)?;
             manager::seat::claim(&state_dir, seat)?;
         }
         point::reach("join.claimed");
