@@ -7,7 +7,7 @@ use rswarm_control::ids::{NodeId, RaftId};
 use rswarm_control::liveness::{Heard, SUSPECT_AFTER};
 use rswarm_control::state::State;
 use rswarm_control::time::Timestamp;
-use rswarm_control::{Crank, Plan, membership};
+use rswarm_control::{Crank, membership};
 use rswarm_raft::{AsWhat, Member, RaftId as Seat};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -74,23 +74,7 @@ pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
             ears.resumed(now);
         }
         due = now;
-        // A long turn must not keep anything else waiting, least of all the heartbeats of the log.
-        let heard = ears.heard();
-        let turned = tokio::task::spawn_blocking(move || {
-            let plan = crank.turn(&state, &heard, now);
-            (crank, plan)
-        });
-        let plan = match turned.await {
-            Ok((turned, plan)) => {
-                crank = turned;
-                plan
-            }
-            Err(error) => {
-                tracing::error!(%error, "a turn broke off");
-                crank = Crank::default();
-                Plan::default()
-            }
-        };
+        let plan = crank.turn(&state, &ears.heard(), now);
         if !plan.changes.is_empty() {
             let committed = tokio::select! {
                 () = stop.cancelled() => return,
