@@ -180,6 +180,7 @@ fn from_node() -> BTreeMap<String, Vec<u8>> {
             incarnation: 1 << 32 | 7,
             seat: 3,
             seat_lost: true,
+            follows_news: true,
         }),
         What::Heartbeat(pb::Heartbeat { sequence: 12 }),
         What::Reports(pb::TaskReports { reports: vec![(&report).into()] }),

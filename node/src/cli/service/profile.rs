@@ -466,8 +466,7 @@ mod tests {
             &["--group-rm", "a", "--host-rm", "db", "--dns-rm", "192.0.2.1", "--ulimit-rm", "core"],
         );
         apply(&mut task, &["--device-rm", "/dev/a", "--cap-add", "NET_RAW"]);
-        let mut expected = Profile::default();
-        expected.cap_add = vec!["NET_RAW".into()];
+        let expected = Profile { cap_add: vec!["NET_RAW".into()], ..Profile::default() };
         assert_eq!(task.containers[0].profile, expected);
         assert!(!task.containers[0].init);
     }
