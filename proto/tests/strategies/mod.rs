@@ -612,10 +612,19 @@ fn backends() -> BoxedStrategy<Vec<Backend>> {
 
 /// One that has nothing twice, in the order in which it is sent.
 pub fn piece() -> BoxedStrategy<Piece> {
+    prop_oneof![nodes_piece(), section_piece()].boxed()
+}
+
+pub fn nodes_piece() -> BoxedStrategy<Piece> {
     let place = (node_id(), text(), node_status()).prop_map(|(id, addr, status)| Place { id, addr, status });
-    let nodes = (any::<bool>(), btree_map(any::<u64>(), place, 0..4), vec(any::<u64>(), 0..4)).prop_map(
-        |(whole, places, gone)| Piece::Nodes(NodesNews { whole, places: places.into_iter().collect(), gone }),
-    );
+    (any::<bool>(), btree_map(any::<u64>(), place, 0..4), vec(any::<u64>(), 0..4))
+        .prop_map(|(whole, places, gone)| {
+            Piece::Nodes(NodesNews { whole, places: places.into_iter().collect(), gone })
+        })
+        .boxed()
+}
+
+pub fn section_piece() -> BoxedStrategy<Piece> {
     let standing = || prop_oneof![Just(Standing::Routed), Just(Standing::Serving), Just(Standing::Draining)];
     let spot = || (any::<u32>(), address());
     let row = (service_id(), slot(), any::<u64>(), standing())
@@ -645,7 +654,7 @@ pub fn piece() -> BoxedStrategy<Piece> {
             Piece::Section(part, news)
         },
     );
-    prop_oneof![nodes, section].boxed()
+    section.boxed()
 }
 
 pub fn table() -> BoxedStrategy<Table> {
