@@ -1683,7 +1683,7 @@ impl Random {
 fn daemons_killed_at_random_leave_nothing_behind(bench: &mut Bench) {
     let setting =
         |name: &str, usual: u64| std::env::var(name).map_or(usual, |text| text.parse().expect("a number"));
-    let (wanted, seed) = (setting("LEAKS", 200), setting("SEED", 1));
+    let (wanted, seed) = (setting("LEAKS", 60), setting("SEED", 1));
     let mut random = Random(seed);
     let state = || {
         let namespaces: BTreeSet<_> =
