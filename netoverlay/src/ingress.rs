@@ -3,7 +3,7 @@
 //! follow in `udp`.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     future::Future,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
@@ -39,6 +39,8 @@ mod udp;
 
 /// A task that has not answered by then gets company.
 pub const NEXT_AFTER: Duration = Duration::from_millis(200);
+/// A task's node that has said nothing for this long is asked whether it is still there, and has as long to answer.
+const ASK_AFTER: Duration = Duration::from_millis(100);
 /// No task at all by then: the client's connection is reset.
 const GIVE_UP: Duration = Duration::from_secs(5);
 /// How long a peer may take to say what it wants of a stream.
@@ -55,8 +57,13 @@ pub trait Connect: Send + Sync + 'static {
     /// Connects to `target` in `network`, if possible from `client`.
     fn connect(&self, network: NetworkId, client: SocketAddr, target: SocketAddrV4) -> Connecting;
 
-    /// A non-blocking socket in `network`'s namespace that exchanges datagrams with `target`.
-    fn connect_udp(&self, network: NetworkId, target: SocketAddrV4) -> io::Result<std::net::UdpSocket>;
+    /// A non-blocking socket in `network`'s namespace that exchanges datagrams with `target`, if possible from `client`.
+    fn connect_udp(
+        &self,
+        network: NetworkId,
+        client: SocketAddr,
+        target: SocketAddrV4,
+    ) -> io::Result<std::net::UdpSocket>;
 }
 
 /// A connection being made.
@@ -115,7 +122,7 @@ enum Unreachable {
 /// The other end of a client's connection.
 enum Upstream {
     Here(TcpStream),
-    There(Stream),
+    There(NodeId, Stream),
 }
 
 impl Ingress {
@@ -229,31 +236,72 @@ impl Ingress {
         }
     }
 
-    async fn serve_client(&self, client: TcpStream, from: SocketAddr, port: u16) {
+    async fn serve_client(&self, mut client: TcpStream, from: SocketAddr, port: u16) {
         let _ = client.set_nodelay(true);
-        match self.find(from, port).await {
-            Ok(Upstream::Here(mut task)) => {
-                let mut client = client;
-                let _ = task.set_nodelay(true);
-                if tokio::io::copy_bidirectional_with_sizes(&mut client, &mut task, CHUNK, CHUNK)
-                    .await
-                    .is_err()
-                {
+        let mut lost = Vec::new();
+        loop {
+            match self.find(from, port, &lost).await {
+                Ok(Upstream::Here(mut task)) => {
+                    let _ = task.set_nodelay(true);
+                    if tokio::io::copy_bidirectional_with_sizes(&mut client, &mut task, CHUNK, CHUNK)
+                        .await
+                        .is_err()
+                    {
+                        reset(&client);
+                        reset(&task);
+                    }
+                }
+                Ok(Upstream::There(node, mut stream)) => {
+                    if !self.begins(&client, &node, &mut stream).await {
+                        tracing::debug!(port, %from, peer = %node, "gone before a word was said; another is tried");
+                        lost.push(node);
+                        continue;
+                    }
+                    join(client, stream).await;
+                }
+                Err(why) => {
+                    tracing::debug!(port, %from, why, "client turned away");
                     reset(&client);
-                    reset(&task);
                 }
             }
-            Ok(Upstream::There(stream)) => join(client, stream).await,
-            Err(why) => {
-                tracing::debug!(port, %from, why, "client turned away");
-                reset(&client);
+            return;
+        }
+    }
+
+    /// Waits for the first word of either side; `false` if the task's node is gone before. Then nothing is lost that
+    /// another task could not give.
+    async fn begins(&self, client: &TcpStream, node: &NodeId, stream: &mut Stream) -> bool {
+        let word = async {
+            let mut byte = [0];
+            tokio::select! {
+                _ = client.peek(&mut byte) => {}
+                said = stream.receiver.receive() => if let Ok(Some(data)) = said {
+                    stream.receiver.put_back(data);
+                },
             }
+        };
+        tokio::pin!(word);
+        if timeout(ASK_AFTER, &mut word).await.is_ok() {
+            return true;
+        }
+        tokio::select! {
+            () = &mut word => return true,
+            answered = timeout(ASK_AFTER, self.mesh.ask(node.clone())) => if !matches!(answered, Ok(true)) {
+                return false;
+            },
+        }
+        let mut view = self.view.clone();
+        let suspect = async { view.wait_for(|view| view.suspects.contains(node)).await.is_ok() };
+        tokio::select! {
+            () = word => true,
+            suspect = suspect => !suspect,
         }
     }
 
     /// Finds a task that takes the connection: one after the other, with a new one joining the race when the last has
     /// kept silent for [`NEXT_AFTER`].
-    async fn find(&self, client: SocketAddr, port: u16) -> Result<Upstream, String> {
+    /// Tasks on the nodes in `lost` are left out.
+    async fn find(&self, client: SocketAddr, port: u16, lost: &[NodeId]) -> Result<Upstream, String> {
         let view = self.view.borrow().clone();
         let Some(published) = view.port(Protocol::Tcp, port) else {
             return Err("the port is no longer published".into());
@@ -261,14 +309,16 @@ impl Ingress {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut waiting =
             balance::order(&published.backends, turn, &view.suspects, |backend| Some(backend.node.clone()))
-                .into_iter();
+                .into_iter()
+                .filter(|backend| !lost.contains(&backend.node))
+                .collect::<VecDeque<_>>();
         let give_up = Instant::now() + GIVE_UP;
         let mut trying = FuturesUnordered::new();
         let mut next_at = Instant::now();
         let mut errors = Vec::new();
         loop {
             if trying.is_empty() || Instant::now() >= next_at {
-                if let Some(backend) = waiting.next() {
+                if let Some(backend) = waiting.pop_front() {
                     trying.push(self.reach(published, backend, client));
                     next_at = Instant::now() + NEXT_AFTER;
                 } else if trying.is_empty() {
@@ -287,7 +337,7 @@ impl Ingress {
                         next_at = Instant::now();
                     }
                 },
-                () = sleep_until(next_at), if waiting.len() > 0 => {}
+                () = sleep_until(next_at), if !waiting.is_empty() => {}
                 () = sleep_until(give_up) => return Err("no task has answered in time".into()),
             }
         }
@@ -306,7 +356,10 @@ impl Ingress {
             return task.map(Upstream::Here).map_err(|source| error(&source));
         }
         let request = Request { protocol: Protocol::Tcp, network: port.network, target, client };
-        self.ask(&backend.node, request).await.map(Upstream::There).map_err(|source| error(&source))
+        self.ask(&backend.node, request)
+            .await
+            .map_err(|source| error(&source))
+            .map(|stream| Upstream::There(backend.node.clone(), stream))
     }
 
     /// Opens a stream to a task on another node; done when that node has reached the task.

@@ -304,6 +304,30 @@ impl Network {
         }
     }
 
+    /// A nonblocking socket that exchanges datagrams with a container of this network from the client's own address, so
+    /// that the container sees who calls. If that very address is in use here, by another flow of the same client, it
+    /// is the gateway's.
+    ///
+    /// The answers find back only if the container's default route leads to this network.
+    pub fn datagrams_from(&self, client: SocketAddrV4, to: SocketAddrV4) -> io::Result<std::net::UdpSocket> {
+        let open = |from: SocketAddrV4| {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+            socket.set_ip_transparent_v4(true)?;
+            socket.bind(&from.into())?;
+            socket.connect(&to.into())?;
+            io::Result::Ok(socket.into())
+        };
+        let opened = self.netns.run(|| match open(client) {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable) =>
+            {
+                open(SocketAddrV4::new(self.spec.gateway, 0))
+            }
+            opened => opened,
+        });
+        opened.map_err(io::Error::other)?
+    }
+
     async fn forget_other_routes(&self, near: &str, address: IpAddr) -> Result<()> {
         for route in self.links.routes(false, Some(MAIN_TABLE)).await? {
             if route.dev.as_deref() == Some(near) && route.destination != Some((address, 32)) {

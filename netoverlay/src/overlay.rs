@@ -151,6 +151,7 @@ enum Call {
 #[derive(Debug, Clone)]
 pub struct Overlay {
     calls: mpsc::Sender<Call>,
+    mesh: Mesh,
     stop: CancellationToken,
     tracker: TaskTracker,
     listen: SocketAddr,
@@ -204,6 +205,7 @@ impl Overlay {
             Resolver { view: view_receiver, upstreams: config.upstreams, tracker: tracker.clone() };
         let (calls, call_receiver) = mpsc::channel(CALLS);
         let listen = mesh.listen();
+        let asked = mesh.clone();
         let keeper = Keeper {
             node,
             mesh,
@@ -225,7 +227,7 @@ impl Overlay {
         };
         let hearing = Hearing { peers: peer_events, ports: port_event_receiver, ended: ended_receiver };
         tracker.spawn(keeper.run(call_receiver, hearing));
-        let overlay = Self { calls, stop, tracker, listen, run_dir: config.run_dir };
+        let overlay = Self { calls, mesh: asked, stop, tracker, listen, run_dir: config.run_dir };
         Ok((overlay, event_receiver))
     }
 
@@ -293,6 +295,12 @@ impl Overlay {
         result
     }
 
+    /// Asks `peer` for a sign of life with a packet of the largest size beside the question, and waits for the answer;
+    /// `false` at once if there is no connection to it.
+    pub async fn probe(&self, peer: NodeId) -> bool {
+        self.mesh.probe(peer).await
+    }
+
     async fn call<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         self.calls.send(call(reply)).await.map_err(|_| Error::Stopped)?;
@@ -330,25 +338,27 @@ impl Connect for Networks {
         let network = self.get(network);
         Box::pin(async move {
             let network = network.ok_or_else(|| io::Error::from(io::ErrorKind::NetworkUnreachable))?;
-            let client = match client {
-                // A loopback address means nothing to a container: answers to it would not leave it.
-                SocketAddr::V4(client) if !client.ip().is_loopback() => client,
-                SocketAddr::V4(_) | SocketAddr::V6(_) => SocketAddrV4::new(network.spec().gateway, 0),
-            };
-            network.connect_from(client, target).await
+            network.connect_from(shown(client, &network), target).await
         })
     }
 
-    fn connect_udp(&self, network: NetworkId, target: SocketAddrV4) -> io::Result<std::net::UdpSocket> {
+    fn connect_udp(
+        &self,
+        network: NetworkId,
+        client: SocketAddr,
+        target: SocketAddrV4,
+    ) -> io::Result<std::net::UdpSocket> {
         let network = self.get(network).ok_or_else(|| io::Error::from(io::ErrorKind::NetworkUnreachable))?;
-        let gateway = network.spec().gateway;
-        let socket = network.netns().run(|| {
-            let socket = std::net::UdpSocket::bind((gateway, 0))?;
-            socket.set_nonblocking(true)?;
-            socket.connect(target)?;
-            io::Result::Ok(socket)
-        });
-        socket.map_err(io::Error::other)?
+        network.datagrams_from(shown(client, &network), target)
+    }
+}
+
+/// The address under which a container sees `client`.
+fn shown(client: SocketAddr, network: &network::Network) -> SocketAddrV4 {
+    match client {
+        // A loopback address means nothing to a container: answers to it would not leave it.
+        SocketAddr::V4(client) if !client.ip().is_loopback() => client,
+        SocketAddr::V4(_) | SocketAddr::V6(_) => SocketAddrV4::new(network.spec().gateway, 0),
     }
 }
 

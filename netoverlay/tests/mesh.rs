@@ -8,7 +8,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -315,6 +315,8 @@ async fn a_stream_dropped_early_is_reset() {
 struct Wire {
     address: SocketAddr,
     cut: Arc<AtomicBool>,
+    /// Longer ones are swallowed.
+    carries: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -325,6 +327,8 @@ impl Wire {
         let address = front.local_addr().unwrap();
         let (cut, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (is_cut, stopped) = (cut.clone(), stop.clone());
+        let carries = Arc::new(AtomicUsize::new(usize::MAX));
+        let limit = carries.clone();
         for socket in [&front, &back] {
             socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
         }
@@ -334,19 +338,20 @@ impl Wire {
             while !stopped.load(Ordering::Relaxed) {
                 if let Ok((length, from)) = front.recv_from(&mut buffer) {
                     near = Some(from);
-                    if !is_cut.load(Ordering::Relaxed) {
+                    if !is_cut.load(Ordering::Relaxed) && length <= limit.load(Ordering::Relaxed) {
                         back.send_to(&buffer[..length], far).unwrap();
                     }
                 }
                 if let Ok(length) = back.recv(&mut buffer)
                     && let Some(near) = near
                     && !is_cut.load(Ordering::Relaxed)
+                    && length <= limit.load(Ordering::Relaxed)
                 {
                     front.send_to(&buffer[..length], near).unwrap();
                 }
             }
         });
-        Self { address, cut, stop, thread: Some(thread) }
+        Self { address, cut, carries, stop, thread: Some(thread) }
     }
 
     fn cut(&self, cut: bool) {
@@ -393,6 +398,29 @@ async fn silence_is_noticed_within_a_second_and_the_first_packet_heals_it() {
     let healed = of_b.max(of_a).duration_since(start);
     assert!(healed < Duration::from_secs(2), "healed after {healed:?}");
     assert_eq!(read(&at_b).await, late);
+}
+
+#[tokio::test]
+async fn a_path_that_carries_less_is_noticed_by_asking() {
+    let authority = Authority::new();
+    let (mut a, b) = (start(&authority, "a"), start(&authority, "b"));
+    let wire = Wire::new(b.mesh.listen());
+    let nodes = table(&[("a", a.mesh.listen()), ("b", wire.address)]);
+    a.mesh.route(Routes::new(&nodes, &a.id));
+    b.mesh.route(Routes::new(&nodes, &b.id));
+    wait_for(&mut a, Event::Connected(b.id.clone())).await;
+    let carried = async || a.mesh.status().await[0].packet_max.unwrap();
+    assert!(a.mesh.probe(b.id.clone()).await);
+    assert!(carried().await >= 1400);
+    wire.carries.store(1300, Ordering::Relaxed);
+    eventually("it is noticed", async || {
+        assert!(a.mesh.probe(b.id.clone()).await, "smaller packets pass");
+        carried().await < 1300
+    })
+    .await;
+    let dropped: u64 = Reason::ALL.iter().map(|reason| b.mesh.counters().dropped(*reason)).sum();
+    assert_eq!(dropped, 0, "what only fills a packet is nobody's");
+    assert!(!a.mesh.ask(NodeId::new("c")).await, "nobody of that name");
 }
 
 #[tokio::test]

@@ -8,7 +8,10 @@ use std::{
     io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,6 +23,7 @@ use nix::sched::{CloneFlags, unshare};
 use rswarm_netoverlay::{
     Attach, Config, Event, Overlay,
     device::{
+        conntrack,
         link::Links,
         netns::Netns,
         nft::{Family, Nft},
@@ -458,7 +462,7 @@ fn published_ports_answer_on_every_node_and_show_the_clients_address() {
 }
 
 #[test]
-fn published_udp_ports_answer_on_every_node() {
+fn published_udp_ports_answer_on_every_node_and_show_the_clients_address() {
     on_a_host(|_| async {
         let (machines, containers) = cluster(2).await;
         let mut wider = table(2);
@@ -473,7 +477,7 @@ fn published_udp_ports_answer_on_every_node() {
             std::thread::spawn(move || {
                 let mut buffer = [0; 2000];
                 while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-                    let reply = [name.as_bytes(), &buffer[..length]].concat();
+                    let reply = [format!("{name} {from} ").as_bytes(), &buffer[..length]].concat();
                     let _ = socket.send_to(&reply, from);
                 }
             });
@@ -498,9 +502,12 @@ fn published_udp_ports_answer_on_every_node() {
                     client.send(question).await.unwrap();
                     let received = tokio::time::timeout(PATIENCE, client.recv(&mut buffer)).await;
                     let length = received.expect("the task answers").unwrap();
-                    let (name, rest) = buffer[..length].split_at(length - question.len());
+                    let (greeting, rest) = buffer[..length].split_at(length - question.len());
                     assert_eq!(rest, question);
-                    who = String::from_utf8(name.to_vec()).unwrap();
+                    let greeting = String::from_utf8(greeting.to_vec()).unwrap();
+                    let (name, from) = greeting.trim_end().split_once(' ').unwrap();
+                    assert_eq!(from, client.local_addr().unwrap().to_string(), "the task sees who calls");
+                    who = name.to_owned();
                 }
                 seen.push(who);
             }
@@ -549,6 +556,36 @@ fn a_silent_node_leaves_the_services_and_comes_back() {
         machines[0].wait_for(recovered).await;
         eventually("both answer again", async || who(dial(from, VIP)) == "one").await;
         echo(&mut long, 1000);
+        purge(machines).await;
+    });
+}
+
+#[test]
+fn a_connection_without_a_word_moves_to_another_task_when_its_node_vanishes() {
+    on_a_host(|links| async move {
+        let (machines, containers) = cluster(3).await;
+        let mut wider = table(3);
+        wider.generation = 2;
+        wider.ports[0].backends.remove(0);
+        for machine in &machines {
+            machine.overlay.apply(wider.clone()).await.unwrap();
+        }
+        // One keeps silent, the other greets.
+        let mute = containers[1].run(|| TcpListener::bind("0.0.0.0:80").unwrap()).unwrap();
+        serve(&containers[2], "two");
+        let (mut visits, started) = (vec![], Instant::now());
+        for _ in 0..2 {
+            visits.push(tokio::spawn(visit(0, 1000)));
+        }
+        let (taken, _) = tokio::task::spawn_blocking(move || mute.accept()).await.unwrap().unwrap();
+        links.remove_address("lo", underlay(1).into(), 32).await.unwrap();
+        for visit in visits {
+            assert!(visit.await.unwrap().unwrap().starts_with("two"));
+        }
+        let took = started.elapsed();
+        assert!(took < PATIENCE, "took {took:?}");
+        drop(taken);
+        links.ensure_address("lo", underlay(1).into(), 32).await.unwrap();
         purge(machines).await;
     });
 }
@@ -661,6 +698,145 @@ fn connections_survive_the_daemon() {
         machine.overlay.apply(Table { generation: 9, ..Table::default() }).await.unwrap();
         assert_eq!(machine.directory.list(), Vec::<PathBuf>::new());
         machine.overlay.shutdown().await;
+        purge(machines).await;
+    });
+}
+
+/// The longest pause between answers to datagrams sent every 2 ms, until `stop`.
+fn longest_pause(from: &Netns, to: Ipv4Addr, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<Duration> {
+    let socket = from.run(|| UdpSocket::bind("0.0.0.0:0").unwrap()).unwrap();
+    socket.connect((to, 9000)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
+    std::thread::spawn(move || {
+        let (mut heard, mut longest) = (Instant::now(), Duration::ZERO);
+        while !stop.load(Ordering::Relaxed) {
+            let _ = socket.send(b"?");
+            if socket.recv(&mut [0; 8]).is_ok() {
+                longest = longest.max(heard.elapsed());
+                heard = Instant::now();
+            }
+        }
+        longest.max(heard.elapsed())
+    })
+}
+
+#[test]
+fn packets_pause_for_half_a_second_at_most_while_a_daemon_restarts() {
+    on_a_host(|_| async {
+        let (mut machines, containers) = cluster(2).await;
+        let echo = containers[1].run(|| UdpSocket::bind("0.0.0.0:9000").unwrap()).unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 8];
+            while let Ok((length, from)) = echo.recv_from(&mut buffer) {
+                let _ = echo.send_to(&buffer[..length], from);
+            }
+        });
+        let mut pauses = vec![];
+        for _ in 0..6 {
+            let stop = Arc::new(AtomicBool::new(false));
+            let watch = longest_pause(&containers[0], task(1), stop.clone());
+            let machine = machines.remove(0).restart().await;
+            machine.join(&table(2)).await;
+            machine.connected(1).await;
+            machines.push(machine);
+            eventually("packets go through", async || ping(&containers[0], task(1))).await;
+            stop.store(true, Ordering::Relaxed);
+            pauses.push(watch.join().unwrap());
+        }
+        pauses.sort();
+        println!("pauses while a daemon restarts: {pauses:?}");
+        // Of either node; what else this machine does may hold one of them up.
+        assert!(pauses[3] <= Duration::from_millis(500), "{pauses:?}");
+        purge(machines).await;
+    });
+}
+
+/// For how long endpoints are changed, in seconds: `CHURN_SECONDS`, 3 unless told otherwise.
+fn churn_seconds() -> u64 {
+    std::env::var("CHURN_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3)
+}
+
+#[test]
+fn endpoints_that_change_all_the_time_leave_no_stale_backend_and_nothing_else() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(2).await;
+        serve(&containers[0], "zero");
+        serve(&containers[1], "one");
+        let others = |turn: u64| Service {
+            name: "other".into(),
+            vip: Some(Ipv4Addr::new(10, 50, 0, 101)),
+            backends: vec![task((turn % 2) as u8)],
+            ..table(2).services[0].clone()
+        };
+        let inside = {
+            let pins = machines[0].directory.list();
+            Netns::open(pins.iter().find(|pin| pin.ends_with("networks/000050")).unwrap()).unwrap()
+        };
+        let links_before = Links::open(&inside).unwrap().list().await.unwrap().len();
+        let begun = Instant::now();
+        let lasting = Duration::from_secs(churn_seconds());
+        // Who serves the address, since when.
+        let served = Arc::new(Mutex::new((0u8, Instant::now())));
+        let stop = Arc::new(AtomicBool::new(false));
+        let caller = std::thread::spawn({
+            let (from, served, stop) = (containers[0].clone(), served.clone(), stop.clone());
+            move || {
+                let (mut calls, mut failed, mut stale) = (0, 0, 0);
+                while !stop.load(Ordering::Relaxed) {
+                    let (wanted, since) = *served.lock().unwrap();
+                    let settled = since.elapsed() > Duration::from_secs(1);
+                    calls += 1;
+                    match dial(&from, VIP).and_then(|mut stream| greeting(&mut stream)) {
+                        Ok(who) => {
+                            let other = !who.starts_with(["zero", "one"][usize::from(wanted)]);
+                            let same = *served.lock().unwrap() == (wanted, since);
+                            stale += u32::from(settled && same && other);
+                        }
+                        Err(error) => {
+                            println!("{error}, {:?} after a change", since.elapsed());
+                            failed += 1;
+                        }
+                    }
+                }
+                (calls, failed, stale)
+            }
+        });
+        let mut ticks = tokio::time::interval(Duration::from_millis(10));
+        let mut changes = 0;
+        while begun.elapsed() < lasting {
+            ticks.tick().await;
+            changes += 1;
+            let serving = (begun.elapsed().as_millis() / 1500 % 2) as u8;
+            let mut next = table(2);
+            next.generation = 1 + changes;
+            next.services[0].backends = vec![task(serving)];
+            next.services[0].draining = vec![task(1 - serving)];
+            next.services.push(others(changes));
+            let changed = served.lock().unwrap().0 != serving;
+            if changed {
+                *served.lock().unwrap() = (serving, Instant::now());
+            }
+            machines[0].overlay.apply(next).await.unwrap();
+            if changed {
+                *served.lock().unwrap() = (serving, Instant::now());
+            }
+        }
+        let took = begun.elapsed();
+        stop.store(true, Ordering::Relaxed);
+        let (calls, failed, stale) = caller.join().unwrap();
+        println!(
+            "{changes} changes in {took:?}; {calls} connections, {failed} failed, {stale} to a stale task"
+        );
+        assert!(changes >= 10 * churn_seconds(), "only {changes} changes in {took:?}");
+        assert!(calls > 20, "only {calls} connections");
+        assert_eq!((failed, stale), (0, 0), "of {calls}");
+        let last = Table { generation: 2 + changes, ..table(2) };
+        machines[0].overlay.apply(last).await.unwrap();
+        assert_eq!(Links::open(&inside).unwrap().list().await.unwrap().len(), links_before);
+        let kept = conntrack::Conntrack::open(&inside).unwrap().list().unwrap();
+        let other = IpAddr::V4(Ipv4Addr::new(10, 50, 0, 101));
+        assert!(kept.iter().all(|connection| connection.original.destination != other));
+        assert_eq!(Nft::open(&inside).unwrap().tables().unwrap(), [(Family::Ip, "rswarm".to_owned())]);
         purge(machines).await;
     });
 }

@@ -1,6 +1,6 @@
 //! Published UDP ports: each client is a flow with a task of its own, for as long as it is not idle. Between nodes a flow
-//! is a stream of length-prefixed datagrams, so none is lost or overtaken on the way; the task sees the gateway's
-//! address, not the client's.
+//! is a stream of length-prefixed datagrams, so none is lost or overtaken on the way. The task sees the client's address,
+//! or the gateway's if the client reaches it by another flow already.
 //!
 //! Answers leave from the address the port is served on. Served on the unspecified address, a machine with several
 //! addresses answers from the one its routes prefer.
@@ -137,7 +137,7 @@ impl Ingress {
         for backend in balance::order(&published.backends, turn, &view.suspects, node_of) {
             let target = SocketAddrV4::new(backend.address, published.target_port);
             if backend.node == self.node {
-                if let Ok(task) = self.local(published.network, target) {
+                if let Ok(task) = self.local(published.network, client, target) {
                     return Some(Way::Here(task));
                 }
                 continue;
@@ -152,13 +152,18 @@ impl Ingress {
         None
     }
 
-    fn local(&self, network: NetworkId, target: SocketAddrV4) -> std::io::Result<UdpSocket> {
-        UdpSocket::from_std(self.connector.connect_udp(network, target)?)
+    fn local(
+        &self,
+        network: NetworkId,
+        client: SocketAddr,
+        target: SocketAddrV4,
+    ) -> std::io::Result<UdpSocket> {
+        UdpSocket::from_std(self.connector.connect_udp(network, client, target)?)
     }
 
     /// Serves a flow of another node's client to a task here.
     pub(super) async fn serve_datagrams(&self, request: Request, stream: Stream) {
-        let task = match self.local(request.network, request.target) {
+        let task = match self.local(request.network, request.client, request.target) {
             Ok(task) => task,
             Err(error) => {
                 tracing::debug!(target = %request.target, %error, "no socket to the task");

@@ -74,8 +74,8 @@ pub(super) fn table(spec: &Spec, backends: &Backends) -> Table {
         "mangle",
         Base::new(ChainKind::Filter, Hook::Prerouting, priority::MANGLE),
         vec![
+            // Of TCP and UDP, and errors that belong to them.
             Rule(vec![
-                Statement::Is(Field::Protocol, Value::Byte(TCP)),
                 Statement::Is(Field::SocketTransparent, Value::Byte(1)),
                 Statement::SetMark(TRANSPARENT_MARK),
             ]),
@@ -179,7 +179,7 @@ mod tests {
               }
               chain mangle {
                 type filter hook prerouting priority -150; policy accept;
-                meta l4proto 6 socket transparent 1 meta mark set 0x1
+                socket transparent 1 meta mark set 0x1
                 ip daddr @empty ct state & 0x8 != 0 goto refuse
               }
               chain translate {

@@ -97,6 +97,12 @@ pub struct PeerStatus {
     pub silent: Duration,
     /// Measured round trip, while connected.
     pub rtt: Option<Duration>,
+    /// The largest packet of a network that the path carries, in bytes, while connected.
+    pub packet_max: Option<u16>,
+    /// Packets sent on the connection that is used now.
+    pub packets_sent: u64,
+    /// How many of them were lost.
+    pub packets_lost: u64,
     /// Why the last connection or attempt ended.
     pub error: Option<String>,
 }
@@ -163,6 +169,15 @@ pub enum OpenError {
     Stopped,
 }
 
+/// What a peer is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Question {
+    /// A sign of life.
+    Alive,
+    /// That, and to take a packet of the largest size.
+    Path,
+}
+
 #[derive(Debug)]
 enum Command {
     Routes(Routes),
@@ -170,6 +185,7 @@ enum Command {
     RemoveDevice(NetworkId),
     Open(NodeId, oneshot::Sender<Result<Stream, OpenError>>),
     Stream(stream::Key),
+    Ask(NodeId, Question, oneshot::Sender<()>),
     Status(oneshot::Sender<Vec<PeerStatus>>),
     Stop,
 }
@@ -235,6 +251,24 @@ impl Mesh {
         let (reply, answer) = oneshot::channel();
         self.0.wake.send(Command::Open(node, reply));
         answer.await.unwrap_or(Err(OpenError::Stopped))
+    }
+
+    /// Asks `node` for a sign of life, and waits for one; `false` at once if there is no connection to it. Has no time
+    /// limit of its own.
+    pub async fn ask(&self, node: NodeId) -> bool {
+        self.question(node, Question::Alive).await
+    }
+
+    /// The same, and sends a packet as large as the path is believed to carry beside it: if the path no longer does, a
+    /// few of them are how that is noticed.
+    pub async fn probe(&self, node: NodeId) -> bool {
+        self.question(node, Question::Path).await
+    }
+
+    async fn question(&self, node: NodeId, question: Question) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.0.wake.send(Command::Ask(node, question, reply));
+        answer.await.is_ok()
     }
 
     /// The peers, sorted by id; none once stopped.

@@ -17,10 +17,10 @@ use quinn_proto::{
     crypto::rustls::NoInitialCipherSuite,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Command, Config, Counters, Event, Identity, OpenError, PeerStatus, Stream,
+    Command, Config, Counters, Event, Identity, OpenError, PeerStatus, Question, Stream,
     liveness::{Change, Liveness},
     socket::{DATAGRAM_MAX, Udp},
     stream, tls,
@@ -48,6 +48,8 @@ const SEGMENTS: usize = 64;
 const WAITING: usize = 256;
 /// Bytes before each packet in a datagram: flags, and the network's number.
 const HEADER: usize = 4;
+/// In place of a network's number: nothing but padding follows.
+const PADDING: u32 = 0;
 /// Handshakes in progress beyond which strangers have to prove their address first.
 const HANDSHAKES: usize = 64;
 /// First and longest pause between two attempts to reach a peer.
@@ -109,6 +111,8 @@ struct Peer {
     dial_at: Instant,
     backoff: Duration,
     waiting: VecDeque<Bytes>,
+    /// Those who wait for a sign of life.
+    asking: Vec<oneshot::Sender<()>>,
     error: Option<String>,
 }
 
@@ -271,6 +275,7 @@ impl Driver {
                         link.turn(key.id);
                     }
                 }
+                Command::Ask(node, question, reply) => self.ask(&node, question, reply, now),
                 Command::Status(reply) => {
                     let _ = reply.send(self.status(now));
                 }
@@ -293,6 +298,7 @@ impl Driver {
                 dial_at: now,
                 backoff: BACKOFF.0,
                 waiting: VecDeque::new(),
+                asking: Vec::new(),
                 error: None,
             });
             if peer.underlay != *underlay {
@@ -328,20 +334,44 @@ impl Driver {
         Ok(link.adopt(handle, id, &self.wake))
     }
 
-    fn status(&self, now: Instant) -> Vec<PeerStatus> {
-        let rtt = |peer: &Peer| Some(self.links.get(&peer.link()?)?.connection.rtt());
-        self.peers
-            .iter()
-            .map(|peer| PeerStatus {
+    /// Makes the peer answer; whoever asked is told by `hear`.
+    fn ask(&mut self, node: &NodeId, question: Question, reply: oneshot::Sender<()>, now: Instant) {
+        let Ok(at) = self.peers.binary_search_by(|peer| peer.id.cmp(node)) else { return };
+        let peer = &mut self.peers[at];
+        let Some(link) = peer.link().and_then(|handle| self.links.get_mut(&handle)) else { return };
+        peer.asking.retain(|other| !other.is_closed());
+        peer.asking.push(reply);
+        link.connection.ping();
+        self.busy |= link.transmit(&self.socket, &mut self.out, now);
+        if question == Question::Path
+            && let Some(length) = link.connection.datagrams().max_size()
+        {
+            // After the question, not in one packet with it, so that its loss is not the answer's.
+            let padding = Bytes::from(vec![0; length]);
+            let _ = link.connection.datagrams().send(padding, true);
+            self.busy |= link.transmit(&self.socket, &mut self.out, now);
+        }
+    }
+
+    fn status(&mut self, now: Instant) -> Vec<PeerStatus> {
+        let Self { peers, links, .. } = self;
+        let status = |peer: &Peer| {
+            let mut link = peer.link().and_then(|handle| links.get_mut(&handle));
+            let path = link.as_ref().map(|link| link.connection.stats().path);
+            PeerStatus {
                 node: peer.id.clone(),
                 underlay: peer.underlay,
-                connected: peer.link().is_some(),
+                connected: link.is_some(),
                 suspect: peer.live.suspect(),
                 silent: peer.live.silent(now),
-                rtt: rtt(peer),
+                rtt: path.map(|path| path.rtt),
+                packet_max: link.as_mut().and_then(|link| link.packet_max()),
+                packets_sent: path.map_or(0, |path| path.sent_packets),
+                packets_lost: path.map_or(0, |path| path.lost_packets),
                 error: peer.error.clone(),
-            })
-            .collect()
+            }
+        };
+        peers.iter().map(status).collect()
     }
 
     fn read_socket(&mut self, now: Instant) {
@@ -479,6 +509,10 @@ impl Driver {
         if let Some(change) = peer.live.hear(now) {
             announce(&self.events, peer, change);
         }
+        for asked in peer.asking.drain(..) {
+            // Who has given up waiting needs no answer.
+            let _ = asked.send(());
+        }
         if peer.waiting.is_empty() || peer.usable() != Some(handle) {
             return;
         }
@@ -497,6 +531,9 @@ impl Driver {
                 continue;
             };
             let network = NetworkId::new(u32::from_be_bytes([0, a, b, c])).expect("24 bits");
+            if network.number() == PADDING {
+                continue;
+            }
             match self.routes.incoming(network, slot, packet) {
                 Ok(()) if flags & !segment::PARTIAL == 0 => {
                     self.arrived.entry(network).or_default().push(datagram);
