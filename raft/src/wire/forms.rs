@@ -103,7 +103,8 @@ fn understood(body: Body) -> Body {
         Body::Append(append) => {
             let full = append.full.clone();
             let request = AppendRequest::try_from(append).expect("it made sense once");
-            Body::Append(AppendPb { full, ..request.into() })
+            let frame = seal_append(LIFE, RaftId(2), RaftId(3), &request, full);
+            open(LIFE, RaftId(3), frame).expect("it was just sealed").1
         }
         Body::Vote(ask) => Body::Vote(VoteRequest::from(ask).into()),
         Body::PreVote(ask) => Body::PreVote(VoteRequest::from(ask).into()),

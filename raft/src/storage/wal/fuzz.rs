@@ -1,5 +1,7 @@
 //! Segments made of arbitrary bytes, and what must hold of what is read from them.
 
+use prost::Message;
+
 use super::*;
 use crate::{ClusterTag, RaftId};
 
