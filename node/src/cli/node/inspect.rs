@@ -41,8 +41,8 @@ impl Inspect {
                 .join("\n")
         } else {
             let view =
-                |node: &&Node| view::node::node(node, manager(node, &answer), &remaining(node, &answer));
-            let views: Vec<_> = named.iter().map(view).collect();
+                |node: &Node| view::node::node(node, manager(node, &answer), &remaining(node, &answer));
+            let views: Vec<_> = named.iter().map(|node| inspect::dated(view(node), cx.age())).collect();
             inspect::print(&views, self.format.as_deref())?
         };
         cx.out.write_all(text.as_bytes())?;
