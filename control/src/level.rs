@@ -59,6 +59,7 @@ pub fn needed(change: &Change) -> u32 {
         Change::Once { .. } => REQUESTS,
         Change::SetRebalance { .. } => REBALANCE,
         Change::Retune { .. } => PROFILES,
+        Change::SetSettings { settings, .. } if settings.rebalance_since.is_some() => REBALANCE,
         Change::Init(_)
         | Change::SetTokens { .. }
         | Change::SetSettings { .. }

@@ -7,7 +7,7 @@ use crate::admission::{Answer, Refused, find_service};
 use crate::ids::{ServiceId, TaskId};
 use crate::level;
 use crate::model::{Availability, Mode, Mount, NodeStatus, Observed, Rebalance, Service, Task};
-use crate::orchestrator::AUTHOR;
+use crate::orchestrator::{self, AUTHOR};
 use crate::plan::{Draft, Whom, Why};
 use crate::scheduler::{Board, movable};
 use crate::state::{Change, State};
@@ -155,6 +155,28 @@ pub(crate) fn step(draft: &mut Draft) {
         for service in idle {
             draft.propose(Change::SetRebalance { service, rebalance: None });
         }
+    }
+}
+
+/// Ends what cannot go on: a task shall run before the one that moves has ended, and finds no place beside it.
+pub(crate) fn give_up(draft: &mut Draft) {
+    let state = draft.state();
+    let waits = |moving: &TaskId| {
+        let task = state.task(*moving).filter(|task| task.is_live() && task.is_wanted());
+        task.is_some_and(|task| {
+            state.tasks_of(task.service).any(|other| {
+                let waits = other.is_live() && other.is_wanted() && other.node.is_none();
+                other.slot == task.slot && waits && !other.note.is_empty()
+            })
+        })
+    };
+    let stuck = |service: &&Arc<Service>| {
+        service.rebalance.as_ref().is_some_and(|rebalance| rebalance.moving.keys().any(waits))
+    };
+    let stuck: Vec<ServiceId> = state.services().filter(stuck).map(|service| service.id).collect();
+    for service in stuck {
+        draft.propose(Change::SetRebalance { service, rebalance: None });
+        orchestrator::reconcile(draft, service);
     }
 }
 

@@ -55,6 +55,7 @@ impl Crank {
             looked_at.push((service, before, wake_at));
         }
         place(draft);
+        rebalance::give_up(draft);
         // Tasks that lost their purpose in this very turn need not wait for the next.
         reaper::end(draft);
         for service in draft.state().service_ids() {

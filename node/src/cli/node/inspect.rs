@@ -40,11 +40,9 @@ impl Inspect {
                 .collect::<Result<Vec<_>, _>>()?
                 .join("\n")
         } else {
-            let view = |node: &&Node| {
-                let view = view::node::node(node, manager(node, &answer), &remaining(node, &answer));
-                inspect::dated(view, cx.age())
-            };
-            let views: Vec<_> = named.iter().map(view).collect();
+            let view =
+                |node: &Node| view::node::node(node, manager(node, &answer), &remaining(node, &answer));
+            let views: Vec<_> = named.iter().map(|node| inspect::dated(view(node), cx.age())).collect();
             inspect::print(&views, self.format.as_deref())?
         };
         cx.out.write_all(text.as_bytes())?;
