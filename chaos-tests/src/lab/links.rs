@@ -117,13 +117,14 @@ impl Shaper {
             return Vec::new();
         }
         let mut sent = now;
-        if link.rate > 0 {
+        let length = packet.len() as u64 * 8 * 1_000_000_000;
+        if let Some(nanos) = length.checked_div(link.rate) {
             let free = self.free.entry(ends).or_insert(now);
             let wait = free.saturating_duration_since(now);
             if wait > QUEUE_MAX {
                 return Vec::new();
             }
-            sent = now + wait + Duration::from_nanos(packet.len() as u64 * 8 * 1_000_000_000 / link.rate);
+            sent = now + wait + Duration::from_nanos(nanos);
             *free = sent;
         }
         let copies = 1 + usize::from(self.chance.below(10_000) < u64::from(link.duplicate));
