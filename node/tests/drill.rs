@@ -36,9 +36,8 @@ fn drilled(names: &[&str]) -> Result<Option<Vec<Value>>> {
 }
 
 #[test]
-fn neither_a_lost_worker_nor_an_update_costs_what_was_promised() -> Result<()> {
-    // On one lab, one after the other.
-    let names = ["worker-power-off", "rolling-update-under-load", "update-with-node-loss"];
+fn a_lost_worker_costs_nothing_that_was_acknowledged() -> Result<()> {
+    let names = ["worker-power-off"];
     let Some(reports) = drilled(&names)? else { return Ok(()) };
     ensure!(reports.len() == names.len(), "a report for each");
     for report in &reports {
@@ -48,13 +47,8 @@ fn neither_a_lost_worker_nor_an_update_costs_what_was_promised() -> Result<()> {
                 .filter(|line| line["goal"].as_str().is_some_and(|goal| goal.ends_with(name)))
                 .find_map(|line| line["value"].as_f64())
         };
-        let drill = report["drill"].as_str().unwrap_or_default();
-        ensure!(value("writes_lost") == Some(0.0) && value("not_linearizable") == Some(0.0), "{drill}");
-        ensure!(value("writes_acknowledged").is_some_and(|count| count >= 10.0), "load flowed: {drill}");
-        if drill.contains("update") {
-            ensure!(value("update.failed_requests") == Some(0.0), "{drill}");
-            ensure!(value("virtual_IP_rate").is_some_and(|rate| rate >= 500.0), "{drill}");
-        }
+        ensure!(value("writes_lost") == Some(0.0) && value("not_linearizable") == Some(0.0), "{report}");
+        ensure!(value("writes_acknowledged").is_some_and(|count| count >= 20.0), "load flowed: {report}");
         for line in report["lines"].as_array().into_iter().flatten() {
             println!("{line}");
         }
