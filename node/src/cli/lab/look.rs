@@ -6,7 +6,7 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rswarm_chaos::lab::{Lab, Power};
 use serde_json::Value;
 
@@ -26,8 +26,8 @@ const ASK: Duration = Duration::from_secs(5);
 /// If there are no such nodes, or nobody reads.
 pub fn logs(lab: &Lab, nodes: &[String], lines: usize, out: &mut impl Write) -> Result<()> {
     let all = lab.names()?;
-    for node in nodes.iter().filter(|node| !all.contains(node)) {
-        anyhow::bail!("the lab has no node \"{node}\"; it has {}", all.join(", "));
+    if let Some(node) = nodes.iter().find(|node| !all.contains(node)) {
+        bail!("the lab has no node \"{node}\"; it has {}", all.join(", "));
     }
     for node in all.iter().filter(|node| nodes.is_empty() || nodes.contains(node)) {
         let path = lab.node(node).log();
