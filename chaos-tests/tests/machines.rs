@@ -15,7 +15,8 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use cluster::{
-    Cluster, Task, bare_machines, container, eventually, fact, get, get_within, inside, lookup, story, told,
+    Cluster, Task, bare_machines, container, daemons, eventually, fact, get, get_within, inside, lookup,
+    stop_daemon, story, told,
 };
 
 #[test]
@@ -780,34 +781,6 @@ fn a_machine_joins_and_leaves_ten_times() {
 fn traces(cluster: &Cluster, node: &str) -> Result<String> {
     let look = "cut -d' ' -f5- /proc/self/mountinfo | sort; ls /sys/class/net; find /run/rswarm ! -type d";
     cluster.lab.node(node).exec(&["sh", "-c", look])?.ok()
-}
-
-/// The daemons of a machine, and whatever else of ours works on its state.
-fn daemons(cluster: &Cluster, node: &str) -> Result<Vec<i32>> {
-    let state = cluster.state(node);
-    let state = state.to_str().context("a path of letters")?;
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&line).split('\0').any(|word| word.starts_with(state)) {
-            found.push(pid);
-        }
-    }
-    Ok(found)
-}
-
-/// Asks the daemon of a machine to end, as an upgrade does.
-fn stop_daemon(cluster: &Cluster, node: &str) -> Result<()> {
-    let is_daemon = |pid: i32| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|byte| *byte == 0).nth(1) == Some(b"daemon")
-    };
-    let running: Vec<i32> = daemons(cluster, node)?.into_iter().filter(|pid| is_daemon(*pid)).collect();
-    ensure!(running.len() == 1, "{node} has one daemon, not {running:?}");
-    let pid = nix::unistd::Pid::from_raw(running[0]);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).context("cannot stop a daemon")?;
-    eventually(&format!("the daemon of {node} has ended"), 20, || Ok(!is_daemon(running[0]))).map(drop)
 }
 
 /// The control groups below a directory that carry a task's id.

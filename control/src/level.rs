@@ -6,8 +6,11 @@
 //!
 //! | level | adds |
 //! |---|---|
-//! | 1 | everything up to rswarm 0.1 |
-//! | 2 | requests are remembered ([`Change::Once`]) |
+//! | 1 | all that the first release writes, but for the following |
+//! | 2 | requests are remembered ([`Change::Once`]); the first release says this of itself |
+//!
+//! What was written before the first release counts for nothing. From it on, whatever is new in the log, also a field
+//! that `apply` heeds, raises [`LATEST`], and is written from that level on only ([`needed`]).
 
 use crate::admission::Refused;
 use crate::model::{Description, Role};
@@ -24,6 +27,47 @@ pub const REQUESTS: u32 = 2;
 /// The level of a daemon that says this of itself; those that say nothing are of the oldest.
 pub fn of(description: &Description) -> u32 {
     description.level.max(OLDEST)
+}
+
+/// From which level on a change may be written. Whoever adds a kind of change says so here.
+pub fn needed(change: &Change) -> u32 {
+    match change {
+        Change::Once { .. } => REQUESTS,
+        Change::Init(_)
+        | Change::SetTokens { .. }
+        | Change::SetSettings { .. }
+        | Change::SetLevel { .. }
+        | Change::CreateNode(_)
+        | Change::UpdateNode { .. }
+        | Change::OpenSession { .. }
+        | Change::SetNodeStatus { .. }
+        | Change::RemoveNode { .. }
+        | Change::StartAnew { .. }
+        | Change::Reseat { .. }
+        | Change::CreateService(_)
+        | Change::UpdateService { .. }
+        | Change::SetUpdateStatus { .. }
+        | Change::ExpireJob { .. }
+        | Change::RemoveService { .. }
+        | Change::CreateNetwork(_)
+        | Change::RemoveNetwork { .. }
+        | Change::CreateTask(_)
+        | Change::Allocate { .. }
+        | Change::Assign { .. }
+        | Change::Note { .. }
+        | Change::SetDesired { .. }
+        | Change::Report(_)
+        | Change::EndTask { .. }
+        | Change::RemoveTask { .. } => OLDEST,
+    }
+}
+
+/// The level that these changes would need and the cluster has not reached, if there is one: then a manager would
+/// pass them over, and its state would part from that of the others.
+pub fn beyond(state: &State, changes: &[Change]) -> Option<u32> {
+    let needed = changes.iter().map(needed).max().unwrap_or(OLDEST);
+    let founding = matches!(changes.first(), Some(Change::Init(_)));
+    (!founding && needed > state.level()).then_some(needed)
 }
 
 /// Raises the cluster's level to what all managers understand.
@@ -85,6 +129,18 @@ mod tests {
         speaks(&mut bed, worker, 1);
         bed.tick();
         assert_eq!(bed.state.level(), 2);
+    }
+
+    #[test]
+    fn what_a_manager_would_not_understand_is_known_before_it_is_written() {
+        let mut bed = Bed::new();
+        let once = || Change::Once { request: crate::RequestId(1), answer: crate::admission::Answer::Done };
+        assert_eq!(beyond(&bed.state, &[once()]), Some(REQUESTS));
+        assert_eq!(beyond(&bed.state, &[]), None);
+        let founder = crate::admission::first_ids(init().id_seed).1;
+        speaks(&mut bed, founder, REQUESTS);
+        bed.tick();
+        assert_eq!(beyond(&bed.state, &[once()]), None);
     }
 
     #[test]

@@ -138,6 +138,10 @@ impl Roles for Daemon {
 }
 
 impl FindLeader for Daemon {
+    fn reads(&self) -> bool {
+        self.member().is_ok_and(|member| member.reads())
+    }
+
     fn remembers(&self) -> bool {
         self.member().is_ok_and(|member| member.remembers())
     }

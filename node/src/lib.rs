@@ -15,6 +15,7 @@ mod machine;
 pub mod manager;
 pub mod member;
 mod overlay;
+mod point;
 mod rfc3339;
 pub mod rpc;
 pub mod telemetry;

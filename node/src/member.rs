@@ -10,6 +10,7 @@ use crate::identity::Identity;
 use crate::identity::tls::{self, Credentials};
 use crate::image::{Registries, Store};
 use crate::manager::{self, Manager, dispatcher::Dispatcher};
+use crate::point;
 use crate::rpc::access::{Gate, Roles};
 use crate::rpc::dial::{ALPN, Dialer, Line};
 use crate::rpc::forward::{FindLeader, Forward, Leader};
@@ -275,6 +276,8 @@ impl Member {
     async fn renew(self: Arc<Self>) {
         loop {
             let wait = match api::join::renewal_due(&self.identity()) {
+                // Soon, but not before a leader is known.
+                Ok(_) if point::renews() => Duration::from_secs(2),
                 Ok(wait) => wait,
                 Err(error) => {
                     tracing::error!(error = format!("{error:#}"), "the certificate cannot be read");
@@ -305,11 +308,13 @@ impl Member {
         let channel = self.dialer.channel(&leader.node, &leader.addr, Line::Calls)?;
         let request = pb::IssueCertificateRequest { csr_pem, ..Default::default() };
         let issued = pb::join_client::JoinClient::new(channel).issue_certificate(request).await?.into_inner();
+        point::reach("renewal.issued");
         self.credentials.replace(&issued.cert_pem, &identity.ca_pem, &key_pem)?;
         let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
         identity.cert_pem = issued.cert_pem;
         identity.key_pem = key_pem;
         identity.save(&self.state_dir)?;
+        point::reach("renewal.saved");
         tracing::info!("certificate renewed");
         Ok(())
     }
@@ -381,6 +386,10 @@ fn heard_within(status: &rswarm_raft::Status, time: Duration) -> Option<rswarm_r
 }
 
 impl FindLeader for Member {
+    fn reads(&self) -> bool {
+        self.refused().is_none() && self.lost().is_none() && self.manager().is_some()
+    }
+
     fn remembers(&self) -> bool {
         let manager = self.manager.load();
         manager.as_ref().is_some_and(|manager| manager.cluster().state().level() >= level::REQUESTS)

@@ -47,6 +47,38 @@ fn without_a_daemon_the_cure_is_named() {
 }
 
 #[test]
+fn what_was_asked_is_asked_again_under_its_name_when_the_daemon_was_lost_before_it_answered() {
+    let fake = Fake::start();
+    let words = ["service", "create", "--detach", "--name", "lost", "rswarm/demo"];
+    check(
+        &fake,
+        &words,
+        expect![[r"
+            000000000000c
+            --- stderr
+            --- exit 0
+        "]],
+    );
+    let names = fake.lost();
+    let digits = |name: &String| name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    assert!(names.len() == 2 && names[0] == names[1] && digits(&names[0]), "{names:?}");
+}
+
+#[test]
+fn only_what_looks_may_see_what_is_stale() {
+    let fake = Fake::start();
+    check(
+        &fake,
+        &["--stale", "service", "rm", "web"],
+        expect![[r"
+            --- stderr
+            Error: --stale is for what lists or inspects nodes, services, tasks and networks
+            --- exit 2
+        "]],
+    );
+}
+
+#[test]
 fn a_malformed_token_starts_no_daemon() {
     let dir = tempfile::tempdir().expect("a directory");
     let socket = dir.path().join("none.sock");

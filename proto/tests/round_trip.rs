@@ -1,6 +1,8 @@
 //! Whatever the model can hold comes back from the wire and from disk as it was, and hostile bytes are
 //! refused without a panic.
 
+mod forms;
+mod hostile;
 mod strategies;
 
 use proptest::prelude::*;
@@ -129,6 +131,26 @@ proptest! {
         bytes[place] ^= 1 << bit;
         let _ = read_snapshot(&mut bytes.as_slice());
     }
+}
+
+/// Hands `each` what the fuzzer has kept for a target, see `fuzz/README.md`.
+fn replay(target: &str, each: impl Fn(&[u8])) {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+    let mut count = 0;
+    for file in std::fs::read_dir(&corpus).expect("the corpus is there") {
+        let path = file.expect("a readable directory").path();
+        println!("{}", path.display());
+        each(&std::fs::read(path).expect("a readable file"));
+        count += 1;
+    }
+    assert!(count >= 5, "{} is nearly empty", corpus.display());
+}
+
+#[test]
+fn what_the_fuzzer_kept_does_no_harm() {
+    replay("proposal", hostile::proposal);
+    replay("state", hostile::state);
+    replay("session", hostile::session);
 }
 
 #[test]

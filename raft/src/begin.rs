@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::log::open_wal;
+use crate::point::reach;
 use crate::storage::snapshot::Snapshots;
 use crate::storage::wal::{Done, Op, Wal};
 use crate::storage::{Dir, Identity, exists};
@@ -37,17 +38,21 @@ pub fn begin_with(config: &Config, me: &Member, index: u64, state: Box<dyn Froze
         .map_err(|error| start(error.to_string()))?;
     let last_membership = StoredMembership::new(Some(last), membership);
 
+    reach("begin.snapshot").map_err(io)?;
     let snapshots = Snapshots::open(dir.clone())?;
     let write = || {
         let mut file = snapshots.create(SnapshotMeta { last_log_id: Some(last), last_membership })?;
         state.write(&mut file)?;
-        snapshots.adopt(file.finish()?).map(drop)
+        snapshots.adopt(file.finish()?)?;
+        reach("begin.vote")
     };
     write().map_err(io)?;
 
     let (wal, _) = open_wal(&dir, config)?;
     let written = write_through(&wal, |done| Op::Vote { vote: Vote::new(TERM, me.id.0), done })
-        .and_then(|()| write_through(&wal, |done| Op::Purge { upto: last, done }));
+        .and_then(|()| reach("begin.purge"))
+        .and_then(|()| write_through(&wal, |done| Op::Purge { upto: last, done }))
+        .and_then(|()| reach("begun"));
     wal.close();
     written.map_err(io)
 }

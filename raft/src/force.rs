@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::log::open_wal;
+use crate::point::reach;
 use crate::storage::snapshot::Snapshots;
 use crate::storage::wal::{Done, Op};
 use crate::storage::{Dir, Identity};
@@ -42,12 +43,14 @@ pub fn force_new_cluster(config: &Config, me: &Member, tail: u32) -> Result<Inca
     let log_id = LogId { leader_id: vote.leader_id, index: last.index + 1 };
     let entry = Entry { log_id, payload: Payload::Membership(membership) };
 
+    let reached = |point| reach(point).map_err(|error| OpenError::io(&config.dir, error));
+    reached("force.begin")?;
     let incarnation = recovered.incarnation.next(tail);
     let (done, told) = oneshot::channel();
     wal.push(Op::Force { incarnation, vote, entry, done: Done::Told(done) });
     wal.close();
     match told.blocking_recv() {
-        Ok(Ok(())) => Ok(incarnation),
+        Ok(Ok(())) => reached("force.written").map(|()| incarnation),
         Ok(Err(source)) => Err(OpenError::Io { path: config.dir.clone(), source }),
         Err(_) => Err(start("its writer ended without an answer".into())),
     }

@@ -13,6 +13,8 @@ mod disk;
 mod error;
 mod force;
 mod format;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod leap;
 mod log;
 mod membership;

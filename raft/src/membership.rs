@@ -166,6 +166,7 @@ impl Core {
         let contact = Contact { addr: change.addr.clone(), node: change.node.clone() };
         match change.what {
             MAKE_VOTER => {
+                reached("member.learn")?;
                 let before = self.learn(&status, change.id, contact, deadline).await?;
                 reached("member.learned")?;
                 if status.voters.iter().any(|voter| voter.id.0 == change.id) {
@@ -188,18 +189,22 @@ impl Core {
                 if status.voters.iter().all(|voter| voter.id.0 != change.id) {
                     return Ok(());
                 }
-                self.unseat(change.id, true, deadline).await
+                reached("member.demote")?;
+                self.unseat(change.id, true, deadline).await?;
+                reached("member.demoted")
             }
             REMOVE => {
                 reached("member.remove")?;
                 if status.learners.iter().any(|learner| learner.id.0 == change.id) {
                     let out = ChangeMembers::RemoveNodes(BTreeSet::from([change.id]));
-                    return self.write(out, false, deadline).await;
+                    self.write(out, false, deadline).await?;
+                    return reached("member.removed");
                 }
                 if status.voters.iter().all(|voter| voter.id.0 != change.id) {
                     return Ok(());
                 }
-                self.unseat(change.id, false, deadline).await
+                self.unseat(change.id, false, deadline).await?;
+                reached("member.removed")
             }
             _ => Err(ChangeError::Unknown("this manager does not know such a change".into())),
         }
@@ -264,11 +269,13 @@ impl Core {
             return Err(ChangeError::WouldLoseQuorum);
         }
         if id == self.config.id.0 {
+            reached("member.hand-over")?;
             let leader = self.transfer(None).await.map_err(|error| match error {
                 TransferError::NotLeader { leader } => ChangeError::NotLeader { leader },
                 TransferError::Stopped(reason) => ChangeError::Stopped(reason),
                 error => ChangeError::Unknown(error.to_string()),
             })?;
+            reached("member.handed-over")?;
             // The new one makes the change.
             return Err(ChangeError::NotLeader { leader: Some(leader) });
         }

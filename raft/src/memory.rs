@@ -27,6 +27,7 @@ struct State {
     logs: BTreeMap<RaftId, Log>,
     /// Directed: what the first sends, the second does not get.
     cut: BTreeSet<(RaftId, RaftId)>,
+    calls: BTreeMap<(RaftId, RaftId), u64>,
 }
 
 impl Network {
@@ -68,6 +69,11 @@ impl Network {
                 }
             }
         });
+    }
+
+    /// How many calls the first has made to the second, streams apart.
+    pub fn calls(&self, from: RaftId, to: RaftId) -> u64 {
+        self.state().calls.get(&(from, to)).copied().unwrap_or(0)
     }
 
     /// Undoes all cuts.
@@ -122,6 +128,7 @@ impl Transport for Port {
     ) -> BoxFuture<'a, Result<Bytes, Unreachable>> {
         Box::pin(async move {
             let peer = self.network.connect(self.me, to)?;
+            *self.network.state().calls.entry((self.me, to.id)).or_default() += 1;
             tokio::select! {
                 answer = peer.handle_call(frame) => Ok(answer),
                 () = self.network.broken(self.me, to.id) => Err(Unreachable::new("the connection broke")),

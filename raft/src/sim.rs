@@ -168,7 +168,7 @@ impl Disk {
 }
 
 /// Where the power can be cut, around the log, its snapshots, the state machine and the membership.
-pub const POINTS: [&str; 39] = [
+pub const POINTS: [&str; 47] = [
     "log.append",
     "log.appended",
     "log.vote",
@@ -204,11 +204,23 @@ pub const POINTS: [&str; 39] = [
     "applied",
     "state.restore",
     "state.restored",
+    "member.learn",
     "member.learned",
     "member.caught-up",
     "member.voter",
+    "member.joint",
+    "member.uniform",
+    "member.demote",
+    "member.demoted",
     "member.remove",
+    "member.removed",
+    "member.hand-over",
+    "member.handed-over",
 ];
+
+/// Where a crash can befall what is done to a closed log: a new life of the cluster, or one that begins with a backup.
+pub const POINTS_ALONE: [&str; 6] =
+    ["force.begin", "force.written", "begin.snapshot", "begin.vote", "begin.purge", "begun"];
 
 type Strike = Box<dyn FnOnce()>;
 
@@ -216,14 +228,18 @@ thread_local! {
     static ARMED: RefCell<Option<(String, Strike)>> = const { RefCell::new(None) };
 }
 
-/// Has `strike` called once when one of [`POINTS`] is next reached on this thread; whoever reached it fails there.
+/// Has `strike` called once when one of [`POINTS`] or [`POINTS_ALONE`] is next reached on this thread; whoever reached it fails there.
 pub fn arm(point: &str, strike: impl FnOnce() + 'static) {
-    assert!(POINTS.contains(&point), "there is no point {point}");
+    assert!(is_point(point), "there is no point {point}");
     ARMED.set(Some((point.to_owned(), Box::new(strike))));
 }
 
+fn is_point(point: &str) -> bool {
+    POINTS.contains(&point) || POINTS_ALONE.contains(&point)
+}
+
 pub(crate) fn reach(point: &'static str) -> io::Result<()> {
-    debug_assert!(POINTS.contains(&point), "{point} is missing among the points");
+    debug_assert!(is_point(point), "{point} is missing among the points");
     let armed = ARMED.with_borrow_mut(|armed| armed.take_if(|(at, _)| at == point));
     let Some((_, strike)) = armed else { return Ok(()) };
     strike();

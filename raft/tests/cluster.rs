@@ -452,6 +452,8 @@ async fn reads_on_any_member_see_what_was_acknowledged() {
     }
     let leader = cluster.leader().await;
     let follower = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
+    let asked = || cluster.network.calls(RaftId(follower), RaftId(leader));
+    let before = asked();
     let mut reads = tokio::task::JoinSet::new();
     for _ in 0..500 {
         let log = cluster.log(follower).clone();
@@ -460,6 +462,8 @@ async fn reads_on_any_member_see_what_was_acknowledged() {
     while let Some(read) = reads.join_next().await {
         read.unwrap().unwrap();
     }
+    let asked = asked() - before;
+    assert!((1..250).contains(&asked), "500 reads at a follower share what they ask the leader: {asked}");
     cluster.network.partition(&[RaftId(follower)]);
     assert!(matches!(cluster.log(follower).read_index().await, Err(ReadError::Unavailable(_))));
 }

@@ -1,8 +1,9 @@
 //! What a manager left on disk, damaged in many ways: it is opened to what was there before the damage, or refused.
 //! Nothing panics, and nothing that was never written is believed.
 //!
-//! `tests/corpus/manager` is what a manager of this version wrote. `UPDATE_CORPUS=1 cargo test -p rswarm-raft --test
-//! corpus` writes it anew.
+//! `tests/corpus/VERSION` is what a manager of that version wrote: its log, votes and a membership in it, a snapshot,
+//! its key. `ADD_FORMS=1 cargo test -p rswarm-raft --test corpus` adds that of today's version, if it is missing; what
+//! is there stays as it is.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ const IN_SNAPSHOT: u64 = 25;
 const DAMAGES: u64 = 60;
 
 fn corpus() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/manager")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus")
 }
 
 /// Remembers every command by its number.
@@ -83,7 +84,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// Writes what a manager that was killed leaves behind.
-async fn write_corpus() {
+async fn write_corpus(to: &Path) {
     let root = tempfile::tempdir().unwrap();
     let (log, _) = open(root.path()).await.unwrap();
     let me = Member { id: RaftId(1), addr: "10.0.0.1:2377".into(), node: "n1".into() };
@@ -96,12 +97,10 @@ async fn write_corpus() {
             log.wait(PATIENCE, |status| status.snapshot >= proposed.index).await.unwrap();
         }
     }
-    let to = corpus();
-    drop(std::fs::remove_dir_all(&to));
-    std::fs::create_dir_all(&to).unwrap();
-    copy(root.path(), &to);
+    std::fs::create_dir_all(to).unwrap();
+    copy(root.path(), to);
     log.shutdown().await;
-    for file in std::fs::read_dir(&to).unwrap() {
+    for file in std::fs::read_dir(to).unwrap() {
         let path = file.unwrap().path();
         if path.extension().is_none_or(|extension| extension == "tmp") {
             std::fs::remove_file(path).unwrap();
@@ -141,11 +140,18 @@ fn damage(bytes: &mut Vec<u8>, seed: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_manager_left_behind_is_read_or_refused_however_damaged() {
-    if std::env::var_os("UPDATE_CORPUS").is_some() {
-        write_corpus().await;
+    let today = corpus().join(env!("CARGO_PKG_VERSION"));
+    if std::env::var_os("ADD_FORMS").is_some() && !today.exists() {
+        write_corpus(&today).await;
     }
+    for version in std::fs::read_dir(corpus()).unwrap() {
+        read_or_refused(&version.unwrap().path()).await;
+    }
+}
+
+async fn read_or_refused(corpus: &Path) {
     let whole: Vec<u64> = (0..COMMANDS).collect();
-    let files: Vec<_> = std::fs::read_dir(corpus()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    let files: Vec<_> = std::fs::read_dir(corpus).unwrap().map(|file| file.unwrap().file_name()).collect();
     let kinds = |suffix: &str| files.iter().filter(|name| name.to_str().unwrap().ends_with(suffix)).count();
     assert!(kinds(".wal") > 0 && kinds(".snapshot") > 0 && kinds(".key") > 0, "the corpus is incomplete");
 
@@ -155,7 +161,7 @@ async fn what_a_manager_left_behind_is_read_or_refused_however_damaged() {
         for seed in 0..DAMAGES {
             let untouched = (number, seed) == (0, 0);
             let dir = tempfile::tempdir().unwrap();
-            copy(&corpus(), dir.path());
+            copy(corpus, dir.path());
             let path = dir.path().join(name);
             let mut bytes = std::fs::read(&path).unwrap();
             let before = bytes.clone();

@@ -6,6 +6,7 @@
 
 mod disks;
 mod entropy;
+mod life;
 mod network;
 mod points;
 mod record;
@@ -176,6 +177,14 @@ fn the_power_may_fail_at_any_point() {
     let survives = |point: &&str| points::survives(point);
     let failures: Vec<String> =
         rswarm_raft::sim::POINTS.iter().filter_map(|point| survives(point).err()).collect();
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn a_crash_at_any_point_leaves_the_old_life_of_a_cluster_or_the_new() {
+    let survives = |point: &&str| life::survives(point);
+    let failures: Vec<String> =
+        rswarm_raft::sim::POINTS_ALONE.iter().filter_map(|point| survives(point).err()).collect();
     assert!(failures.is_empty(), "{failures:#?}");
 }
 

@@ -62,13 +62,16 @@ impl Story {
                 disk.cut(|| rng.below(3) as u8).expect("its files are there");
             }
         });
-        for step in 0..6 {
+        for step in 0..9 {
             match step {
                 0 => self.write(100).await,
                 1 => self.lose_the_leader().await,
                 2 => self.leave_one_behind().await,
                 3 => self.take_back().await,
                 4 => self.come_and_go().await,
+                5 => self.lose_and_regain_a_vote().await,
+                6 => self.replace_the_leader().await,
+                7 => self.replace_the_dead().await,
                 _ => self.write(100).await,
             }
             if self.struck.get() {
@@ -162,6 +165,55 @@ impl Story {
         }
     }
 
+    /// A voter becomes a learner, and votes again.
+    async fn lose_and_regain_a_vote(&mut self) {
+        let Some(leader) = self.world.leader() else { return };
+        let (log, _) = self.world.logs().remove(&leader).expect("it runs");
+        let other = leader % 3 + 1;
+        for as_what in [AsWhat::Learner, AsWhat::Voter] {
+            if self.struck.get() || log.add(member(other), as_what, PATIENCE).await.is_err() {
+                return;
+            }
+        }
+        self.write(10).await;
+    }
+
+    /// The leader is taken out by itself, and another comes in its place.
+    async fn replace_the_leader(&mut self) {
+        let Some(leader) = self.world.leader() else { return };
+        let (log, _) = self.world.logs().remove(&leader).expect("it runs");
+        if log.remove(RaftId(leader)).await.is_ok() && !self.struck.get() {
+            self.world.crash(leader, false).await;
+            self.world.known.remove(&leader);
+            self.join().await;
+        }
+    }
+
+    /// Who never comes back is taken out, and another comes in its place: as a wiped manager does.
+    async fn replace_the_dead(&mut self) {
+        let Some(leader) = self.world.leader() else { return };
+        let (log, _) = self.world.logs().remove(&leader).expect("it runs");
+        let dead = log.status().voters.iter().map(|voter| voter.id.0).find(|id| *id != leader);
+        let dead = dead.expect("it is not alone");
+        self.world.crash(dead, false).await;
+        self.world.known.remove(&dead);
+        if log.remove(RaftId(dead)).await.is_ok() && !self.struck.get() {
+            self.join().await;
+        }
+    }
+
+    async fn join(&mut self) {
+        self.newcomer += 1;
+        let id = self.newcomer;
+        self.write(1).await;
+        self.world.boot(id).await;
+        let leader = self.world.leader().and_then(|id| self.world.logs().remove(&id));
+        if let Some((log, _)) = leader {
+            drop(log.add(member(id), AsWhat::Voter, PATIENCE).await);
+        }
+        self.write(10).await;
+    }
+
     /// All come back, agree, take writes, and have what was acknowledged.
     async fn after_the_dark(&mut self) -> Result<(), String> {
         let known = self.world.known.clone();
@@ -199,7 +251,8 @@ impl Story {
     async fn agree(&self) -> Result<(), String> {
         let logs = self.world.logs();
         let leader = self.world.leader().ok_or("nobody leads")?;
-        let status = logs[&leader].0.status();
+        let whole = logs[&leader].0.wait(PATIENCE, |status| !status.joint).await;
+        let status = whole.ok_or("a change of voters is left half done")?;
         for (id, (log, view)) in logs.iter().filter(|(id, _)| status.member(RaftId(**id)).is_some()) {
             let read = timeout(PATIENCE, log.read_index()).await;
             read.map_err(|_| format!("{id} does not catch up"))?.map_err(|error| format!("{id}: {error}"))?;

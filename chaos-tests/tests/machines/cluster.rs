@@ -291,6 +291,34 @@ impl Cluster {
     }
 }
 
+/// The daemons of a machine, and whatever else of ours works on its state.
+pub fn daemons(cluster: &Cluster, node: &str) -> Result<Vec<i32>> {
+    let state = cluster.state(node);
+    let state = state.to_str().context("a path of letters")?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).split('\0').any(|word| word.starts_with(state)) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// Asks the daemon of a machine to end, as an upgrade does.
+pub fn stop_daemon(cluster: &Cluster, node: &str) -> Result<()> {
+    let is_daemon = |pid: i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).nth(1) == Some(b"daemon")
+    };
+    let running: Vec<i32> = daemons(cluster, node)?.into_iter().filter(|pid| is_daemon(*pid)).collect();
+    ensure!(running.len() == 1, "{node} has one daemon, not {running:?}");
+    let pid = nix::unistd::Pid::from_raw(running[0]);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).context("cannot stop a daemon")?;
+    eventually(&format!("the daemon of {node} has ended"), 20, || Ok(!is_daemon(running[0]))).map(drop)
+}
+
 /// What `--format json` prints: an object a line.
 pub fn json_lines<T: serde::de::DeserializeOwned>(printed: &str) -> Result<Vec<T>> {
     let lines = printed.lines().filter(|line| !line.trim().is_empty());

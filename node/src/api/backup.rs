@@ -185,7 +185,7 @@ impl Local {
         };
 
         // What lies here is of an attempt that did not come to its end: there is no identity beside it.
-        rswarm_raft::wipe(&manager::raft_dir(&state_dir)).context("cannot remove an unfinished cluster")?;
+        manager::seat::give_up(&state_dir).context("cannot remove an unfinished cluster")?;
         manager::seat::claim(&state_dir, seat.0)?;
         let place =
             manager::Place { state_dir: state_dir.clone(), seat: seat.0, cluster: cluster.id, incarnation };

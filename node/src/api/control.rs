@@ -10,6 +10,7 @@ use crate::manager::cluster::{Cluster, refused_status};
 use crate::member::{Ground, Member};
 use crate::rpc::dial::Dialer;
 use crate::rpc::forward::REQUEST_ID;
+use crate::rpc::stale::{Age, STALE, Seen};
 use rswarm_control::admission::{
     Answer, NetworkSpec, NodeUpdate, Refused, Request as Ask, find_network, find_node, find_service,
     find_task,
@@ -75,6 +76,17 @@ impl Control {
 
     pub(super) async fn fresh(&self) -> Result<Arc<State>, Status> {
         self.cluster()?.fresh().await
+    }
+
+    /// The state to answer a read from: as new as anything that was acknowledged, unless an old one will do.
+    async fn look<T>(&self, request: &Request<T>) -> Result<Seen, Status> {
+        let cluster = self.cluster()?;
+        if request.metadata().get(STALE).is_none() {
+            return Ok(Seen { state: cluster.fresh().await?, age: None });
+        }
+        let state = cluster.state();
+        let age = Some(Age::of(&state, &cluster.log().status()));
+        Ok(Seen { state, age })
     }
 
     pub(super) fn dialer(&self) -> Result<Arc<Dialer>, Status> {
@@ -243,16 +255,17 @@ type Stream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Se
 impl pb::control_server::Control for Control {
     async fn get_cluster(
         &self,
-        _: Request<pb::GetClusterRequest>,
+        request: Request<pb::GetClusterRequest>,
     ) -> Result<Response<pb::GetClusterResponse>, Status> {
-        let state = self.fresh().await?;
-        let cluster = state.cluster().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
-        Ok(Response::new(pb::GetClusterResponse {
+        let seen = self.look(&request).await?;
+        let cluster =
+            seen.state.cluster().ok_or_else(|| Status::unavailable("the cluster is not initialised"))?;
+        seen.answer(pb::GetClusterResponse {
             cluster_id: cluster.id.to_string(),
             name: cluster.name.clone(),
             created_at_ms: cluster.meta.created_at.0,
             ca_cert_pem: cluster.ca_cert_pem.clone(),
-        }))
+        })
     }
 
     async fn update_cluster(
@@ -293,19 +306,21 @@ impl pb::control_server::Control for Control {
 
     async fn list_nodes(
         &self,
-        _: Request<pb::ListNodesRequest>,
+        request: Request<pb::ListNodesRequest>,
     ) -> Result<Response<pb::ListNodesResponse>, Status> {
-        let state = self.fresh().await?;
+        let seen = self.look(&request).await?;
+        let state = &seen.state;
+        let leader = crate::member::believed(&self.cluster()?.log().status());
         let managers = state.nodes().filter(|node| node.role == Role::Manager);
-        Ok(Response::new(pb::ListNodesResponse {
+        seen.answer(pb::ListNodesResponse {
             nodes: state.nodes().map(|node| (&**node).into()).collect(),
             self_id: (self.me)(),
-            leader_id: (self.me)(),
+            leader_id: leader.map(|leader| leader.node).unwrap_or_default(),
             reachable_managers: managers
                 .filter(|node| matches!(node.status, NodeStatus::Ready | NodeStatus::Unknown))
                 .map(|node| node.id.to_string())
                 .collect(),
-        }))
+        })
     }
 
     async fn update_node(
@@ -423,31 +438,33 @@ impl pb::control_server::Control for Control {
         &self,
         request: Request<pb::ListServicesRequest>,
     ) -> Result<Response<pb::ListServicesResponse>, Status> {
-        let state = self.fresh().await?;
+        let seen = self.look(&request).await?;
+        let state = &seen.state;
         let named = request.into_inner().services;
         let services: Vec<Arc<Service>> = if named.is_empty() {
             state.services().cloned().collect()
         } else {
-            named.iter().map(|name| find_service(&state, name)).collect::<Result<_, _>>().map_err(refused)?
+            named.iter().map(|name| find_service(state, name)).collect::<Result<_, _>>().map_err(refused)?
         };
-        Ok(Response::new(pb::ListServicesResponse {
-            statuses: services.iter().map(|service| status_of(&state, service)).collect(),
+        seen.answer(pb::ListServicesResponse {
+            statuses: services.iter().map(|service| status_of(state, service)).collect(),
             services: services.iter().map(|service| (&**service).into()).collect(),
-        }))
+        })
     }
 
     async fn list_tasks(
         &self,
         request: Request<pb::ListTasksRequest>,
     ) -> Result<Response<pb::ListTasksResponse>, Status> {
-        let state = self.fresh().await?;
+        let seen = self.look(&request).await?;
+        let state = &seen.state;
         let request = request.into_inner();
         let services =
-            request.services.iter().map(|name| find_service(&state, name).map(|service| service.id));
+            request.services.iter().map(|name| find_service(state, name).map(|service| service.id));
         let services = services.collect::<Result<Vec<_>, _>>().map_err(refused)?;
-        let nodes = request.nodes.iter().map(|name| find_node(&state, name).map(|node| node.id));
+        let nodes = request.nodes.iter().map(|name| find_node(state, name).map(|node| node.id));
         let nodes = nodes.collect::<Result<Vec<_>, _>>().map_err(refused)?;
-        let named = request.tasks.iter().map(|name| find_task(&state, name).map(|task| task.id));
+        let named = request.tasks.iter().map(|name| find_task(state, name).map(|task| task.id));
         let named = named.collect::<Result<Vec<_>, _>>().map_err(refused)?;
         let asked = |task: &Task| {
             (services.is_empty() || services.contains(&task.service))
@@ -455,7 +472,7 @@ impl pb::control_server::Control for Control {
                 && (named.is_empty() || named.contains(&task.id))
         };
         let tasks: Vec<&Arc<Task>> = state.tasks().filter(|task| asked(task)).collect();
-        Ok(Response::new(pb::ListTasksResponse {
+        seen.answer(pb::ListTasksResponse {
             service_names: tasks
                 .iter()
                 .map(|task| (task.service.to_string(), task.service_name.clone()))
@@ -466,7 +483,7 @@ impl pb::control_server::Control for Control {
                 .map(|node| (node.id.to_string(), node.hostname.clone()))
                 .collect(),
             tasks: tasks.iter().map(|task| (&***task).into()).collect(),
-        }))
+        })
     }
 
     async fn create_network(
@@ -521,16 +538,17 @@ impl pb::control_server::Control for Control {
         &self,
         request: Request<pb::ListNetworksRequest>,
     ) -> Result<Response<pb::ListNetworksResponse>, Status> {
-        let state = self.fresh().await?;
+        let seen = self.look(&request).await?;
+        let state = &seen.state;
         let named = request.into_inner().networks;
         let networks = if named.is_empty() {
             state.networks().cloned().collect()
         } else {
-            let found = named.iter().map(|name| find_network(&state, name));
+            let found = named.iter().map(|name| find_network(state, name));
             found.collect::<Result<Vec<_>, _>>().map_err(refused)?
         };
         let networks = networks.iter().map(|network| (&**network).into()).collect();
-        Ok(Response::new(pb::ListNetworksResponse { networks }))
+        seen.answer(pb::ListNetworksResponse { networks })
     }
 
     type WatchServiceStream = Stream<pb::ServiceProgress>;

@@ -8,6 +8,7 @@ use crate::identity::token::JoinToken;
 use crate::identity::{Identity, ManagerAddr, ca, random, token};
 use crate::manager::{self, Manager};
 use crate::member::{self, Ground, Member};
+use crate::point;
 use crate::rpc::dial::{self, Line};
 use crate::rpc::{forward, listen};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -103,8 +104,9 @@ impl Local {
         };
 
         // Whatever lies here was left by an `init` that did not come to its end: there is no identity beside it.
-        rswarm_raft::wipe(&manager::raft_dir(&state_dir)).context("cannot remove an unfinished cluster")?;
+        manager::seat::give_up(&state_dir).context("cannot remove an unfinished cluster")?;
         manager::seat::claim(&state_dir, seat)?;
+        point::reach("init.claimed");
         let (_, dialer) = member::connections(&identity)?;
         let me = rswarm_raft::Member { id: rswarm_raft::RaftId(seat), addr: advertise.to_string(), node };
         let incarnation = Incarnation::FIRST;
@@ -117,9 +119,13 @@ impl Local {
             forget(&state_dir);
             return Err(error);
         }
+        point::reach("init.founded");
         let (worker_token, manager_token) = root_tokens(&root.cert_pem, &tokens)?;
         let begun = match identity.save(&state_dir) {
-            Ok(()) => Member::start(ground, identity, listener, Some(manager)).await,
+            Ok(()) => {
+                point::reach("init.saved");
+                Member::start(ground, identity, listener, Some(manager)).await
+            }
             Err(error) => {
                 manager.stop().await;
                 Err(error)
@@ -165,6 +171,7 @@ impl Local {
             description: Some((&crate::machine::describe(&ground)).into()),
         };
         let issued = ask_to_join(&request.addrs, &token, ask).await?;
+        point::reach("join.issued");
         ensure!(
             token::digest(&ca::der(&issued.ca_pem)?) == token.digest,
             "{}",
@@ -173,10 +180,10 @@ impl Local {
         let role = issued.role();
         let raft_id = Some(issued.raft_id).filter(|seat| *seat != 0);
         if let Some(seat) = raft_id {
-            rswarm_raft::wipe(&manager::raft_dir(&state_dir))
-                .context("cannot remove an old manager's log")?;
+            manager::seat::give_up(&state_dir)?;
             manager::seat::claim(&state_dir, seat)?;
         }
+        point::reach("join.claimed");
         let identity = Identity {
             format: Identity::FORMAT,
             node: issued.node_id.clone(),
@@ -200,7 +207,10 @@ impl Local {
             superseded: None,
         };
         let begun = match identity.save(&state_dir) {
-            Ok(()) => Member::start(ground, identity, listener, None).await,
+            Ok(()) => {
+                point::reach("join.saved");
+                Member::start(ground, identity, listener, None).await
+            }
             Err(error) => Err(error),
         };
         let member = begun.inspect_err(|_| forget(&state_dir)).with_context(|| {

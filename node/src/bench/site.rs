@@ -133,7 +133,7 @@ impl Site {
     /// Calls to a node's daemon. They end with this run of it.
     pub async fn client(&self, node: &str) -> Result<Client> {
         let socket = PathBuf::from(format!("/proc/{}/root{}", self.daemon(node)?, client::SOCKET));
-        client::connect(&socket).await.with_context(|| format!("cannot reach {node}"))
+        client::connect(&socket, None).await.with_context(|| format!("cannot reach {node}"))
     }
 
     /// Waits until every node is ready, every manager votes, follows the same leader and has caught up with it.

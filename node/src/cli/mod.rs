@@ -50,6 +50,10 @@ pub struct Cli {
     #[arg(long, global = true, env = "RSWARM_SOCKET", value_name = "PATH", default_value = client::SOCKET,
         help_heading = "Global options")]
     pub socket: PathBuf,
+    /// Let the manager asked answer `ls`, `ps` and `inspect` from what it knows, though that may be old: also without a
+    /// leader. How old is told along
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub stale: bool,
     /// What to do
     #[command(subcommand)]
     pub command: Words,
@@ -112,6 +116,21 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether it only looks at the cluster's objects.
+    fn looks(&self) -> bool {
+        use network::NetworkCommand as Network;
+        use node::NodeCommand as Node;
+        use service::ServiceCommand as Service;
+        match self {
+            Self::Node(node) => matches!(node, Node::Ls(_) | Node::Inspect(_) | Node::Ps(_)),
+            Self::Service(service) => {
+                matches!(service, Service::Ls(_) | Service::Inspect(_) | Service::Ps(_) | Service::History(_))
+            }
+            Self::Network(network) => matches!(network, Network::Ls(_) | Network::Inspect(_)),
+            _ => false,
+        }
+    }
+
     /// Carries the command out.
     ///
     /// # Errors
@@ -174,11 +193,16 @@ pub fn main() -> ExitCode {
         Words::Demo(demo) => return demo.run(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let mut cx = Context::of_process(cli.socket);
+    let mut cx = Context::of_process(cli.socket, cli.stale);
+    if cli.stale && !command.looks() {
+        let why = "--stale is for what lists or inspects nodes, services, tasks and networks";
+        return ExitCode::from(conclude(Err(failure::Failure::usage(why).into()), &mut cx));
+    }
     let done = match runtime {
         Ok(runtime) => runtime.block_on(command.run(&mut cx)),
         Err(error) => Err(anyhow::Error::new(error).context("cannot start")),
     };
+    let done = done.and_then(|()| Ok(cx.tell_age()?));
     ExitCode::from(conclude(done, &mut cx))
 }
 

@@ -4,6 +4,7 @@ pub mod ca;
 pub mod tls;
 pub mod token;
 
+use crate::point;
 use anyhow::{Context, Result};
 use rswarm_control::ids::{ClusterId, NodeId};
 use serde::{Deserialize, Serialize};
@@ -121,10 +122,21 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
+        let reach = |step: &str| {
+            if path.file_name().is_some_and(|name| name == FILE) {
+                point::reach(&format!("identity.{step}"));
+            }
+        };
+        reach("opened");
         file.write_all(bytes)?;
+        reach("written");
         file.sync_all()?;
+        reach("synced");
         fs::rename(&tmp, path)?;
-        fs::File::open(dir)?.sync_all()
+        reach("named");
+        fs::File::open(dir)?.sync_all()?;
+        reach("durable");
+        Ok(())
     };
     write()
         .inspect_err(|_| {
@@ -140,4 +152,59 @@ pub fn random<const N: usize>() -> [u8; N] {
     ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes)
         .expect("the kernel has random numbers");
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+    use std::time::{Duration, SystemTime};
+
+    /// One of a manager, with all that it can say.
+    fn identity() -> Identity {
+        let now = SystemTime::now();
+        let (cluster, node) = (ClusterId(7).to_string(), NodeId(9).to_string());
+        let root = ca::Root::generate(&cluster, now).unwrap();
+        let (key_pem, csr) = ca::request().unwrap();
+        let cert_pem = root.sign(&csr, &node, &cluster, now, Duration::from_secs(3600)).unwrap();
+        let addr = "192.0.2.1:2377".to_owned();
+        Identity {
+            format: FORMAT,
+            managers: vec![ManagerAddr { node: node.clone(), addr: addr.clone(), raft_id: 4 }],
+            node,
+            cluster,
+            cert_pem,
+            key_pem,
+            ca_pem: root.cert_pem,
+            advertise_addr: addr.clone(),
+            listen_addr: addr,
+            raft_id: Some(4),
+            incarnation: 1 << 32 | 7,
+            superseded: Some(2 << 32 | 8),
+        }
+    }
+
+    /// `node/tests/data/identity` holds one as each version wrote it. `ADD_FORMS=1 cargo test -p rswarm --lib identity`
+    /// adds that of today's, if it is missing; those that are there stay as they are.
+    #[test]
+    fn what_a_version_once_kept_is_read_for_good() {
+        let kept = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/identity");
+        let today = kept.join(env!("CARGO_PKG_VERSION"));
+        if std::env::var_os("ADD_FORMS").is_some() && !today.exists() {
+            identity().save(&today).unwrap();
+        }
+        let mut count = 0;
+        for version in fs::read_dir(&kept).unwrap() {
+            let dir = version.unwrap().path();
+            let read = Identity::load(&dir).unwrap().expect("it is there");
+            let again = serde_json::to_vec_pretty(&read).unwrap();
+            assert!(
+                again == fs::read(dir.join(FILE)).unwrap(),
+                "{} says something else today",
+                dir.display()
+            );
+            count += 1;
+        }
+        assert!(count > 0);
+    }
 }

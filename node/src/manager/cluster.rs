@@ -69,6 +69,11 @@ pub enum WriteError {
     /// What came back cannot be read.
     #[error("the log gave an answer that cannot be read")]
     Answer,
+    /// The leader is newer than another manager, and has forgotten that.
+    #[error(
+        "that belongs to level {0} of the log, which not all managers understand yet: upgrade them (see `rswarm status`)"
+    )]
+    Level(u32),
     /// No verdict in time. It may still be carried out.
     #[error(
         "no answer within {} s: more than half of the managers must be online (see `rswarm status`)",
@@ -107,6 +112,7 @@ impl From<WriteError> for Status {
             WriteError::Propose(ProposeError::Full(full)) => Status::resource_exhausted(no_room(&full)),
             WriteError::Propose(_) | WriteError::Timeout => Status::unavailable(error.to_string()),
             WriteError::Stale => Status::aborted(error.to_string()),
+            WriteError::Level(_) => Status::failed_precondition(error.to_string()),
             WriteError::Answer => Status::internal(error.to_string()),
         }
     }
@@ -201,6 +207,9 @@ impl Cluster {
 
     /// Proposes changes as they are. `None` when they were stale; else the index, applied here.
     pub async fn commit(&self, changes: Vec<Change>, at: Timestamp) -> Result<Option<u64>, WriteError> {
+        if let Some(level) = level::beyond(&self.state(), &changes) {
+            return Err(WriteError::Level(level));
+        }
         let bytes = store::encode_proposal(&Proposal { changes, at });
         let proposed = self.log.propose(bytes).await?;
         self.view.reached(proposed.index).await;

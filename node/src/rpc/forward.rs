@@ -3,6 +3,7 @@
 //! So no handler needs to know whether it runs on the leader, and a command works on every manager.
 
 use super::access::Peer;
+use super::stale::{self, STALE};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Frame, SizeHint};
@@ -54,10 +55,17 @@ pub enum Leader {
     },
 }
 
+/// What is said to who wants an old answer from who has none.
+const NO_STATE: &str = "a stale answer is that of the manager that is asked, and this node knows nothing of the \
+                        cluster's state\nhelp: ask on a manager; `rswarm status` names them";
+
 /// Finds the leader, waiting a little for an election to end.
 pub trait FindLeader: Send + Sync + 'static {
     /// The leader, or why there is none.
     fn leader(&self) -> std::pin::Pin<Box<dyn Future<Output = Result<Leader, Status>> + Send + '_>>;
+
+    /// Whether this node is a manager that can answer reads itself.
+    fn reads(&self) -> bool;
 
     /// Whether the cluster remembers what it has carried out, so that a call whose answer was lost can be repeated.
     fn remembers(&self) -> bool;
@@ -118,6 +126,17 @@ where
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         if !LEADERS.iter().any(|service| request.uri().path().starts_with(service)) {
             return Box::pin(self.inner.call(request));
+        }
+        let read = stale::is_read(request.uri().path());
+        let may_be_stale = request.headers().contains_key(STALE);
+        if let Some(why) = match (read, self.finder.reads(), may_be_stale) {
+            // The leader confirms what the newest entry is; the state is read here.
+            (true, true, _) => return Box::pin(self.inner.call(request)),
+            (true, false, true) => Some(NO_STATE),
+            (false, _, true) => Some("only lists of nodes, services, tasks and networks may be stale"),
+            (_, _, false) => None,
+        } {
+            return Box::pin(async move { Ok(Status::failed_precondition(why).into_http()) });
         }
         let passed_on = request.headers().contains_key(HOP);
         let finder = self.finder.clone();

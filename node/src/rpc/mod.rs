@@ -5,3 +5,4 @@ pub mod access;
 pub mod dial;
 pub mod forward;
 pub mod listen;
+pub mod stale;

@@ -22,6 +22,10 @@ pub struct Fake {
 #[derive(Default)]
 struct Seen {
     updated: Mutex<Option<pb::UpdateServiceRequest>>,
+    /// How each request for the service `lost` was called.
+    lost: Mutex<Vec<String>>,
+    /// The daemon ends, with all its connections, and is started again.
+    ends: tokio::sync::Notify,
 }
 
 impl Fake {
@@ -33,20 +37,28 @@ impl Fake {
         let socket = dir.path().join("s");
         let (path, answers) = (socket.clone(), seen.clone());
         let thread = std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(async {
-                let listener = tokio::net::UnixListener::bind(path).expect("a socket");
-                ready.send(()).expect("the test waits");
-                let server = tonic::transport::Server::builder()
-                    .add_service(ControlServer::new(Answers(answers.clone())))
-                    .add_service(LocalServer::new(Answers(answers)))
-                    .serve_with_incoming(UnixListenerStream::new(listener));
-                tokio::select! {
-                    served = server => served.expect("it serves"),
-                    _ = stopped => {}
-                }
-            });
+            let mut stopped = stopped;
+            let mut stop = false;
+            while !stop {
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                runtime.block_on(async {
+                    let listener = tokio::net::UnixListener::bind(&path).expect("a socket");
+                    let _ = ready.send(());
+                    let server = tonic::transport::Server::builder()
+                        .add_service(ControlServer::new(Answers(answers.clone())))
+                        .add_service(LocalServer::new(Answers(answers.clone())))
+                        .serve_with_incoming(UnixListenerStream::new(listener));
+                    tokio::select! {
+                        served = server => served.expect("it serves"),
+                        () = answers.ends.notified() => {}
+                        _ = &mut stopped => stop = true,
+                    }
+                });
+                // Connections end with their runtime.
+                drop(runtime);
+                std::fs::remove_file(&path).expect("the socket is there");
+            }
         });
         is_ready.recv().expect("the daemon starts");
         Self { socket, _dir: dir, seen, stop: Some(stop), thread: Some(thread) }
@@ -54,6 +66,11 @@ impl Fake {
 
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// How each request for the service `lost` was called.
+    pub fn lost(&self) -> Vec<String> {
+        self.seen.lost.lock().expect("nobody panics").clone()
     }
 
     pub fn updated(&self) -> Option<pb::UpdateServiceRequest> {
@@ -198,7 +215,20 @@ impl Control for Answers {
         &self,
         request: Request<pb::CreateServiceRequest>,
     ) -> Answer<pb::CreateServiceResponse> {
+        let name = request.metadata().get("rswarm-request-id").and_then(|name| name.to_str().ok());
+        let name = name.unwrap_or_default().to_owned();
         let spec = request.into_inner().spec.ok_or_else(|| Status::invalid_argument("no spec"))?;
+        if spec.name == "lost" {
+            let first = {
+                let mut lost = self.0.lost.lock().expect("nobody panics");
+                lost.push(name);
+                lost.len() == 1
+            };
+            if first {
+                self.0.ends.notify_one();
+                std::future::pending::<()>().await;
+            }
+        }
         if spec.name == "taken" {
             return Err(Status::already_exists(
                 "a service named `taken` exists\nhelp: choose another --name",

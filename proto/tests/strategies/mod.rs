@@ -657,7 +657,7 @@ fn answer() -> BoxedStrategy<Answer> {
     .boxed()
 }
 
-fn change() -> BoxedStrategy<Change> {
+pub fn change() -> BoxedStrategy<Change> {
     let objects = prop_oneof![
         cluster().prop_map(|cluster| Change::Init(Box::new(cluster))),
         node().prop_map(|node| Change::CreateNode(Box::new(node))),
@@ -723,6 +723,8 @@ fn change() -> BoxedStrategy<Change> {
         ),
         (service_id(), any::<u64>())
             .prop_map(|(service, version)| Change::RemoveService { service, version }),
+        (service_id(), any::<u64>())
+            .prop_map(|(service, spec_version)| Change::ExpireJob { service, spec_version }),
     ];
     let tasks = prop_oneof![
         (task_id(), addresses()).prop_map(|(task, addresses)| Change::Allocate { task, addresses }),

@@ -29,6 +29,10 @@ const WRAP_NONE: u32 = 0;
 pub(crate) struct MasterKey([u8; 32]);
 
 impl MasterKey {
+    /// The one that the fuzzer's files are sealed with.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(crate) const FUZZ: Self = Self([7; 32]);
+
     /// Reads the key in `dir`, or makes one if there is none and nothing yet that was sealed with it (`fresh`).
     pub(crate) fn load_or_create(dir: &Path, fresh: bool) -> Result<Self, OpenError> {
         let path = dir.join(KEY_FILE);

@@ -25,7 +25,8 @@ impl Inspect {
     /// If there is no such network, or the manager refuses.
     pub async fn run(self, cx: &mut Context) -> Result<()> {
         let networks: Vec<Network> = checked(cx.client().await?.networks(&self.networks).await?)?;
-        let views: Vec<_> = networks.iter().map(view::network::network).collect();
+        let view = |network: &Network| inspect::dated(view::network::network(network), cx.age());
+        let views: Vec<_> = networks.iter().map(view).collect();
         cx.out.write_all(inspect::print(&views, self.format.as_deref())?.as_bytes())?;
         Ok(())
     }

@@ -39,9 +39,10 @@ impl Ls {
     ///
     /// # Errors
     /// If the manager refuses, or the options make no sense.
-    pub async fn run(self, cx: &mut Context) -> Result<()> {
+    pub async fn run(mut self, cx: &mut Context) -> Result<()> {
         filter::known(&self.options.filters, &["id", "name", "label", "driver", "scope"])?;
         let networks = checked(cx.client().await?.networks(&[]).await?)?;
+        self.options.age = cx.age();
         cx.out.write_all(render(networks, &self.options)?.as_bytes())?;
         Ok(())
     }

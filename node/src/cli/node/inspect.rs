@@ -40,8 +40,8 @@ impl Inspect {
                 .collect::<Result<Vec<_>, _>>()?
                 .join("\n")
         } else {
-            let views: Vec<_> =
-                named.iter().map(|node| view::node::node(node, manager(node, &answer))).collect();
+            let view = |node: &&Node| view::node::node(node, manager(node, &answer));
+            let views: Vec<_> = named.iter().map(|node| inspect::dated(view(node), cx.age())).collect();
             inspect::print(&views, self.format.as_deref())?
         };
         cx.out.write_all(text.as_bytes())?;

@@ -41,9 +41,10 @@ impl Ls {
     ///
     /// # Errors
     /// If the manager refuses, or the options make no sense.
-    pub async fn run(self, cx: &mut Context) -> Result<()> {
+    pub async fn run(mut self, cx: &mut Context) -> Result<()> {
         filter::known(&self.options.filters, &FILTERS)?;
         let (nodes, answer) = all(&mut cx.client().await?).await?;
+        self.options.age = cx.age();
         cx.out.write_all(render(nodes, &answer, &self.options)?.as_bytes())?;
         Ok(())
     }

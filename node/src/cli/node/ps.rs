@@ -29,6 +29,6 @@ impl Ps {
             self.nodes.iter().map(|name| find(&known, &answer.self_id, name).map(|node| node.id.to_string()));
         let nodes = ids.collect::<Result<_, _>>()?;
         let tasks = client.tasks(pb::ListTasksRequest { nodes, ..Default::default() }).await?;
-        ps::print(cx, tasks, &self.options)
+        ps::print(cx, tasks, self.options)
     }
 }

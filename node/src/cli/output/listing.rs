@@ -1,8 +1,9 @@
 //! Lists, as the commands `ls` and `ps` print them: a table, or what `--format` says, or ids alone.
 
-use super::table;
 use super::template::Template;
-use super::value::{Struct, Value};
+use super::value::Struct;
+use super::{inspect, table};
+use crate::rpc::stale::Age;
 use anyhow::{Result, anyhow};
 
 /// How a list can be printed.
@@ -28,6 +29,9 @@ pub struct Options {
     /// Show only what matches; may be repeated
     #[arg(short, long = "filter", value_name = "KEY=VALUE")]
     pub filters: Vec<super::filter::Filter>,
+    /// How old the rows may be, if they may be old.
+    #[arg(skip)]
+    pub age: Option<Age>,
 }
 
 impl Listing {
@@ -45,7 +49,10 @@ impl Listing {
             options.format.as_deref().map(|format| format.replace("\\t", "\t").replace("\\n", "\n"));
         match unescaped.as_deref().map(str::trim_end) {
             None | Some("" | "table") => self.table(self.table, rows),
-            Some("json") => Ok(rows.iter().map(|row| Value::from(row.clone()).to_json() + "\n").collect()),
+            Some("json") => {
+                let rows = rows.iter().map(|row| inspect::dated(row.clone().into(), options.age));
+                Ok(rows.map(|row| row.to_json() + "\n").collect())
+            }
             Some("raw") => self.lines(self.raw, rows),
             Some(format) => match format.strip_prefix("table") {
                 Some(columns) if columns.starts_with(char::is_whitespace) => self.table(columns.trim(), rows),

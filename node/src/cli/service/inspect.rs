@@ -40,7 +40,8 @@ impl Inspect {
             let names: BTreeMap<String, String> = names.collect();
             services.iter().map(|service| pretty(service, &names)).collect::<Result<Vec<_>, _>>()?.join("\n")
         } else {
-            let views: Vec<_> = services.iter().map(view::service::service).collect();
+            let view = |service: &Service| inspect::dated(view::service::service(service), cx.age());
+            let views: Vec<_> = services.iter().map(view).collect();
             inspect::print(&views, self.format.as_deref())?
         };
         cx.out.write_all(text.as_bytes())?;

@@ -37,10 +37,11 @@ impl Ls {
     ///
     /// # Errors
     /// If the manager refuses, or the options make no sense.
-    pub async fn run(self, cx: &mut Context) -> Result<()> {
+    pub async fn run(mut self, cx: &mut Context) -> Result<()> {
         filter::known(&self.options.filters, &["id", "label", "mode", "name", "runtime"])?;
         let answer = cx.client().await?.services(&[]).await?;
         let services = checked(answer.services)?;
+        self.options.age = cx.age();
         cx.out.write_all(render(&services, &answer.statuses, &self.options)?.as_bytes())?;
         Ok(())
     }

@@ -64,7 +64,7 @@ impl Ps {
         self.options.check()?;
         let request = pb::ListTasksRequest { services: self.services, ..Default::default() };
         let tasks = cx.client().await?.tasks(request).await?;
-        print(cx, tasks, &self.options)
+        print(cx, tasks, self.options)
     }
 }
 
@@ -80,9 +80,10 @@ impl PsOptions {
 ///
 /// # Errors
 /// If they make no sense, or the options do not.
-pub fn print(cx: &mut Context, answer: pb::ListTasksResponse, options: &PsOptions) -> Result<()> {
+pub fn print(cx: &mut Context, answer: pb::ListTasksResponse, mut options: PsOptions) -> Result<()> {
+    options.list.age = cx.age();
     let tasks = checked(answer.tasks)?;
-    cx.out.write_all(render(tasks, &answer.node_names, units::now_ms(), options)?.as_bytes())?;
+    cx.out.write_all(render(tasks, &answer.node_names, units::now_ms(), &options)?.as_bytes())?;
     Ok(())
 }
 

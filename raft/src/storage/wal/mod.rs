@@ -13,6 +13,8 @@
 //! the file is damaged and must not be used. An unreadable frame that no later frame vouches for was being
 //! written when the machine stopped: nobody was told it is there, and it is cut off.
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod recover;
 mod segment;
 #[cfg(feature = "sim")]
@@ -43,7 +45,7 @@ use super::medium::{Media, Medium};
 use super::seal::{MasterKey, TAG_BYTES, random, sync_dir};
 use crate::format::{LogIdPb, VotePb};
 use crate::point::reach;
-use crate::types::{Entry, LogId, Types, Vote};
+use crate::types::{Entry, LogId, Payload, Types, Vote};
 use crate::{Incarnation, OpenError};
 
 pub(crate) use self::recover::Recovered;
@@ -334,6 +336,10 @@ impl Writer {
         for entry in entries {
             self.put(Kind::Entry(entry.into()))?;
             self.appended(entry.log_id);
+            if let Payload::Membership(membership) = &entry.payload {
+                let joint = membership.get_joint_config().len() > 1;
+                reach(if joint { "member.joint" } else { "member.uniform" })?;
+            }
         }
         reach("log.appended")
     }

@@ -73,14 +73,19 @@ pub(super) fn recover(
         old.push_back(Old { number, max_index });
     }
     let missing = match recovered.entries.front() {
-        Some(first) => first.log_id.index > recovered.purged.map_or(0, |id| id.index + 1),
-        None => recovered.next > recovered.purged.map_or(0, |id| id.index + 1),
+        Some(first) => first.log_id.index > recovered.purged.map_or(0, |id| id.index.saturating_add(1)),
+        None => recovered.next > recovered.purged.map_or(0, |id| id.index.saturating_add(1)),
     };
     if missing {
         let path = numbers.first().map_or(dir.to_owned(), |number| segment_path(dir, *number));
         return Err(OpenError::damaged(&path, 0, "entries before it are missing, and were not compacted"));
     }
     Ok((recovered, old))
+}
+
+/// The index behind this one.
+fn behind(id: LogId) -> Result<u64, Malformed> {
+    id.index.checked_add(1).ok_or(Malformed("an index beyond all that there can be"))
 }
 
 impl Recovered {
@@ -98,7 +103,11 @@ impl Recovered {
             Kind::Committed(committed) => self.committed = committed.id.map(LogId::from),
             Kind::Truncate(after) => {
                 let after = after.id.map(LogId::from);
-                self.next = after.map_or(0, |id| id.index + 1);
+                let next = after.map_or(Ok(0), behind)?;
+                if next > self.next {
+                    return Err(Malformed("what was never written is taken back"));
+                }
+                self.next = next;
                 self.last = after;
                 while self.entries.back().is_some_and(|entry| entry.log_id.index >= self.next) {
                     self.entries.pop_back();
@@ -110,8 +119,9 @@ impl Recovered {
                 while self.entries.front().is_some_and(|entry| entry.log_id.index <= upto.index) {
                     self.entries.pop_front();
                 }
-                if upto.index + 1 > self.next {
-                    self.next = upto.index + 1;
+                let next = behind(upto)?;
+                if next > self.next {
+                    self.next = next;
                     self.last = Some(upto);
                 }
             }
@@ -126,7 +136,7 @@ impl Recovered {
         if index != self.next {
             return Err(Malformed("an entry does not follow the one before it"));
         }
-        self.next = index + 1;
+        self.next = behind(entry.log_id)?;
         self.last = Some(entry.log_id);
         self.entries.push_back(entry);
         Ok(index)

@@ -1,5 +1,9 @@
 //! The way to the daemon: gRPC over its unix socket.
 
+mod way;
+
+pub use way::{Ages, Way};
+
 use super::failure::{Failure, refused};
 use anyhow::Result;
 use hyper_util::rt::TokioIo;
@@ -24,7 +28,7 @@ const ANSWER_BYTES_MAX: usize = 256 << 20;
 #[derive(Clone, Debug)]
 pub struct Client {
     /// The cluster's objects.
-    pub control: ControlClient<Channel>,
+    pub control: ControlClient<Way>,
     /// What has happened.
     pub events: EventLogClient<Channel>,
     /// Why things are as they are.
@@ -35,11 +39,11 @@ pub struct Client {
     pub tasks: TasksClient<Channel>,
 }
 
-/// Connects to the daemon at `socket`.
+/// Connects to the daemon at `socket`. With `ages`, reads may be answered from an old state, and how old is noted there.
 ///
 /// # Errors
 /// If no daemon answers there, with the cure.
-pub async fn connect(socket: &Path) -> Result<Client> {
+pub async fn connect(socket: &Path, ages: Option<Ages>) -> Result<Client> {
     // Tried once beforehand, because what the channel says about failure is of little use.
     UnixStream::connect(socket).await.map_err(|error| unreachable_daemon(socket, &error))?;
     let path = socket.to_owned();
@@ -49,7 +53,8 @@ pub async fn connect(socket: &Path) -> Result<Client> {
     });
     let channel = Endpoint::from_static("http://rswarm.local").connect_with_connector_lazy(connector);
     Ok(Client {
-        control: ControlClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
+        control: ControlClient::new(Way::new(channel.clone(), ages))
+            .max_decoding_message_size(ANSWER_BYTES_MAX),
         local: LocalClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         events: EventLogClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
         insight: InsightClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),

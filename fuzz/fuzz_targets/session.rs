@@ -1,0 +1,8 @@
+//! What a node and the leader say to each other.
+#![no_main]
+
+#[path = "../../proto/tests/hostile/mod.rs"]
+#[allow(dead_code, reason = "each target uses one of them")]
+mod hostile;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::session(bytes));

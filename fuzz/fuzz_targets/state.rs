@@ -1,0 +1,8 @@
+//! The state in a snapshot or a backup.
+#![no_main]
+
+#[path = "../../proto/tests/hostile/mod.rs"]
+#[allow(dead_code, reason = "each target uses one of them")]
+mod hostile;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::state(bytes));
