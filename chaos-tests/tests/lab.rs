@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use rswarm_chaos::lab::{Lab, Options, Power};
+use rswarm_chaos::lab::{Lab, Link, Options, Power};
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_lab-stand-in");
@@ -53,6 +53,37 @@ fn a_link_is_cut_in_one_direction() -> Result<()> {
     let status = lab.status()?;
     ensure!(status.cuts.len() == 1 && status.cuts[0].from == "n1", "{:?}", status.cuts);
     lab.heal()?;
+    expect_heard(&lab, "n1", "n2")
+}
+
+#[test]
+fn a_link_is_made_late_and_lossy_and_whole_again() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let lab = Lab::up(&options(&base, "worse", 3))?;
+    expect_heard(&lab, "n1", "n2")?;
+    lab.link("n1", "n2", Link { delay_us: 300_000, ..Link::default() })?;
+    let began = Instant::now();
+    expect_heard(&lab, "n1", "n2")?;
+    // Both the request for a connection and the acknowledgement of the answer come late.
+    ensure!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+    let status = lab.status()?;
+    ensure!(status.links.len() == 1 && status.links[0].to == "n2", "{:?}", status.links);
+    expect_heard(&lab, "n1", "n3")?;
+
+    // What passes less can still be cut, and a cut link be joined as it was.
+    lab.cut("n1", "n2")?;
+    expect_silence(&lab, "n1", "n2")?;
+    lab.links(&[("n1".into(), "n2".into())], Link { loss: 10_000, ..Link::default() })?;
+    expect_silence(&lab, "n2", "n1")?;
+    let refused = lab.link("n1", "n1", Link { loss: 1, ..Link::default() }).unwrap_err().to_string();
+    ensure!(refused.contains("no link to itself"), "{refused}");
+
+    lab.heal()?;
+    ensure!(lab.status()?.links.is_empty());
+    expect_heard(&lab, "n1", "n2")?;
+    // Lost, twice, out of order and slow, both ways: TCP gets through.
+    let half = Link { loss: 2_000, duplicate: 2_000, jitter_us: 2_000, rate: 10_000_000, ..Link::default() };
+    lab.links(&[("n1".into(), "n2".into()), ("n2".into(), "n1".into())], half)?;
     expect_heard(&lab, "n1", "n2")
 }
 

@@ -367,7 +367,7 @@ fn short_name(prefix: &str, id: &str) -> String {
 }
 
 async fn open_tun(spec: &Spec, netns: &Netns, links: &Links) -> Result<Vec<OwnedFd>> {
-    let options = tun::Options { queues: spec.queues, persist: true };
+    let options = tun::Options { queues: spec.queues, ..tun::Options::default() };
     match tun::open(netns, TUN_NAME, options) {
         // It was made with another number of queues; nothing but our routes depends on it.
         Err(error) if error.errno() == Some(libc::EINVAL) => {

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -30,12 +30,13 @@ const DRAIN: Duration = Duration::from_secs(8);
 /// Time for an answer to leave before the process exits because of it.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 const BURN_MAX: u64 = 64 << 30;
+const THREADS_MAX: u64 = 100_000;
 
 /// Be a small service that says who it is and misbehaves on demand
 ///
 /// GET /: who answers (JSON with ?json or Accept: application/json). /healthz: 200, or 503 after /unhealthy.
 /// /env: the environment. /fail?code=N: exit. /hang: stop answering. /burn?mem=64m: take memory.
-/// /cpu?seconds=N: keep a processor busy. /unhealthy, /healthy: change what /healthz says. /slow?ms=N: answer late.
+/// /cpu?seconds=N: keep a processor busy. /threads?count=N: start threads. /shout?mem=64m: fill the log; /shouted: whether all is said. /unhealthy, /healthy: change what /healthz says. /slow?ms=N: answer late.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Demo {
     /// TCP port for HTTP; 0 for any free one
@@ -90,6 +91,7 @@ struct Mood {
     unhealthy: AtomicBool,
     hanging: AtomicBool,
     ballast: Mutex<Vec<Vec<u8>>>,
+    shouting: AtomicUsize,
 }
 
 async fn serve(options: Demo) -> io::Result<ExitCode> {
@@ -254,7 +256,7 @@ async fn serve_http(listener: TcpListener, mood: Arc<Mood>, stop: CancellationTo
 
 async fn answer(
     request: &Request<Incoming>,
-    mood: &Mood,
+    mood: &Arc<Mood>,
     client: SocketAddr,
     own: Option<SocketAddr>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
@@ -334,6 +336,16 @@ async fn answer(
             }
             Err(_) => bad("seconds"),
         },
+        "/threads" => match number("count", 100) {
+            Ok(count) => start_threads(count),
+            Err(_) => bad("count"),
+        },
+        "/shout" => match size(query("mem").unwrap_or("64m")) {
+            Some(bytes) => shout(mood, bytes),
+            None => bad("mem"),
+        },
+        "/shouted" if mood.shouting.load(Ordering::Relaxed) > 0 => text(StatusCode::OK, "not yet\n"),
+        "/shouted" => text(StatusCode::OK, "done\n"),
         "/slow" => match number("ms", 1000) {
             Ok(ms) => {
                 tokio::time::sleep(Duration::from_millis(ms.min(3_600_000))).await;
@@ -343,7 +355,7 @@ async fn answer(
         },
         _ => text(
             StatusCode::NOT_FOUND,
-            "try / /healthz /env /fail /hang /burn /cpu /slow /unhealthy /healthy\n",
+            "try / /healthz /env /fail /hang /burn /cpu /threads /shout /slow /unhealthy /healthy\n",
         ),
     })
 }
@@ -360,6 +372,39 @@ fn burn(mood: &Mood, bytes: u64) -> Response<Full<Bytes>> {
     ballast.push(block);
     let held: usize = ballast.iter().map(Vec::len).sum();
     text(StatusCode::OK, &format!("holding {held} bytes\n"))
+}
+
+/// Starts threads that stay, as many as are wanted or as the system gives.
+fn start_threads(count: u64) -> Response<Full<Bytes>> {
+    let stay = || {
+        loop {
+            std::thread::park();
+        }
+    };
+    let start = |_: &u64| std::thread::Builder::new().stack_size(16 << 10).spawn(stay).is_ok();
+    let started = (0..count.min(THREADS_MAX)).take_while(start).count();
+    text(StatusCode::OK, &format!("threads: {started}\n"))
+}
+
+/// Prints so many bytes as fast as they are taken.
+fn shout(mood: &Arc<Mood>, bytes: u64) -> Response<Full<Bytes>> {
+    const LINE: [u8; 128] = {
+        let mut line = [b'!'; 128];
+        line[127] = b'\n';
+        line
+    };
+    let mood = mood.clone();
+    mood.shouting.fetch_add(1, Ordering::Relaxed);
+    std::thread::spawn(move || {
+        let chunk = LINE.repeat(512);
+        for _ in 0..bytes.div_ceil(chunk.len() as u64) {
+            if io::stdout().lock().write_all(&chunk).is_err() {
+                break;
+            }
+        }
+        mood.shouting.fetch_sub(1, Ordering::Relaxed);
+    });
+    text(StatusCode::OK, "shouting\n")
 }
 
 /// The program's account of itself. What the orchestrator did not tell is left out.

@@ -1,77 +1,165 @@
-//! The drills.
+//! The drills: their names, their promises, and whom they harm.
 
-use std::thread;
-use std::time::Duration;
+use anyhow::{Context, Result};
 
-use anyhow::{Context, Result, ensure};
+use super::stage::Scene;
+use super::{Drill, USUAL, containers, machines, updates};
 
-use super::Drill;
-use super::load;
-use super::site::until;
-use super::stage::{SERVICE, Scene};
-
-/// How many nodes most drills want: three managers and two workers.
-const NODES: u8 = 5;
-/// See [`NODES`].
-const MANAGERS: u8 = 3;
+/// Most drills want three managers and two workers, with the usual load on them.
+const fn drill(
+    name: &'static str,
+    promise: &'static str,
+    victims: fn(&mut Scene<'_>) -> Result<Vec<String>>,
+    act: fn(&mut Scene<'_>) -> Result<()>,
+) -> Drill {
+    Drill { name, promise, nodes: 5, managers: 3, load: USUAL, victims, act }
+}
 
 /// All there are.
 pub const ALL: &[Drill] = &[
+    drill(
+        "leader-kill",
+        "When the leader's daemon is killed, writes succeed again within a second, and no container notices.",
+        the_leader,
+        machines::leader_kill,
+    ),
+    drill(
+        "leader-and-worker-power-off",
+        "When the leader and a worker lose power at once, their tasks run elsewhere within four seconds.",
+        the_leader_and_a_worker,
+        machines::leader_and_worker_power_off,
+    ),
+    drill(
+        "leader-pause",
+        "A leader that stands still is replaced, and when it goes on it answers nothing that is no longer so.",
+        the_leader,
+        machines::leader_pause,
+    ),
+    drill(
+        "partition-minority",
+        "A manager cut off with a worker acknowledges no write, and the others go on.",
+        a_minority,
+        machines::partition_minority,
+    ),
+    drill(
+        "partition-leader-from-majority",
+        "A leader that is cut off acknowledges no write, and the others have a new one within a second.",
+        the_leader,
+        machines::partition_leader,
+    ),
+    drill(
+        "partition-one-way",
+        "A leader that is heard and hears nobody does not keep the cluster from another one.",
+        the_leader,
+        machines::partition_one_way,
+    ),
+    drill(
+        "packet-loss",
+        "Where one packet in twenty is lost, no node is given up and no task moves.",
+        nobody,
+        machines::packet_loss,
+    ),
+    drill(
+        "worker-power-off",
+        "When a worker loses power, its tasks run elsewhere within three seconds.",
+        a_worker,
+        machines::power_off,
+    ),
+    drill(
+        "node-flap",
+        "A node that is silent for less than a second, again and again, keeps its tasks.",
+        a_worker,
+        machines::node_flap,
+    ),
+    drill(
+        "mass-failure-brake",
+        "When most nodes fall silent at once, the cluster moves nothing, and finds all as it was.",
+        most_nodes,
+        machines::mass_failure,
+    ),
+    drill(
+        "whole-cluster-power-loss",
+        "When all nodes lose power, the cluster takes writes again three seconds after they are on, and has lost none.",
+        nobody,
+        machines::whole_power_loss,
+    ),
+    drill(
+        "quorum-loss-and-recover",
+        "Without a quorum nothing is acknowledged and containers go on; one manager more, and writes do too.",
+        two_managers,
+        machines::quorum_loss,
+    ),
+    drill(
+        "daemon-crash",
+        "A killed daemon finds all its containers again, and none of them notices.",
+        nobody,
+        machines::daemon_crash,
+    ),
+    drill(
+        "daemon-upgrade",
+        "Stopping and starting the daemons one after another, as an upgrade does, stops no container.",
+        nobody,
+        machines::daemon_upgrade,
+    ),
+    drill(
+        "disk-corrupt",
+        "A manager whose log was damaged does not speak for it, and the others lose nothing.",
+        a_follower,
+        machines::disk_corrupt,
+    ),
+    drill(
+        "fenced-node-cut",
+        "What must not run twice ends on a node that is cut off before it begins elsewhere.",
+        all_workers,
+        containers::fenced_node_cut,
+    ),
+    drill(
+        "crash-loop",
+        "Tasks that fail at once are started again with pauses, and their neighbours do not notice.",
+        nobody,
+        containers::crash_loop,
+    ),
+    drill(
+        "container-oom",
+        "A container that takes more memory than its limit is ended alone, and replaced.",
+        nobody,
+        containers::container_oom,
+    ),
+    drill(
+        "fork-bomb",
+        "A container that starts threads without end gets a limited number, and its neighbours do not notice.",
+        nobody,
+        containers::fork_bomb,
+    ),
+    drill(
+        "log-flood",
+        "A container that writes without end fills no disk, and its neighbours do not notice.",
+        nobody,
+        containers::log_flood,
+    ),
+    drill(
+        "registry-down",
+        "Without a registry, what runs goes on, what is there starts, and what is missing says why.",
+        nobody,
+        containers::registry_down,
+    ),
     Drill {
-        name: "leader-kill",
-        promise: "When the leader's daemon is killed, writes succeed again within a second, and no container notices.",
-        nodes: NODES,
-        managers: MANAGERS,
-        victims: the_leader,
-        act: leader_kill,
+        load: updates::LOAD,
+        ..drill(
+            "rolling-update-under-load",
+            "An update of ten tasks under 500 requests a second costs none of them, whichever of old and new comes first.",
+            nobody,
+            updates::undisturbed,
+        )
     },
     Drill {
-        name: "worker-power-off",
-        promise: "When a worker loses power, its tasks run elsewhere within three seconds.",
-        nodes: NODES,
-        managers: MANAGERS,
-        victims: a_worker,
-        act: power_off,
-    },
-    Drill {
-        name: "leader-pause",
-        promise: "A leader that stands still is replaced, and when it goes on it answers nothing that is no longer so.",
-        nodes: NODES,
-        managers: MANAGERS,
-        victims: the_leader,
-        act: leader_pause,
-    },
-    Drill {
-        name: "partition-one-way",
-        promise: "A leader that is heard and hears nobody does not keep the cluster from another one.",
-        nodes: NODES,
-        managers: MANAGERS,
-        victims: the_leader,
-        act: partition_one_way,
-    },
-    Drill {
-        name: "node-flap",
-        promise: "A node that is silent for less than a second, again and again, keeps its tasks.",
-        nodes: NODES,
-        managers: MANAGERS,
-        victims: a_worker,
-        act: node_flap,
-    },
-    Drill {
-        name: "crash-loop",
-        promise: "Tasks that fail at once are started again with pauses, and their neighbours do not notice.",
-        nodes: NODES,
-        managers: MANAGERS,
-        victims: nobody,
-        act: crash_loop,
-    },
-    Drill {
-        name: "container-oom",
-        promise: "A container that takes more memory than its limit is ended alone, and replaced.",
-        nodes: NODES,
-        managers: MANAGERS,
-        victims: nobody,
-        act: container_oom,
+        load: updates::LOAD,
+        ..drill(
+            "update-with-node-loss",
+            "A node that loses power in the middle of an update costs the connections to its tasks and no others.",
+            any_node,
+            updates::with_a_loss,
+        )
     },
 ];
 
@@ -99,135 +187,39 @@ fn a_worker(scene: &mut Scene<'_>) -> Result<Vec<String>> {
     ])
 }
 
-/// What is done to the leader must be done to the leader.
-fn expect_lead(scene: &Scene<'_>, chosen: &str) -> Result<()> {
+fn any_node(scene: &mut Scene<'_>) -> Result<Vec<String>> {
+    let nodes = scene.site.nodes()?;
+    let chosen = scene.chance(nodes.len());
+    Ok(vec![nodes[chosen].clone()])
+}
+
+fn the_leader_and_a_worker(scene: &mut Scene<'_>) -> Result<Vec<String>> {
+    Ok([the_leader(scene)?, a_worker(scene)?].concat())
+}
+
+fn followers(scene: &mut Scene<'_>) -> Result<Vec<String>> {
     let leader = scene.leader()?;
-    ensure!(
-        leader == chosen,
-        "{chosen} led when the drill began, {leader} does now: this machine is too busy, run the drill again"
-    );
-    Ok(())
+    Ok(scene.site.managers()?.into_iter().filter(|node| *node != leader).collect())
 }
 
-fn leader_kill(scene: &mut Scene<'_>) -> Result<()> {
-    let leader = scene.victims[0].clone();
-    expect_lead(scene, &leader)?;
-    let since = scene.harm(&format!("the daemon of {leader}, the leader, is killed"));
-    scene.site.lab.daemon_kill(&leader)?;
-    scene.writable(since, 1_000.0, 10_000.0)?;
-    scene.failures(since, 0.0, 5.0);
-    scene.restarts(&[])
+fn a_follower(scene: &mut Scene<'_>) -> Result<Vec<String>> {
+    let followers = followers(scene)?;
+    let chosen = scene.chance(followers.len());
+    Ok(vec![followers.get(chosen).context("there is one manager only")?.clone()])
 }
 
-fn power_off(scene: &mut Scene<'_>) -> Result<()> {
-    let worker = scene.victims[0].clone();
-    let since = scene.harm(&format!("{worker} loses power"));
-    scene.site.lab.kill(&worker)?;
-    scene.replaced(std::slice::from_ref(&worker), since, 3_000.0, 30_000.0)?;
-    scene.failures(since, 0.1, 10.0);
-    scene.restarts(&[worker])
+fn a_minority(scene: &mut Scene<'_>) -> Result<Vec<String>> {
+    Ok([a_follower(scene)?, a_worker(scene)?].concat())
 }
 
-fn leader_pause(scene: &mut Scene<'_>) -> Result<()> {
-    let leader = scene.victims[0].clone();
-    expect_lead(scene, &leader)?;
-    let since = scene.harm(&format!("{leader}, the leader, stands still"));
-    scene.site.lab.pause(&leader)?;
-    scene.writable(since, 1_000.0, 10_000.0)?;
-    thread::sleep(Duration::from_secs(3).saturating_sub(scene.now() - since));
-    scene.note(&format!("{leader} goes on"));
-    scene.site.lab.resume(&leader)?;
-    // It is asked along with the others: what it says must be so.
-    thread::sleep(Duration::from_secs(2));
-    scene.restarts(&[leader])
+/// The leader and another: without them one is left.
+fn two_managers(scene: &mut Scene<'_>) -> Result<Vec<String>> {
+    Ok([the_leader(scene)?, a_follower(scene)?].concat())
 }
 
-fn partition_one_way(scene: &mut Scene<'_>) -> Result<()> {
-    let leader = scene.victims[0].clone();
-    expect_lead(scene, &leader)?;
-    let since = scene.harm(&format!("{leader}, the leader, hears nobody and is heard"));
-    for node in scene.site.nodes()?.iter().filter(|node| **node != leader) {
-        scene.site.lab.cut(node, &leader)?;
-    }
-    scene.writable(since, 2_000.0, 15_000.0)?;
-    let now = scene.leader()?;
-    scene.expect(now != leader, format!("{leader} still leads"));
-    scene.restarts(&[leader])
-}
-
-fn node_flap(scene: &mut Scene<'_>) -> Result<()> {
-    const SILENCE: Duration = Duration::from_millis(800);
-    let worker = scene.victims[0].clone();
-    let before = scene.site.tasks(&scene.askable, SERVICE)?;
-    for _ in 0..5 {
-        scene.harm(&format!("{worker} falls silent"));
-        scene.site.lab.partition(&[vec![worker.clone()]])?;
-        thread::sleep(SILENCE);
-        scene.site.lab.heal()?;
-        thread::sleep(SILENCE * 2);
-    }
-    let after = scene.site.tasks(&scene.askable, SERVICE)?;
-    let moved = after.iter().filter(|task| !before.iter().any(|known| known.id == task.id)).count();
-    scene.measure("tasks_replaced", moved as f64, "count", Some(0.0), Some(0.0));
-    scene.restarts(&[])
-}
-
-fn crash_loop(scene: &mut Scene<'_>) -> Result<()> {
-    const NAME: &str = "drill-loop";
-    const WATCHED: Duration = Duration::from_secs(12);
-    let manager = scene.manager()?;
-    let since = scene.harm("a service of four tasks begins, all of which fail at once");
-    let words = [
-        "service",
-        "create",
-        "--detach",
-        "--name",
-        NAME,
-        "--replicas",
-        "4",
-        "rswarm/demo",
-        "--fail-at-start",
-    ];
-    scene.site.act(&manager, &words)?;
-    thread::sleep(WATCHED);
-    let tasks = scene.site.tasks(&scene.askable, NAME)?;
-    let failed = tasks.iter().filter(|task| task.current_state.starts_with("Failed")).count();
-    scene.expect(failed >= 4, format!("{failed} tasks have failed; the fault was not injected"));
-    // A pause of five seconds that grows: in this time each of the four can be begun four times at most.
-    scene.measure("attempts", tasks.len() as f64, "count", Some(16.0), Some(20.0));
-    scene.failures(since, 0.0, 1.0);
-    scene.restarts(&[])
-}
-
-fn container_oom(scene: &mut Scene<'_>) -> Result<()> {
-    const NAME: &str = "drill-oom";
-    const PORT: u16 = 8091;
-    let (manager, publish) = (scene.manager()?, format!("{PORT}:80"));
-    let words =
-        ["service", "create", "--name", NAME, "--limit-memory", "48m", "--publish", &publish, "rswarm/demo"];
-    scene.site.act(&manager, &words)?;
-    let address = scene.site.address(&scene.steady[0])?.into();
-    until("it answers", Duration::from_secs(20), || load::get(address, PORT).map(drop))?;
-    let since = scene.harm("a container takes more memory than its limit");
-    // It dies of this, so there is no answer to wait for.
-    let _ = load::get_path(address, PORT, "/burn?mem=256m");
-    let (site, askable) = (scene.site, scene.askable.clone());
-    let mut told = String::new();
-    until("its task has failed for want of memory", Duration::from_secs(20), || {
-        let tasks = site.tasks(&askable, NAME)?;
-        let failed = tasks.iter().find(|task| task.current_state.starts_with("Failed"));
-        told.clone_from(&failed.context("no task has failed")?.error);
-        Ok(())
-    })?;
-    let says = told.to_lowercase();
-    scene.expect(
-        says.contains("memory") || says.contains("oom"),
-        format!("the task's error does not say why: {told}"),
-    );
-    until("it answers again", Duration::from_secs(40), || load::get(address, PORT).map(drop))?;
-    scene.note("its successor answers");
-    scene.failures(since, 0.0, 1.0);
-    scene.restarts(&[])
+/// More than the part of all nodes that may fail at once.
+fn most_nodes(scene: &mut Scene<'_>) -> Result<Vec<String>> {
+    Ok([a_follower(scene)?, all_workers(scene)?].concat())
 }
 
 #[cfg(test)]

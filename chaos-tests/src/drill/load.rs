@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::requests::Aim;
+
 /// How long a request may take before it has failed.
-const REQUEST: Duration = Duration::from_secs(3);
+pub(super) const REQUEST: Duration = Duration::from_secs(3);
 /// More lines of errors than this are not kept, by their words.
 const ERRORS_MAX: usize = 20;
 
@@ -25,14 +27,44 @@ pub struct Shot {
     pub took: Duration,
     /// Whether it did what it should.
     pub ok: bool,
+    /// When its connection was open, if it had one of its own and that ever was.
+    pub opened: Option<Duration>,
+    /// The port from which that connection came.
+    pub port: u16,
 }
 
+impl Shot {
+    /// Whether its connection was open at some time between these.
+    pub fn was_open(&self, from: Duration, to: Duration) -> bool {
+        self.opened.is_some_and(|opened| opened <= to) && self.at + self.took >= from
+    }
+}
+
+/// What became of requests.
 #[derive(Debug, Default)]
-struct Account {
+pub struct Account {
     shots: Mutex<Vec<Shot>>,
     errors: Mutex<BTreeMap<String, usize>>,
     stop: AtomicBool,
     numbers: AtomicU64,
+}
+
+impl Account {
+    /// Writes down a request, and why it failed if it did.
+    pub fn note(&self, shot: Shot, why: Option<&str>) {
+        held(&self.shots).push(shot);
+        if let Some(words) = why {
+            let mut errors = held(&self.errors);
+            if errors.len() < ERRORS_MAX || errors.contains_key(words) {
+                *errors.entry(words.to_owned()).or_default() += 1;
+            }
+        }
+    }
+
+    /// Whether no more requests are to be sent.
+    pub fn is_closed(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
 }
 
 fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -60,25 +92,26 @@ impl Stream {
         let threads = (0..width.max(1)).map(|_| {
             let (account, request) = (account.clone(), request.clone());
             thread::spawn(move || {
-                while !account.stop.load(Ordering::Relaxed) {
+                while !account.is_closed() {
                     let number = account.numbers.fetch_add(1, Ordering::Relaxed);
                     let began = Instant::now();
                     let answer = request(number);
                     let took = began.elapsed();
-                    held(&account.shots).push(Shot { at: began - zero, took, ok: answer.is_ok() });
-                    if let Err(error) = answer {
-                        let mut errors = held(&account.errors);
-                        let words = format!("{error:#}");
-                        if errors.len() < ERRORS_MAX || errors.contains_key(&words) {
-                            *errors.entry(words).or_default() += 1;
-                        }
-                    }
+                    let shot = Shot { at: began - zero, took, ok: answer.is_ok(), opened: None, port: 0 };
+                    account.note(shot, answer.err().map(|error| format!("{error:#}")).as_deref());
                     thread::sleep(pace.saturating_sub(took));
                 }
             })
         });
         let threads = threads.collect();
         Self { zero, account, threads }
+    }
+
+    /// Starts requests over HTTP.
+    pub fn requests(zero: Instant, aim: Aim) -> Self {
+        let account = Arc::new(Account::default());
+        let kept = account.clone();
+        Self { zero, account, threads: vec![thread::spawn(move || aim.shoot(zero, &kept))] }
     }
 
     /// What was answered or given up until now.
@@ -322,8 +355,13 @@ mod tests {
 
     #[test]
     fn a_gap_is_the_longest_time_without_success() {
-        let shot =
-            |at, took, ok| Shot { at: Duration::from_millis(at), took: Duration::from_millis(took), ok };
+        let shot = |at, took, ok| Shot {
+            at: Duration::from_millis(at),
+            took: Duration::from_millis(took),
+            ok,
+            opened: None,
+            port: 0,
+        };
         let shots = [shot(0, 5, true), shot(100, 5, true), shot(200, 400, false), shot(700, 5, true)];
         assert_eq!(gap(&shots, Duration::from_millis(50)), Duration::from_millis(600));
         assert_eq!(gap(&shots, Duration::from_millis(650)), Duration::from_millis(55));

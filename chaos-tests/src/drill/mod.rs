@@ -4,12 +4,16 @@
 //! A drill without load proves nothing: load must flow before the fault and again after it, or the drill fails.
 
 mod catalogue;
+mod containers;
 mod html;
 mod load;
+mod machines;
+mod requests;
 mod result;
 mod scorecard;
 mod site;
 mod stage;
+mod updates;
 
 use std::time::Duration;
 
@@ -35,15 +39,41 @@ pub struct Drill {
     pub nodes: u8,
     /// How many of them must be managers.
     pub managers: u8,
+    /// What is on the cluster meanwhile.
+    load: Load,
     /// Names of the nodes it is going to harm, chosen before load is put on the others.
     victims: fn(&mut Scene<'_>) -> Result<Vec<String>>,
     /// Does the harm, and measures.
     act: fn(&mut Scene<'_>) -> Result<()>,
 }
 
+/// What a drill puts on the cluster before it breaks anything.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// How many tasks the service has that is asked.
+    replicas: usize,
+    /// More options of that service.
+    options: &'static [&'static str],
+    /// Requests a second to its virtual IP.
+    virtual_ip: u32,
+    /// Requests a second to its published port, on all nodes that are spared.
+    published: u32,
+    /// The pause between two writes of one writer, of which there are two.
+    write_pause: Duration,
+}
+
+/// What most drills put on it.
+const USUAL: Load =
+    Load { replicas: 6, options: &[], virtual_ip: 50, published: 75, write_pause: Duration::from_millis(30) };
+
 /// The drill of this name.
 pub fn find(name: &str) -> Option<&'static Drill> {
     ALL.iter().find(|drill| drill.name == name)
+}
+
+/// A number that follows from a seed and a turn.
+pub fn chance(seed: u64, turn: u64) -> u64 {
+    crate::world::rng::Rng::new(seed.wrapping_add(turn.wrapping_mul(0x9e37_79b9))).next() >> 32
 }
 
 impl Drill {

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -207,21 +207,46 @@ impl Site<'_> {
         Ok(())
     }
 
+    /// The addresses of containers on a node.
+    pub fn addresses_on(&self, node: &str) -> Result<BTreeSet<IpAddr>> {
+        let containers = first_of_each(self.lab.processes_of(node)?);
+        let tables = containers
+            .values()
+            .filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/net/fib_trie")).ok());
+        Ok(tables
+            .flat_map(|table| local_addresses(&table))
+            .filter(|address| !address.is_loopback())
+            .collect())
+    }
+
     /// The first process of each task's container on the lab's nodes, by task id.
     pub fn containers(&self) -> Result<BTreeMap<String, i32>> {
-        let mut found = BTreeMap::new();
-        for pid in self.lab.processes()? {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            let mut variables = environment.split(|byte| *byte == 0);
-            let task = variables.find_map(|variable| variable.strip_prefix(b"RSWARM_TASK="));
-            if let Some(task) = task {
-                let task = String::from_utf8_lossy(task).into_owned();
-                // A container's first process is the oldest.
-                found.entry(task).and_modify(|known: &mut i32| *known = (*known).min(pid)).or_insert(pid);
-            }
-        }
-        Ok(found)
+        Ok(first_of_each(self.lab.processes()?))
     }
+}
+
+/// The first process of each task's container among these, by task id.
+fn first_of_each(processes: Vec<i32>) -> BTreeMap<String, i32> {
+    let mut found = BTreeMap::new();
+    for pid in processes {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut variables = environment.split(|byte| *byte == 0);
+        let task = variables.find_map(|variable| variable.strip_prefix(b"RSWARM_TASK="));
+        if let Some(task) = task {
+            let task = String::from_utf8_lossy(task).into_owned();
+            // A container's first process is the oldest.
+            found.entry(task).and_modify(|known: &mut i32| *known = (*known).min(pid)).or_insert(pid);
+        }
+    }
+    found
+}
+
+/// The addresses that are a network's own, by its table of routes as the kernel draws it: an address, and on the
+/// next line what it is.
+fn local_addresses(table: &str) -> Vec<IpAddr> {
+    let lines: Vec<&str> = table.lines().map(str::trim).collect();
+    let own = lines.windows(2).filter(|two| two[1] == "/32 host LOCAL");
+    own.filter_map(|two| two[0].strip_prefix("|-- ")?.parse().ok()).collect()
 }
 
 /// Waits until a condition holds, and returns how long that took. What kept it from holding is quoted when the
@@ -234,5 +259,19 @@ pub fn until(what: &str, bound: Duration, mut holds: impl FnMut() -> Result<()>)
             bail!("waited {} s in vain until {what}: {why:#}", bound.as_secs());
         }
         thread::sleep(LOOK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_addresses_of_a_network_are_read_from_its_routes() {
+        let table = "Local:\n  +-- 10.0.0.0/16 2 0 2\n     |-- 10.0.0.0\n        /16 link UNICAST\n     |-- \
+                     10.0.0.7\n        /32 host LOCAL\n     |-- 127.0.0.1\n        /32 host LOCAL\n";
+        let expected: Vec<IpAddr> = vec![[10, 0, 0, 7].into(), [127, 0, 0, 1].into()];
+        assert_eq!(local_addresses(table), expected);
+        assert!(local_addresses("").is_empty());
     }
 }

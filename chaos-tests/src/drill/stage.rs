@@ -1,6 +1,8 @@
 //! The course of every drill: load, calm, harm, mending, rest, and the checks.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,12 +10,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use rswarm_netoverlay::device::netns::Netns;
+use rswarm_netoverlay::device::{conntrack::Conntrack, netns::Netns};
 
-use super::Drill;
 use super::load::{self, History, Shot, Stream};
+use super::requests::{Aim, Place};
 use super::result::{self, Line, Mark, Report, Sample, Verdict, millis};
 use super::site::{Site, Task, until};
+use super::{Drill, Load};
 use crate::lab::Lab;
 
 /// The service that every drill's load goes to, and its port.
@@ -24,8 +27,6 @@ const PROBE: &str = "drill-probe";
 const NETWORK: &str = "drill-net";
 /// Where the service is published.
 const PORT: u16 = 8090;
-/// How many tasks it has.
-const REPLICAS: usize = 6;
 /// What the names of writes begin with.
 const WRITES: &str = "drill-kept-";
 
@@ -54,6 +55,8 @@ pub struct Scene<'a> {
     pub askable: Vec<String>,
     /// Acknowledged writes, and reads.
     pub history: Arc<History>,
+    /// What is on the cluster.
+    pub load: Load,
     drill: &'static str,
     seed: u64,
     chance: u64,
@@ -67,7 +70,7 @@ pub struct Scene<'a> {
     /// The containers of the service before the harm: task, and first process.
     before: BTreeMap<String, i32>,
     /// The network of the container from which virtual IPs are asked for.
-    probe: Arc<Mutex<Option<Netns>>>,
+    probe: Place,
 }
 
 pub(super) fn run(drill: &Drill, lab: &Lab, seed: u64, tell: &mut dyn FnMut(Duration, &str)) -> Report {
@@ -77,6 +80,7 @@ pub(super) fn run(drill: &Drill, lab: &Lab, seed: u64, tell: &mut dyn FnMut(Dura
         steady: Vec::new(),
         askable: Vec::new(),
         history: Arc::default(),
+        load: drill.load,
         drill: drill.name,
         seed,
         chance: seed,
@@ -143,7 +147,7 @@ impl Scene<'_> {
         let manager = self.manager()?;
         let site = self.site;
         site.act(&manager, &["network", "create", "--driver", "overlay", NETWORK])?;
-        let (replicas, publish) = (REPLICAS.to_string(), format!("{PORT}:80"));
+        let (replicas, publish) = (self.load.replicas.to_string(), format!("{PORT}:80"));
         let web = [
             "service",
             "create",
@@ -155,9 +159,8 @@ impl Scene<'_> {
             &publish,
             "--network",
             NETWORK,
-            "rswarm/demo",
         ];
-        site.act(&manager, &web)?;
+        site.act(&manager, &[&web, self.load.options, &["rswarm/demo"]].concat())?;
         let place = format!("node.hostname=={}", self.steady[0]);
         let probe = [
             "service",
@@ -171,20 +174,17 @@ impl Scene<'_> {
             "rswarm/demo",
         ];
         site.act(&manager, &probe)?;
-        let tasks = site.runs(&self.askable, SERVICE, REPLICAS, REST)?;
+        let tasks = site.runs(&self.askable, SERVICE, self.load.replicas, REST)?;
         self.before = self.containers_of(&tasks)?;
 
         let zero = self.zero;
-        let addresses: Vec<_> = self.steady.iter().map(|node| site.address(node)).collect::<Result<_>>()?;
-        let published = Stream::start(zero, 3, Duration::from_millis(40), move |number| {
-            load::get(addresses[number as usize % addresses.len()].into(), PORT).map(drop)
-        });
+        let of = |node: &String| Ok(SocketAddr::new(site.address(node)?.into(), PORT));
+        let targets = self.steady.iter().map(of).collect::<Result<_>>()?;
+        let published = Stream::requests(zero, Aim { targets, place: None, rate: self.load.published });
         self.find_probe()?;
-        let (vip, probe) = (self.virtual_ip(&manager)?, self.probe.clone());
-        let virtual_ip = Stream::start(zero, 2, Duration::from_millis(40), move |_| {
-            let inside = probe.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            inside.context("there is no probe")?.run(|| load::get(vip, 80))?.map(drop)
-        });
+        let targets = vec![SocketAddr::new(self.virtual_ip(&manager)?, 80)];
+        let place = Some(self.probe.clone());
+        let virtual_ip = Stream::requests(zero, Aim { targets, place, rate: self.load.virtual_ip });
         self.streams.insert("published port", published);
         self.streams.insert("virtual IP", virtual_ip);
         self.write_and_read()
@@ -206,7 +206,7 @@ impl Scene<'_> {
         let all = self.site.managers()?;
         let readers = all.iter().map(caller).collect::<Result<Vec<_>>>()?;
         let (history, run) = (self.history.clone(), millis(self.zero.elapsed()));
-        let writes = Stream::start(self.zero, 2, Duration::from_millis(30), move |number| {
+        let writes = Stream::start(self.zero, 2, self.load.write_pause, move |number| {
             let name = format!("{WRITES}{run}-{number}");
             let words = ["service", "create", "--detach", "--name", &name, "--replicas", "0", "rswarm/demo"];
             let caller = &writers[number as usize % writers.len()];
@@ -240,7 +240,7 @@ impl Scene<'_> {
         harmed?;
         let began = Instant::now();
         self.site.whole(REST).context("after the mending")?;
-        self.site.runs(&self.askable, SERVICE, REPLICAS, REST).context("after the mending")?;
+        self.site.runs(&self.askable, SERVICE, self.load.replicas, REST).context("after the mending")?;
         self.find_probe()?;
         self.measure("whole_again", began.elapsed().as_secs_f64() * 1e3, "ms", None, None);
         self.note("whole again");
@@ -362,7 +362,18 @@ impl Scene<'_> {
         target: Option<f64>,
         limit: Option<f64>,
     ) {
-        let goal = format!("{}.{what}", self.drill);
+        self.measure_as(format!("{}.{what}", self.drill), value, unit, target, limit);
+    }
+
+    /// Writes down a result that has the same name in several drills.
+    pub fn measure_as(
+        &mut self,
+        goal: String,
+        value: f64,
+        unit: &'static str,
+        target: Option<f64>,
+        limit: Option<f64>,
+    ) {
         let (seed, commit) = (self.seed, self.commit.clone());
         self.lines.push(Line { goal, value, unit, target, limit, seed, commit });
     }
@@ -419,11 +430,11 @@ impl Scene<'_> {
 
     /// Waits until the service has all its tasks on nodes other than these, and measures how long that took.
     pub fn replaced(&mut self, lost: &[String], since: Duration, target: f64, limit: f64) -> Result<()> {
-        let (site, askable) = (self.site, self.askable.clone());
+        let (site, askable, replicas) = (self.site, self.askable.clone(), self.load.replicas);
         until("the lost tasks run elsewhere", Duration::from_secs(60), || {
             let tasks = site.tasks(&askable, SERVICE)?;
             let running = tasks.iter().filter(|task| task.runs() && !lost.contains(&task.node)).count();
-            ensure!(running >= REPLICAS, "{running} of {REPLICAS}");
+            ensure!(running >= replicas, "{running} of {replicas}");
             Ok(())
         })?;
         let took = self.now() - since;
@@ -466,7 +477,21 @@ impl Scene<'_> {
         Ok(found.collect())
     }
 
-    fn virtual_ip(&self, manager: &str) -> Result<std::net::IpAddr> {
+    /// The ports of tracked connections from the probe that go to these addresses.
+    pub fn ports_into(&self, addresses: &BTreeSet<IpAddr>) -> Result<BTreeSet<u16>> {
+        let node = &self.steady[0];
+        let networks = self.site.lab.node(node).root()?.join("run/rswarm/overlay/networks");
+        let mut ports = BTreeSet::new();
+        let entries = fs::read_dir(&networks).with_context(|| format!("cannot read {}", networks.display()));
+        for entry in entries?.flatten() {
+            let tracked = Conntrack::open(&Netns::open(&entry.path())?)?.list()?;
+            let into = tracked.iter().filter(|one| one.dnat && addresses.contains(&one.reply.source));
+            ports.extend(into.map(|one| one.original.source_port));
+        }
+        Ok(ports)
+    }
+
+    fn virtual_ip(&self, manager: &str) -> Result<IpAddr> {
         let printed = self.site.ask(manager, &["service", "inspect", SERVICE])?;
         let inspected: serde_json::Value = serde_json::from_str(&printed).context("inspect is not JSON")?;
         let addresses = inspected[0]["Endpoint"]["VirtualIPs"].as_array().cloned().unwrap_or_default();

@@ -6,8 +6,9 @@ use anyhow::{Result, bail};
 
 use super::{
     Lab,
+    links::Link,
     process::Process,
-    record::Cut,
+    record::{Cut, Worse},
     running, standstill,
     talk::{eventually, order},
 };
@@ -93,10 +94,34 @@ impl Lab {
         })
     }
 
-    /// Joins every link that was cut.
+    /// Makes one direction of one link worse than a cable, or as good as one again.
+    pub fn link(&self, from: &str, to: &str, link: Link) -> Result<()> {
+        self.links(&[(from.to_string(), to.to_string())], link)
+    }
+
+    /// The same for many, by from and to.
+    pub fn links(&self, ends: &[(String, String)], link: Link) -> Result<()> {
+        link.check()?;
+        self.change(|record| {
+            for (from, to) in ends {
+                let (from, to) = (record.node(from)?.name.clone(), record.node(to)?.name.clone());
+                if from == to {
+                    bail!("a node has no link to itself; name two");
+                }
+                record.links.retain(|worse| (&worse.from, &worse.to) != (&from, &to));
+                if !link.is_whole() {
+                    record.links.push(Worse { from, to, link });
+                }
+            }
+            self.pass(record)
+        })
+    }
+
+    /// Makes every link whole again.
     pub fn heal(&self) -> Result<()> {
         self.change(|record| {
             record.cuts.clear();
+            record.links.clear();
             self.pass(record)
         })
     }

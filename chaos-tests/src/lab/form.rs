@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    Lab, PATIENCE, Progress, Ran,
+    Lab, Options, PATIENCE, Progress, Ran,
     machine::SOCKET,
     running,
     talk::{order, tail},
@@ -51,6 +51,26 @@ impl Lab {
             self.run(&node.name, &["join", "--token", token.trim(), &meeting_point])?;
             let own = self.node(&node.name).address()?;
             progress(&node.name, &format!("{own} {role}, joined in {}", seconds(began)));
+        }
+        Ok(())
+    }
+
+    /// Gives the nodes their labels: zones in turn, and what was asked for.
+    pub(super) fn label(&self, options: &Options) -> Result<()> {
+        for (number, node) in self.names()?.into_iter().enumerate() {
+            let mut labels = Vec::new();
+            if options.zones > 1 {
+                labels.push(format!("zone=z{}", number % usize::from(options.zones) + 1));
+            }
+            labels
+                .extend(options.labels.iter().filter(|(of, _)| *of == node).map(|(_, label)| label.clone()));
+            if labels.is_empty() {
+                continue;
+            }
+            let mut words = vec!["node", "update"];
+            labels.iter().for_each(|label| words.extend(["--label-add", label]));
+            words.push(&node);
+            self.run("n1", &words)?;
         }
         Ok(())
     }

@@ -31,13 +31,13 @@ use nix::{
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{ForkResult, Pid, dup2_stdout, fork, pause, sethostname, setsid},
+    unistd::{ForkResult, Pid, dup2_stdout, fork, sethostname, setsid},
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{
     cgroup::Groups,
-    groups_of,
+    groups_of, links,
     process::Process,
     record::{NodeRecord, Record},
     rootless, wire,
@@ -86,7 +86,7 @@ pub fn dispatch() -> Option<ExitCode> {
     }))
 }
 
-/// `lab-switch LAB_DIRECTORY`: holds the switch's network namespace until it is killed.
+/// `lab-switch LAB_DIRECTORY`: holds the switch's network namespace and serves its worse links until it is killed.
 fn switch(arguments: &[OsString]) -> Result<ExitCode> {
     let [directory] = arguments else { bail!("usage: {SWITCH} LAB_DIRECTORY") };
     leave_caller()?;
@@ -94,10 +94,7 @@ fn switch(arguments: &[OsString]) -> Result<ExitCode> {
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
     wire::settle_switch()?;
     if become_child()? {
-        announce_ready()?;
-        loop {
-            pause();
-        }
+        links::serve(Path::new(directory))?;
     }
     Ok(ExitCode::SUCCESS)
 }

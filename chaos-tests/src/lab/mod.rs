@@ -11,6 +11,7 @@
 mod cgroup;
 mod faults;
 mod form;
+mod links;
 mod machine;
 mod node;
 mod process;
@@ -36,10 +37,11 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::Flock;
 
 use cgroup::Groups;
+pub use links::Link;
 pub use machine::dispatch;
 pub use node::{Caller, Node, Ran};
 use process::Process;
-pub use record::{Cut, NODES_MAX, Subnet, base_directory};
+pub use record::{Cut, NODES_MAX, Subnet, Worse, base_directory};
 use record::{NodeRecord, Record};
 pub use status::{NodeStatus, Power, Status};
 
@@ -55,6 +57,10 @@ pub struct Options {
     pub nodes: u8,
     /// How many of them, from the first, are managers.
     pub managers: u8,
+    /// Over how many zones the nodes are spread; 1 gives them no label for that.
+    pub zones: u8,
+    /// Labels of nodes: the name, and `KEY=VALUE`.
+    pub labels: Vec<(String, String)>,
     /// The `rswarm` binary. It must call [`dispatch`] first of all.
     pub program: PathBuf,
     /// The directory that holds labs; not below `/run`, `/proc`, `/sys` or `/dev`.
@@ -71,6 +77,8 @@ impl Options {
             name: "lab".to_string(),
             nodes: 3,
             managers: 3,
+            zones: 1,
+            labels: Vec::new(),
             program: program.into(),
             base: base_directory(),
             daemon_command: None,
@@ -84,6 +92,12 @@ impl Options {
         }
         if !(1..=self.nodes).contains(&self.managers) {
             bail!("of {} nodes, 1 to {} can be managers, not {}", self.nodes, self.nodes, self.managers);
+        }
+        for (node, _) in &self.labels {
+            let number = node.strip_prefix('n').and_then(|number| number.parse().ok());
+            if !number.is_some_and(|number| (1..=self.nodes).contains(&number)) {
+                bail!("there will be no node \"{node}\" to label; they are n1 to n{}", self.nodes);
+            }
         }
         if self.daemon_command.as_ref().is_some_and(Vec::is_empty) {
             bail!("the command that replaces the daemon is empty");
@@ -155,6 +169,7 @@ impl Lab {
         drop(lock);
         if options.daemon_command.is_none() {
             lab.form(progress, interrupted)?;
+            lab.label(options)?;
         }
         Ok(lab)
     }

@@ -63,6 +63,15 @@ impl Node<'_> {
         self.lab.directory.join(self.name).join("daemon.log")
     }
 
+    /// Its root directory, as this machine sees it.
+    ///
+    /// # Errors
+    /// If the node is off.
+    pub fn root(&self) -> Result<PathBuf> {
+        let init = running(self.lab.record()?.node(self.name)?)?;
+        Ok(format!("/proc/{}/root", init.pid).into())
+    }
+
     /// A command that runs `words` inside the node, with `rswarm` on the path and talking to the
     /// node's daemon. Ends as that ends: with its code, or 128 plus its signal.
     ///

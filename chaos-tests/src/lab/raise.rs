@@ -11,11 +11,11 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use super::{
-    Lab, Options, PATIENCE, Progress, connected, machine,
+    Lab, Options, PATIENCE, Progress, connected, links, machine,
     process::Process,
     record::{self, NodeRecord, Record},
     talk::{order, spawn},
-    wire::{self, Port},
+    wire::{self, Passing, Port},
 };
 
 impl Lab {
@@ -110,6 +110,12 @@ impl Lab {
         let (switch, subnet) = connected(record)?;
         let on = record.nodes.iter().filter(|node| node.init.is_some_and(Process::is_alive));
         let ports: Vec<Port> = on.map(|node| Port { name: node.name.clone(), number: node.number }).collect();
-        wire::pass(switch, &ports, &record.cuts, subnet)
+        if !record.links.is_empty() || wire::has(switch, links::DEVICE)? {
+            // The switch reads what is to become of packets before any is led to it.
+            record.write(&self.directory)?;
+            switch.signal(Signal::HUP).context("cannot tell the switch")?;
+        }
+        let worse = record.links.iter().map(|worse| (worse.from.clone(), worse.to.clone())).collect();
+        wire::pass(switch, &ports, &Passing { cuts: &record.cuts, worse }, subnet)
     }
 }

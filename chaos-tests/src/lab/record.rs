@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::process::Process;
+use super::{links::Link, process::Process};
 
 /// Bumped when a program could no longer read what an older one wrote.
 const FORMAT: u32 = 1;
@@ -38,6 +38,9 @@ pub(super) struct Record {
     pub subnet: Option<Subnet>,
     /// Directed links that pass nothing.
     pub cuts: BTreeSet<Cut>,
+    /// Directed links that pass less than they should.
+    #[serde(default)]
+    pub links: Vec<Worse>,
     pub nodes: Vec<NodeRecord>,
 }
 
@@ -61,6 +64,18 @@ pub struct Cut {
     pub from: String,
     /// The node that does not hear it.
     pub to: String,
+}
+
+/// A link that passes less than it should from one node to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worse {
+    /// Where packets come from.
+    pub from: String,
+    /// Where they go.
+    pub to: String,
+    /// What becomes of them.
+    #[serde(flatten)]
+    pub link: Link,
 }
 
 /// One of the /24 networks labs take their addresses from, by number.
@@ -122,6 +137,7 @@ impl Record {
             switch: None,
             subnet: None,
             cuts: BTreeSet::new(),
+            links: Vec::new(),
             nodes: Vec::new(),
         })
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     Lab,
     process::Process,
-    record::{Cut, NodeRecord, Record, Subnet},
+    record::{Cut, NodeRecord, Record, Subnet, Worse},
     standstill,
     talk::order,
 };
@@ -30,6 +30,8 @@ pub struct Status {
     pub nodes: Vec<NodeStatus>,
     /// Links that pass nothing.
     pub cuts: Vec<Cut>,
+    /// Links that pass less than they should.
+    pub links: Vec<Worse>,
 }
 
 /// A node as it is now.
@@ -86,6 +88,7 @@ impl Lab {
             link: record.subnet.map(Subnet::host_link),
             nodes,
             cuts: record.cuts.into_iter().collect(),
+            links: record.links,
         })
     }
 
@@ -121,6 +124,12 @@ impl Lab {
         let record = self.record()?;
         let inits = record.nodes.iter().filter_map(|node| node.init);
         Ok(inits.flat_map(standstill::members).map(|process| process.pid).collect())
+    }
+
+    /// All processes of one node, as this machine numbers them; none if it is off.
+    pub fn processes_of(&self, name: &str) -> Result<Vec<i32>> {
+        let init = self.record()?.node(name)?.init;
+        Ok(init.into_iter().flat_map(standstill::members).map(|process| process.pid).collect())
     }
 
     /// Whether a node that has power stands still.

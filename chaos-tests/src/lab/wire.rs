@@ -28,6 +28,7 @@ use rtnetlink::packet_route::{
 };
 
 use super::{
+    links::DEVICE,
     process::Process,
     record::{Cut, Subnet},
 };
@@ -147,9 +148,25 @@ pub(super) fn unplug(switch: Process, name: &str) -> Result<()> {
     on_links(&network_of(switch)?, async |links| Ok(links.delete(name).await?))
 }
 
-/// Makes the switch pass exactly what it should: everything between `ports`, except what is cut.
-pub(super) fn pass(switch: Process, ports: &[Port], cuts: &BTreeSet<Cut>, subnet: Subnet) -> Result<()> {
+/// What is not as it should be: links that pass nothing, and, from and to, links that pass less.
+pub(super) struct Passing<'a> {
+    pub cuts: &'a BTreeSet<Cut>,
+    pub worse: BTreeSet<(String, String)>,
+}
+
+/// Whether a switch has this device.
+pub(super) fn has(switch: Process, device: &str) -> Result<bool> {
+    on_links(&network_of(switch)?, async |links| Ok(links.find(device).await?.is_some()))
+}
+
+/// Makes the switch pass exactly what it should: everything between `ports`, except what is cut; what passes less,
+/// by way of the device for that.
+pub(super) fn pass(switch: Process, ports: &[Port], passing: &Passing<'_>, subnet: Subnet) -> Result<()> {
     on_links(&network_of(switch)?, async |links| {
+        if !passing.worse.is_empty() {
+            ready_worse(&links).await?;
+        }
+        let has_device = links.find(DEVICE).await?.is_some();
         let way_to = |port: &Port| Route::direct(subnet.node(port.number).into(), 32, &port.name);
         for from in ports {
             links.ensure_route(&way_to(from)).await?;
@@ -158,11 +175,15 @@ pub(super) fn pass(switch: Process, ports: &[Port], cuts: &BTreeSet<Cut>, subnet
             let host = Route::direct(subnet.host().into(), 32, HOST_PORT);
             links.ensure_route(&in_table(host)).await?;
             for to in ports.iter().filter(|to| to.number != from.number) {
-                let way = in_table(way_to(to));
-                if cuts.contains(&Cut { from: from.name.clone(), to: to.name.clone() }) {
-                    links.remove_route(&way).await?;
-                } else {
-                    links.ensure_route(&way).await?;
+                let is_worse = passing.worse.contains(&(from.name.clone(), to.name.clone()));
+                let around = Route::direct(subnet.node(to.number).into(), 32, DEVICE);
+                if !passing.cuts.contains(&Cut { from: from.name.clone(), to: to.name.clone() }) {
+                    links.ensure_route(&in_table(if is_worse { around } else { way_to(to) })).await?;
+                    continue;
+                }
+                links.remove_route(&in_table(way_to(to))).await?;
+                if has_device {
+                    links.remove_route(&in_table(around)).await?;
                 }
             }
             ensure_rule(&links, &from.name, table, RuleAction::ToTable, Some(table)).await?;
@@ -201,6 +222,19 @@ fn network_of(process: Process) -> Result<Netns> {
         return Err(anyhow!("process {} has ended, and its network with it", process.pid));
     }
     Ok(namespace)
+}
+
+/// Waits for the device that the switch's process makes, and readies it.
+async fn ready_worse(links: &Links) -> Result<()> {
+    let end = Instant::now() + DYING_LINK_PATIENCE;
+    while links.find(DEVICE).await?.is_none() {
+        if Instant::now() > end {
+            return Err(anyhow!("the switch has not made its device {DEVICE}; its log says why"));
+        }
+        tokio::time::sleep(RETRY_DELAY).await;
+    }
+    links.netns().set_sysctls(&[(&format!("net/ipv4/conf/{DEVICE}/rp_filter"), "0")])?;
+    Ok(links.set_up(DEVICE).await?)
 }
 
 async fn ready_port(links: &Links, name: &str) -> Result<()> {

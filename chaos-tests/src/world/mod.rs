@@ -8,7 +8,7 @@ mod log;
 mod machine;
 mod office;
 mod replay;
-mod rng;
+pub(crate) mod rng;
 mod shrink;
 mod storm;
 mod taste;

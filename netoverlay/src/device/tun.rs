@@ -50,17 +50,19 @@ pub struct Options {
     pub queues: usize,
     /// Whether the device, and with it its routes, outlives the descriptors.
     pub persist: bool,
+    /// Whether checksum and segmentation are left to the reader; without, each packet is one of the wire's.
+    pub offload: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { queues: 1, persist: true }
+        Self { queues: 1, persist: true, offload: true }
     }
 }
 
 /// Opens, and makes if it is missing, the TUN `name` inside `netns`. Each read and write on the (nonblocking)
 /// descriptors is one packet behind a virtio header of [`VNET_HEADER_LEN`] bytes, up to 64 KiB long: checksum
-/// and segmentation of TCP, and of UDP where the kernel can, are left to the reader.
+/// and segmentation of TCP, and of UDP where the kernel can, are left to the reader unless that is declined.
 ///
 /// A device that is there must have been made with the same number of queues (1, or more than 1), else `EINVAL`;
 /// one that another process has open answers `EBUSY`.
@@ -93,10 +95,12 @@ fn open_queue(name: &str, options: Options) -> io::Result<OwnedFd> {
     unsafe {
         calls::tun_set_iff(fd, &request)?;
         calls::tun_set_vnet_hdr_size(fd, &(VNET_HEADER_LEN as libc::c_int))?;
-        let offload = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6;
-        // UDP segmentation exists from Linux 6.2 on.
-        calls::tun_set_offload(fd, (offload | TUN_F_USO4 | TUN_F_USO6) as libc::c_int)
-            .or_else(|_| calls::tun_set_offload(fd, offload as libc::c_int))?;
+        if options.offload {
+            let offload = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6;
+            // UDP segmentation exists from Linux 6.2 on.
+            calls::tun_set_offload(fd, (offload | TUN_F_USO4 | TUN_F_USO6) as libc::c_int)
+                .or_else(|_| calls::tun_set_offload(fd, offload as libc::c_int))?;
+        }
         calls::tun_set_persist(fd, options.persist.into())?;
     }
     Ok(file.into())

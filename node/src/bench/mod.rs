@@ -9,7 +9,7 @@ mod load;
 mod machine;
 mod node_loss;
 mod overlay;
-mod process;
+pub(crate) mod process;
 pub mod raft;
 mod restart;
 mod schedule;

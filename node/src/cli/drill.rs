@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
@@ -36,9 +36,21 @@ enum Verb {
     },
     /// Run drills; it fails if a promise is not kept
     Run(Run),
+    /// Run drills chosen by chance on one lab, one after the other, and an update under load at the end
+    Soak {
+        /// For how long
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+        minutes: u64,
+        /// What chance decides [default: another one each time]
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Write a report: .html for people, .json for programs
+        #[arg(long, value_name = "FILE", value_parser = report_file)]
+        report: Vec<PathBuf>,
+    },
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 struct Run {
     /// Which drills; see `rswarm drill list`
     #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "NAME", value_parser = named)]
@@ -87,6 +99,7 @@ impl Command {
         match self.verb {
             Verb::List { json } => list(json, out),
             Verb::Run(run) => run.run(out),
+            Verb::Soak { minutes, seed, report } => soak(minutes, seed, report, out),
         }
     }
 }
@@ -107,8 +120,53 @@ fn list(json: bool, out: &mut impl Write) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Faults in an order that follows from the seed, all on the lab that the ones before have left. The last drill shows
+/// that it is alive: no fault, an update under full load.
+fn soak(minutes: u64, seed: Option<u64>, report: Vec<PathBuf>, out: &mut impl Write) -> Result<ExitCode> {
+    const LAST: &str = "rolling-update-under-load";
+    let seed = seed.unwrap_or_else(fresh_seed);
+    let run = Run { report, seed: Some(seed), ..Run::default() };
+    run.check()?;
+    watch_for_interrupts()?;
+    let end = Instant::now() + Duration::from_secs(minutes * 60);
+    let last = drill::find(LAST).context("there is no drill to end with")?;
+    let lab = run.open(last.nodes, last.managers)?;
+    eprintln!("soak, seed {seed}, for {minutes} min");
+    let (mut reports, mut trials, mut is_last) = (Vec::new(), Trials::default(), false);
+    for turn in 0_u64.. {
+        is_last |= Instant::now() >= end;
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+        let chance = drill::chance(seed, turn);
+        let drill = if is_last { last } else { &drill::ALL[chance as usize % drill::ALL.len()] };
+        let report = carried_out(drill, &lab, chance);
+        writeln!(out, "\n{report}")?;
+        out.flush()?;
+        trials.add(&report);
+        let passed = report.passed();
+        reports.push(report);
+        // What follows on a lab that has failed would not be its own doing.
+        if is_last || !passed {
+            break;
+        }
+    }
+    run.write(&reports, &trials)?;
+    let failed = reports.last().is_some_and(|report| !report.passed());
+    let words = if failed { "the last was not kept" } else { "all were kept" };
+    writeln!(out, "soak, seed {seed}: {} drills, {words}", reports.len())?;
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Runs one drill and tells what happens.
+fn carried_out(drill: &Drill, lab: &Lab, seed: u64) -> Report {
+    eprintln!("{}, seed {seed}", drill.name);
+    drill.run(lab, seed, &mut |at, words| eprintln!("{:6.1}s  {words}", at.as_secs_f32()))
+}
+
 impl Run {
-    fn run(self, out: &mut impl Write) -> Result<ExitCode> {
+    /// What can be known before a lab is made.
+    fn check(&self) -> Result<()> {
         lab::require_root().context("drills need a lab of root's")?;
         for path in self.report.iter().chain(&self.scorecard) {
             let parent =
@@ -117,6 +175,11 @@ impl Run {
                 bail!("cannot write {}: there is no directory {}", path.display(), parent.display());
             }
         }
+        Ok(())
+    }
+
+    fn run(self, out: &mut impl Write) -> Result<ExitCode> {
+        self.check()?;
         watch_for_interrupts()?;
         let drills: Vec<&Drill> = if self.all { drill::ALL.iter().collect() } else { self.names.clone() };
         let (mut reports, mut trials) = (Vec::new(), Trials::default());
@@ -162,10 +225,7 @@ impl Run {
                         Some(lab) => lab,
                         None => self.open(nodes, managers)?,
                     };
-                    eprintln!("{}, seed {seed}", drill.name);
-                    let report = drill.run(&lab, seed, &mut |at, words| {
-                        eprintln!("{:6.1}s  {words}", at.as_secs_f32());
-                    });
+                    let report = carried_out(drill, &lab, seed);
                     let passed = report.passed();
                     heard(report)?;
                     // What the next one finds shall not be this one's doing.
@@ -251,6 +311,10 @@ mod tests {
             ["leader-kill", "node-flap"]
         );
         assert!(parse("run --all").is_ok());
+        assert!(matches!(
+            parse("soak --minutes 3 --seed 7"),
+            Ok(Verb::Soak { minutes: 3, seed: Some(7), .. })
+        ));
         for line in [
             "run",
             "run no-such-drill",

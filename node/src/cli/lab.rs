@@ -1,5 +1,8 @@
 //! `rswarm lab …`: clusters on this machine, made to be broken.
 
+mod link;
+mod look;
+
 use std::{
     io::{self, IsTerminal, Write},
     os::unix::process::CommandExt,
@@ -66,8 +69,24 @@ enum Verb {
         #[arg(required = true, value_name = "NODE[,NODE…]")]
         groups: Vec<String>,
     },
-    /// Join all links that were cut
+    /// Make links worse than cables, or with no option whole again
+    Link(link::Worsen),
+    /// Make all links whole
     Heal(Name),
+    /// Show the end of the daemons' logs
+    Logs {
+        #[command(flatten)]
+        lab: Name,
+        /// How many lines of each
+        #[arg(long, short = 'n', default_value_t = 20)]
+        lines: usize,
+        /// Whose [default: all]
+        nodes: Vec<String>,
+    },
+    /// Show what each node takes of this machine, containers included
+    Top(Name),
+    /// Show who leads, who runs what, and which links are not whole
+    Graph(Name),
     /// Remove a lab, and whatever an interrupted one has left
     Down(Name),
 }
@@ -82,6 +101,12 @@ struct Up {
     /// How many of them are managers [default: 3, or as many as there are nodes]
     #[arg(long)]
     managers: Option<u8>,
+    /// Spread the nodes over so many zones: their label `zone` is z1, z2, and so on
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..), default_value_t = 1)]
+    zones: u8,
+    /// Give a node a label
+    #[arg(long, value_name = "NODE:KEY=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
     /// Run the built-in demo service and wait until it answers
     #[arg(long)]
     demo: bool,
@@ -154,6 +179,10 @@ impl Command {
                 lab.open()?.partition(&groups)?;
                 writeln!(out, "cut; `rswarm lab heal{}` joins what was cut", lab.flag())?;
             }
+            Verb::Link(link) => link.run(out)?,
+            Verb::Logs { lab, lines, nodes } => look::logs(&lab.open()?, &nodes, lines, out)?,
+            Verb::Top(lab) => look::top(&lab.open()?, out)?,
+            Verb::Graph(lab) => look::graph(&lab.open()?, out)?,
             Verb::Heal(lab) => {
                 lab.open()?.heal()?;
                 writeln!(out, "all links are whole")?;
@@ -199,6 +228,8 @@ impl Up {
             name: self.lab.name.clone(),
             nodes: self.nodes,
             managers: self.managers.unwrap_or(3.min(self.nodes)),
+            zones: self.zones,
+            labels: self.label.clone(),
             ..Options::new(own_program()?)
         };
         let painted = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -267,6 +298,13 @@ impl Up {
     }
 }
 
+/// `n1:ssd=yes`
+fn label(text: &str) -> Result<(String, String), String> {
+    let parted = text.split_once(':').filter(|(node, label)| !node.is_empty() && !label.is_empty());
+    let (node, label) = parted.ok_or("a label is written NODE:KEY=VALUE")?;
+    Ok((node.into(), label.into()))
+}
+
 /// One line a lab.
 fn list(format: Kind, out: &mut impl Write) -> Result<()> {
     let base = lab::base_directory();
@@ -285,7 +323,7 @@ fn list(format: Kind, out: &mut impl Write) -> Result<()> {
         let on = lab.nodes.iter().filter(|node| node.power == Power::On).count();
         let state = match () {
             () if !lab.switch => "stopped",
-            () if on == lab.nodes.len() && lab.cuts.is_empty() => "whole",
+            () if on == lab.nodes.len() && lab.cuts.is_empty() && lab.links.is_empty() => "whole",
             () => "hurt",
         };
         let nodes = format!("{on}/{}", lab.nodes.len());
@@ -319,6 +357,9 @@ fn show(lab: &Status, format: Kind, out: &mut impl Write) -> Result<()> {
         if !unheard.is_empty() {
             writeln!(out, "cut: {} does not hear {}", node.name, unheard.join(", "))?;
         }
+    }
+    for worse in &lab.links {
+        writeln!(out, "link: {} to {}: {}", worse.from, worse.to, worse.link)?;
     }
     Ok(())
 }
@@ -387,9 +428,21 @@ mod tests {
 
     #[test]
     fn every_verb_takes_a_name() {
-        for line in
-            ["status", "kill n1", "pause n1", "resume n1", "start n1", "partition n1 n2", "heal", "down"]
-        {
+        for line in [
+            "status",
+            "kill n1",
+            "pause n1",
+            "resume n1",
+            "start n1",
+            "partition n1 n2",
+            "link n1 n2 --loss 5%",
+            "link all",
+            "logs n1",
+            "top",
+            "graph",
+            "heal",
+            "down",
+        ] {
             assert!(parse(&format!("{line} --name two")).is_ok(), "{line}");
         }
     }
