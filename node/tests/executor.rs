@@ -1509,6 +1509,7 @@ fn the_shim_is_sealed_and_small(bench: &mut Bench) {
 fn every_way_to_die_has_its_record_and_its_words(bench: &mut Bench) {
     type Change = fn(&mut ContainerRequest);
     type Act = fn(&Bench, &str);
+    type Way = (&'static str, &'static [&'static str], Change, Act, i32, Option<i32>, &'static str);
     let limited = bench.executor.limits_unenforced().is_none();
     let no_change: Change = |_| {};
     let no_act: Act = |_, _| {};
@@ -1530,7 +1531,7 @@ fn every_way_to_die_has_its_record_and_its_words(bench: &mut Bench) {
             }
         }
     };
-    let table: &[(&str, &[&str], Change, Act, i32, Option<i32>, &str)] = &[
+    let table: &[Way] = &[
         ("exit", &["exit", "0"], no_change, no_act, 0, None, ""),
         ("code", &["exit", "42"], no_change, no_act, 42, None, ""),
         (
