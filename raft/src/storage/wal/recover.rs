@@ -143,7 +143,7 @@ impl Recovered {
     }
 
     fn replay_state(&mut self, state: State) -> Result<(), Malformed> {
-        if self.began && state.next != self.next {
+        if self.began && (state.next != self.next || state.last.map(LogId::from) != self.last) {
             return Err(Malformed("a segment does not follow the one before it"));
         }
         self.began = true;
