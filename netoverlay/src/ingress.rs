@@ -252,7 +252,7 @@ impl Ingress {
                     }
                 }
                 Ok(Upstream::There(node, mut stream)) => {
-                    if !self.begins(&client, &node, &mut stream).await {
+                    if self.has_other(port, &node, &lost) && !self.begins(&client, &node, &mut stream).await {
                         tracing::debug!(port, %from, peer = %node, "gone before a word was said; another is tried");
                         lost.push(node);
                         continue;
@@ -266,6 +266,14 @@ impl Ingress {
             }
             return;
         }
+    }
+
+    /// Whether there is a task elsewhere than on `node` and on those in `lost`. Without one the client is better off
+    /// where it is, if only its node is slow.
+    fn has_other(&self, port: u16, node: &NodeId, lost: &[NodeId]) -> bool {
+        let view = self.view.borrow();
+        let mut nodes = view.port(Protocol::Tcp, port).into_iter().flat_map(|port| &port.backends);
+        nodes.any(|backend| backend.node != *node && !lost.contains(&backend.node))
     }
 
     /// Waits for the first word of either side; `false` if the task's node is gone before. Then nothing is lost that
