@@ -6,11 +6,9 @@
 #[allow(dead_code, reason = "shared with other stories, which use other parts of it")]
 mod cluster;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read as _;
 use std::net::Ipv4Addr;
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -19,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cluster::{Cluster, Task, container, eventually, fact, get, inside, story, told};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 const CHECK: [&str; 6] =
     ["--health-http", "/healthz:80", "--health-interval", "300ms", "--health-retries", "2"];
@@ -201,35 +200,38 @@ fn a_task_that_is_not_ready_is_left_alone_and_goes_on() {
     });
 }
 
-/// The demo's image with a health check of its own, in an archive.
-fn with_health_check(archive: &Path, name: &str, check: &Value) -> Result<Vec<u8>> {
-    let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    for entry in tar::Archive::new(fs::File::open(archive)?).entries()? {
-        let mut entry = entry?;
-        let (path, mut bytes) = (entry.path()?.display().to_string(), Vec::new());
-        entry.read_to_end(&mut bytes)?;
-        files.insert(path, bytes);
-    }
-    let manifest: Value = serde_json::from_slice(files.get("manifest.json").context("no manifest.json")?)?;
-    let text = |value: &Value| value.as_str().map(str::to_owned).context("no text");
-    let layers: Vec<String> =
-        manifest[0]["Layers"].as_array().context("no layers")?.iter().map(text).collect::<Result<_>>()?;
-    let config = text(&manifest[0]["Config"])?;
-    let mut config: Value = serde_json::from_slice(files.get(&config).context("no config")?)?;
-    config["config"]["Healthcheck"] = check.clone();
-    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": layers }]);
-    let mut archive = tar::Builder::new(Vec::new());
-    let mut add = |path: &str, bytes: &[u8]| {
+/// An archive, as `docker save` writes it, of an image with the program of the cluster and a health check.
+fn with_health_check(name: &str, check: &Value) -> Result<Vec<u8>> {
+    let entry = |kind, mode, size: usize| {
         let mut header = tar::Header::new_gnu();
-        header.set_size(bytes.len() as u64);
-        header.set_mode(0o644);
-        archive.append_data(&mut header, path, bytes)
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_size(size as u64);
+        header
     };
-    for layer in &layers {
-        add(layer, files.get(layer).context("a layer is missing")?)?;
+    let program = fs::read(cluster::program())?;
+    let mut layer = tar::Builder::new(Vec::new());
+    for path in ["dev", "etc", "proc", "sys", "tmp"] {
+        layer.append_data(&mut entry(tar::EntryType::Directory, 0o755, 0), path, &[][..])?;
     }
-    add("config.json", config.to_string().as_bytes())?;
-    add("manifest.json", manifest.to_string().as_bytes())?;
+    layer.append_data(&mut entry(tar::EntryType::Regular, 0o755, program.len()), "rswarm", &program[..])?;
+    let layer = layer.into_inner()?;
+    let config = json!({
+        "architecture": match std::env::consts::ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other },
+        "os": "linux",
+        "config": { "Entrypoint": ["/rswarm", "demo"], "WorkingDir": "/", "Healthcheck": check },
+        "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{:x}", Sha256::digest(&layer))] },
+    });
+    let manifest = json!([{ "Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"] }]);
+    let mut archive = tar::Builder::new(Vec::new());
+    let (config, manifest) = (config.to_string(), manifest.to_string());
+    for (path, bytes) in [
+        ("layer.tar", &layer[..]),
+        ("config.json", config.as_bytes()),
+        ("manifest.json", manifest.as_bytes()),
+    ] {
+        archive.append_data(&mut entry(tar::EntryType::Regular, 0o644, bytes.len()), path, bytes)?;
+    }
     Ok(archive.into_inner()?)
 }
 
@@ -237,12 +239,11 @@ fn with_health_check(archive: &Path, name: &str, check: &Value) -> Result<Vec<u8
 fn an_images_own_health_check_is_asked_unless_the_service_says_otherwise() {
     story("image", 1, 1, |cluster| {
         let dir = tempfile::tempdir_in(cluster.state("n1"))?;
-        let [saved, made] = ["saved.tar", "made.tar"].map(|name| dir.path().join(name));
-        cluster.ok("n1", &["image", "save", "--output", &saved.display().to_string(), "rswarm/demo"])?;
+        let made = dir.path().join("made.tar");
         for (name, program, retries) in [("well:1", "/rswarm", 3), ("ill:1", "/nothing", 1)] {
             let (interval, test) = (300_000_000, json!(["CMD", program, "version"]));
             let check = json!({ "Test": test, "Interval": interval, "Retries": retries });
-            fs::write(&made, with_health_check(&saved, name, &check)?)?;
+            fs::write(&made, with_health_check(name, &check)?)?;
             cluster.ok("n1", &["image", "load", "--input", &made.display().to_string()])?;
         }
         let create = |name: &str, image: &str, more: &[&str]| {
