@@ -1,7 +1,6 @@
 //! Tasks move to where the scheduler would put them now: when a user asks for it, and, if the cluster is set so, by
 //! themselves when a node has come back. A service is moved in steps, each decided on when the one before is done,
-//! within its update settings; it is balanced when no task would be strictly better off elsewhere, so that asking
-//! again changes nothing.
+//! within its update settings; it is balanced when no task would be strictly better off elsewhere.
 
 use crate::admission::{Answer, Refused, find_service};
 use crate::ids::{ServiceId, TaskId};
@@ -18,6 +17,9 @@ use std::time::Duration;
 
 /// How long a node must have been back before anything moves to it by itself.
 pub const BACK_FOR: Duration = Duration::from_secs(60);
+
+/// How often a task is moved at the most, on average.
+const MOVES_EACH: u32 = 4;
 
 /// Decides on a user's wish to have services rebalanced; all that can be where none is named. Nothing is done where
 /// no task of them would be better off elsewhere.
@@ -51,9 +53,10 @@ pub(crate) fn admit(
     }
     // What one service's moves change may be a reason for another's.
     let begin = |service: &Arc<Service>| {
-        let left = movable(state, service).len() as u32;
-        let rebalance =
-            Rebalance { since: now, author: String::new(), left, gentle: false, moving: BTreeMap::new() };
+        // What moves already goes on doing so.
+        let moving = service.rebalance.as_ref().map(|under_way| under_way.moving.clone()).unwrap_or_default();
+        let left = budget(state, service);
+        let rebalance = Rebalance { since: now, author: String::new(), left, gentle: false, moving };
         (service.id, Change::SetRebalance { service: service.id, rebalance: Some(rebalance) })
     };
     let begun: BTreeMap<ServiceId, Change> = services.iter().map(begin).collect();
@@ -74,27 +77,39 @@ fn obstacle(service: &Service) -> Option<String> {
     }
 }
 
+/// How many tasks of a service are moved at the most: where rules chase each other, it ends all the same.
+fn budget(state: &State, service: &Service) -> u32 {
+    u32::try_from(movable(state, service).len()).unwrap_or(u32::MAX).saturating_mul(MOVES_EACH)
+}
+
 /// The next tasks that would be better off elsewhere, `width` at most, and why. If it is more than one, the board has
-/// them there then.
+/// them there then. They are found in the order in which they are placed, and what some of them hold until they have
+/// ended is not free for others, so that each comes to where it was found to be better off.
 fn next(board: &mut Board, state: &State, service: &Service, width: usize) -> BTreeMap<TaskId, String> {
-    let tasks = movable(state, service);
     let mut moves = BTreeMap::new();
-    'moves: while moves.len() < width {
-        // Tasks of one spec on one node are alike.
-        let mut settled = BTreeSet::new();
-        for task in tasks.iter().filter(|task| !moves.contains_key(&task.id)) {
-            if !settled.insert((task.node, task.spec_version)) {
-                continue;
-            }
-            if let Some(better) = board.better(state, service, task) {
-                moves.insert(task.id, better.why);
-                if moves.len() < width {
-                    board.shift(state, task, better.node);
-                }
-                continue 'moves;
-            }
+    let mut filled = BTreeSet::new();
+    // Tasks of one spec on one node are alike.
+    let mut settled = BTreeSet::new();
+    for task in movable(state, service) {
+        if moves.len() == width {
+            break;
         }
-        break;
+        // Where something just moves to, nothing is moved from at once: that would no longer be what it moves to.
+        if task.node.is_some_and(|home| filled.contains(&home))
+            || settled.contains(&(task.node, task.spec_version))
+        {
+            continue;
+        }
+        let Some(better) = board.better(state, service, &task) else {
+            settled.insert((task.node, task.spec_version));
+            continue;
+        };
+        moves.insert(task.id, better.why);
+        if moves.len() < width {
+            board.shift(state, &task, better.node);
+        }
+        filled.insert(better.node);
+        settled.clear();
     }
     moves
 }
@@ -108,6 +123,9 @@ pub(crate) fn step(draft: &mut Draft) {
     let services: Vec<Arc<Service>> =
         draft.state().services().filter(|service| service.rebalance.is_some()).cloned().collect();
     let (mut gentle, mut busy, mut idle) = (false, false, Vec::new());
+    // Nothing is put on it or taken from it but by the last who asks.
+    let mut board: Option<Board> = None;
+    let mut moves = false;
     for service in services {
         let Some(rebalance) = service.rebalance.clone() else { continue };
         // One service at a time moves without having been asked to.
@@ -123,10 +141,16 @@ pub(crate) fn step(draft: &mut Draft) {
         if !quiet {
             match rebalance.moving.is_empty() {
                 true if rebalance.gentle => {}
-                true => idle.push(service.id),
+                true if !is_updating(&service) => idle.push(service.id),
                 false if rebalance.gentle => gentle = true,
-                false => busy = true,
+                // Its turn comes when the update is over.
+                true | false => busy = true,
             }
+            continue;
+        }
+        if moves {
+            // What moves is placed first: it may be a reason for this one. Another turn follows.
+            busy |= !rebalance.gentle;
             continue;
         }
         let width = match service.pace().parallelism {
@@ -134,9 +158,10 @@ pub(crate) fn step(draft: &mut Draft) {
             0 => u32::MAX,
             width => width,
         };
-        let mut board = Board::new(draft.state(), draft.now, None);
+        let board = board.get_or_insert_with(|| Board::new(draft.state(), draft.now, None));
         let width = width.min(rebalance.left);
-        let moving = next(&mut board, draft.state(), &service, width as usize);
+        let moving = next(board, draft.state(), &service, width as usize);
+        moves = !moving.is_empty();
         let left = rebalance.left.saturating_sub(moving.len() as u32);
         match moving.is_empty() {
             true if rebalance.gentle => {}
@@ -180,11 +205,14 @@ pub(crate) fn give_up(draft: &mut Draft) {
     }
 }
 
+fn is_updating(service: &Service) -> bool {
+    service.update_status.as_ref().is_some_and(|status| !status.state.is_complete())
+}
+
 /// Whether what was moved last has come to run and rested, and nothing else goes on with the service.
 fn is_quiet(draft: &mut Draft, service: &Service, rebalance: &Rebalance) -> bool {
     let state = draft.state();
     let moves = |id: &TaskId| state.task(*id).is_some_and(|task| task.is_live());
-    let updates = service.update_status.as_ref().is_some_and(|status| !status.state.is_complete());
     let live = state.tasks_of(service.id).filter(|task| task.is_live() && !state.is_lost(task));
     // One that finds no place may find it by this.
     let restless =
@@ -194,7 +222,7 @@ fn is_quiet(draft: &mut Draft, service: &Service, rebalance: &Rebalance) -> bool
         waits |= restless(task);
         newest = newest.max(task.status.running_at);
     }
-    if updates || waits || rebalance.moving.keys().any(moves) {
+    if is_updating(service) || waits || rebalance.moving.keys().any(moves) {
         return false;
     }
     let due = newest.map(|newest| newest.after(service.pace().rest())).filter(|due| *due > draft.now);
@@ -233,7 +261,7 @@ fn on_return(draft: &mut Draft) {
             continue;
         }
         let (since, author) = (draft.now, AUTHOR.to_owned());
-        let left = movable(draft.state(), &service).len() as u32;
+        let left = budget(draft.state(), &service);
         let rebalance = Some(Rebalance { since, author, left, gentle: true, moving: BTreeMap::new() });
         draft.propose(Change::SetRebalance { service: service.id, rebalance });
     }

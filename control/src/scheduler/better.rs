@@ -17,7 +17,8 @@ pub(crate) struct Better {
 
 impl Board {
     /// The node to which the scheduler would now give what runs in the place of `task`, if that is strictly better
-    /// than where it is: what differs by id alone is not. The board is left as it was found.
+    /// than where it is: what differs by id alone is not. Nodes that something else moves away from are not looked at.
+    /// The board is left as it was found.
     pub(crate) fn better(&mut self, state: &State, service: &Service, task: &Task) -> Option<Better> {
         let home = state.home(task)?;
         // A node that gets nothing new keeps what it has.
@@ -33,18 +34,16 @@ impl Board {
         better
     }
 
-    /// Puts a task on another node than its own.
+    /// Has a task move to another node than its own.
     pub(crate) fn shift(&mut self, state: &State, task: &Task, to: NodeId) {
         let from = task.node.and_then(|node| self.place_of(node));
         let (Some(from), Some(to)) = (from, self.place_of(to)) else { return };
-        self.lift(state, task, from);
-        let claims = self.seats[to as usize].claims(&task.spec);
-        self.put(state, task, to, &claims);
+        self.succeed(state, task, from, to);
     }
 
     fn compared(&mut self, state: &State, probe: &Task, here: u32) -> Option<Better> {
-        let (group, seats) = self.group(state, probe);
-        let there = group.best().filter(|there| *there != here)?;
+        let (group, seats, left) = self.group(state, probe);
+        let there = group.best(left).filter(|there| *there != here)?;
         let [mine, other] = [here, there].map(|place| &seats[place as usize]);
         let best = group.stand(other, there)?;
         let (node, name) = (other.node.id, &other.node.hostname);

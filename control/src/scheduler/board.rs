@@ -5,10 +5,10 @@ use super::filter::{Refusal, Refusals};
 use super::group::{Group, Stand};
 use super::seat::{Seat, host_ports};
 use crate::ids::{NodeId, ServiceId, TaskId};
-use crate::model::{AffinityRule, Claims, ConstraintKey, Filling, Node, Task};
+use crate::model::{AffinityRule, Claims, ConstraintKey, Filling, Node, Slot, Task};
 use crate::state::State;
 use crate::time::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Groups whose scores are remembered. Tasks come in the order of their age, those of one service mostly together.
@@ -22,6 +22,11 @@ pub(crate) struct Board {
     pub(super) touched: Vec<(u32, ServiceId, Touch)>,
     columns: Vec<Column>,
     places: BTreeMap<NodeId, u32>,
+    /// What moves to another node.
+    movers: BTreeSet<(ServiceId, Slot)>,
+    /// Nodes that something moves away from: what it holds there until it has ended makes them look fuller than they
+    /// are, so that nothing moves to them before.
+    pub(super) left: BTreeSet<u32>,
     keep_apart: BTreeMap<String, Vec<(ServiceId, Option<ConstraintKey>)>>,
     groups: Vec<Group>,
 }
@@ -63,12 +68,22 @@ impl Board {
             }
         }
         let filling = state.cluster().map_or(Filling::default(), |cluster| cluster.settings.placement);
+        let moving = state.services().filter_map(|service| service.rebalance.as_ref());
+        let moving =
+            moving.flat_map(|rebalance| rebalance.moving.keys()).filter_map(|task| state.task(*task));
+        let (mut movers, mut left) = (BTreeSet::new(), BTreeSet::new());
+        for task in moving.filter(|task| task.is_live()) {
+            movers.insert((task.service, task.slot));
+            left.extend(task.node.and_then(|node| places.get(&node).copied()));
+        }
         Self {
             seats,
             filling,
             touched: Vec::new(),
             columns: Vec::new(),
             places,
+            movers,
+            left,
             keep_apart,
             groups: Vec::new(),
         }
@@ -79,7 +94,11 @@ impl Board {
         self.prepare(state, task);
         let group = self.groups.last_mut()?;
         let place = match task.slot.node() {
-            None => group.best()?,
+            None => {
+                let moves = self.movers.contains(&(task.service, task.slot));
+                let elsewhere = if moves { group.best(&self.left) } else { None };
+                elsewhere.or_else(|| group.best(&BTreeSet::new()))?
+            }
             Some(node) => {
                 let place = *self.places.get(&node)?;
                 group.refusal(&self.seats[place as usize], place).is_none().then_some(place)?
@@ -116,11 +135,21 @@ impl Board {
         self.touched.push((place, task.service, Touch::Given));
     }
 
-    /// How nodes stand for tasks of one service and spec, and the nodes.
-    pub(super) fn group(&mut self, state: &State, task: &Task) -> (&mut Group, &[Seat]) {
+    /// Gives what runs in the place of a task to another node, as the scheduler will: the task no longer counts where
+    /// it is, but has what it holds until it has ended.
+    pub(super) fn succeed(&mut self, state: &State, task: &Task, from: u32, to: u32) {
+        self.seats[from as usize].discount(task.service);
+        self.touched.push((from, task.service, Touch::Taken));
+        self.left.insert(from);
+        let claims = self.seats[to as usize].claims(&task.spec);
+        self.put(state, task, to, &claims);
+    }
+
+    /// How nodes stand for tasks of one service and spec, the nodes, and those that something moves away from.
+    pub(super) fn group(&mut self, state: &State, task: &Task) -> (&mut Group, &[Seat], &BTreeSet<u32>) {
         self.prepare(state, task);
         let group = self.groups.last_mut().expect("it was just prepared");
-        (group, &self.seats)
+        (group, &self.seats, &self.left)
     }
 
     /// Why no node can take a task; nothing if one can.
@@ -194,7 +223,7 @@ impl Board {
 
     /// Where the tasks of a service are that stay, each once.
     pub(super) fn places_of(&self, state: &State, service: ServiceId) -> Vec<(u32, u32)> {
-        let nodes: std::collections::BTreeSet<NodeId> =
+        let nodes: BTreeSet<NodeId> =
             state.tasks_of(service).filter(|task| task.is_live()).filter_map(|task| task.node).collect();
         let places = nodes.iter().filter_map(|node| self.places.get(node).copied());
         let counted = places.map(|place| (place, self.seats[place as usize].of(service)));

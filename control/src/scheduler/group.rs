@@ -14,7 +14,7 @@ use crate::ids::{NodeId, ServiceId};
 use crate::model::{AffinityRule, ConstraintKey, Effect, Filling, Preference, Task, TaskSpec};
 use crate::state::State;
 use std::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
 
 /// What a node is worth less if it should only be used where there is no other: more than all weights together.
@@ -321,19 +321,25 @@ impl Group {
         Ok(soft)
     }
 
-    /// The best node, if one can take a task.
-    pub(super) fn best(&mut self) -> Option<u32> {
+    /// The best node, if one can take a task, of those that are not to be `avoided`.
+    pub(super) fn best(&mut self, avoided: &BTreeSet<u32>) -> Option<u32> {
         let mut best: Option<(Own, u32, usize)> = None;
         for number in 0..self.leaves.len() {
             let Ok(soft) = self.common(&self.leaves[number]) else { continue };
             let stamps = &self.stamps;
             let heap = &mut self.leaves[number].heap;
-            while heap.peek().is_some_and(|Reverse(top)| stamps[top.place as usize] != top.stamp) {
-                heap.pop();
+            let mut passed = Vec::new();
+            while let Some(Reverse(top)) = heap.peek() {
+                let is_valid = stamps[top.place as usize] == top.stamp;
+                if is_valid && !avoided.contains(&top.place) {
+                    break;
+                }
+                passed.extend(heap.pop().filter(|_| is_valid));
             }
-            let Some(Reverse(top)) = heap.peek() else { continue };
-            let own = Own { soft: Reverse(top.own.soft.0 + soft), ..top.own };
-            let place = top.place;
+            let top = heap.peek().map(|Reverse(top)| (top.own, top.place));
+            heap.extend(passed);
+            let Some((own, place)) = top else { continue };
+            let own = Own { soft: Reverse(own.soft.0 + soft), ..own };
             let better = best.as_ref().is_none_or(|(other, _, leaf)| {
                 self.compare((&own, number), (other, *leaf)) == Ordering::Less
             });

@@ -82,7 +82,7 @@ proptest! {
     }
 
     #[test]
-    fn a_rebalance_comes_to_what_was_rehearsed_and_a_second_does_nothing(
+    fn a_rebalance_comes_to_what_was_rehearsed_and_when_asked_for_again_to_an_end(
         nodes in prop::collection::vec(4..12u64, 2..5),
         services in prop::collection::vec(asked(), 1..4),
         packed in any::<bool>(),
@@ -113,12 +113,20 @@ proptest! {
         prop_assert_eq!(told(&planned), found(&world, &planned));
 
         let all = Request::Rebalance { services: Vec::new() };
-        world.ask(&all).expect("all can be rebalanced");
-        world.settle();
-        world.run_coarsely(Duration::from_secs(600));
-        let (again, _) = admit(&world.state, &all, world.now).expect("all can be rebalanced");
-        prop_assert_eq!(again, vec![], "a second does nothing");
-        prop_assert!(world.state.services().all(|service| service.rebalance.is_none()));
+        let is_balanced = |world: &World| {
+            let (changes, _) = admit(&world.state, &all, world.now).expect("all can be rebalanced");
+            changes.is_empty()
+        };
+        for _ in 0..4 {
+            world.ask(&all).expect("all can be rebalanced");
+            world.settle();
+            world.run_coarsely(Duration::from_secs(600));
+            prop_assert!(world.state.services().all(|service| service.rebalance.is_none()), "it ends");
+            if is_balanced(&world) {
+                break;
+            }
+        }
+        prop_assert!(is_balanced(&world), "one more does nothing");
     }
 }
 
