@@ -114,43 +114,38 @@ fn next(board: &mut Board, state: &State, service: &Service, width: usize) -> BT
     moves
 }
 
-/// Takes the next step with each service that is being rebalanced, and begins with those that may be.
-pub(crate) fn step(draft: &mut Draft) {
+/// Takes the next step, with one service at a time: what moves is weighed on a board on which all else has come to
+/// rest, and a turn that follows at once finds nothing to do. Returns the services that it changes.
+pub(crate) fn step(draft: &mut Draft) -> Vec<ServiceId> {
     if draft.state().level() < level::REBALANCE {
-        return;
+        return Vec::new();
     }
     on_return(draft);
     let services: Vec<Arc<Service>> =
         draft.state().services().filter(|service| service.rebalance.is_some()).cloned().collect();
-    let (mut gentle, mut busy, mut idle) = (false, false, Vec::new());
-    // Nothing is put on it or taken from it but by the last who asks.
-    let mut board: Option<Board> = None;
-    let mut moves = false;
+    let (mut moves, mut waits) = (false, false);
+    let (mut quiet, mut idle, mut changes) = (Vec::new(), Vec::new(), Vec::new());
     for service in services {
         let Some(rebalance) = service.rebalance.clone() else { continue };
-        // One service at a time moves without having been asked to.
-        if rebalance.gentle && gentle {
-            continue;
+        if service.update_status.as_ref().is_some_and(|status| status.state.is_paused()) {
+            changes.push((service.id, None));
+        } else if is_quiet(draft, &service, &rebalance) {
+            quiet.push((service, rebalance));
+        } else if !rebalance.moving.is_empty() {
+            moves = true;
+        } else if is_updating(&service) {
+            // Its turn comes when the update is over.
+            waits |= !rebalance.gentle;
+        } else if !rebalance.gentle {
+            idle.push(service.id);
         }
-        let is_paused = service.update_status.as_ref().is_some_and(|status| status.state.is_paused());
-        if is_paused {
-            draft.propose(Change::SetRebalance { service: service.id, rebalance: None });
-            continue;
-        }
-        let quiet = is_quiet(draft, &service, &rebalance);
-        if !quiet {
-            match rebalance.moving.is_empty() {
-                true if rebalance.gentle => {}
-                true if !is_updating(&service) => idle.push(service.id),
-                false if rebalance.gentle => gentle = true,
-                // Its turn comes when the update is over.
-                true | false => busy = true,
-            }
-            continue;
-        }
+    }
+    // Those who were asked for come first.
+    quiet.sort_by_key(|(service, rebalance)| (rebalance.gentle, service.id));
+    let mut board: Option<Board> = None;
+    for (service, rebalance) in quiet {
         if moves {
-            // What moves is placed first: it may be a reason for this one. Another turn follows.
-            busy |= !rebalance.gentle;
+            waits |= !rebalance.gentle;
             continue;
         }
         let width = match service.pace().parallelism {
@@ -158,33 +153,35 @@ pub(crate) fn step(draft: &mut Draft) {
             0 => u32::MAX,
             width => width,
         };
-        let board = board.get_or_insert_with(|| Board::new(draft.state(), draft.now, None));
         let width = width.min(rebalance.left);
+        // Nothing is put on it or taken from it but by the last who asks.
+        let board = board.get_or_insert_with(|| Board::new(draft.state(), draft.now, None));
         let moving = next(board, draft.state(), &service, width as usize);
-        moves = !moving.is_empty();
-        let left = rebalance.left.saturating_sub(moving.len() as u32);
-        match moving.is_empty() {
-            true if rebalance.gentle => {}
-            true => {
-                idle.push(service.id);
-                continue;
+        if moving.is_empty() {
+            match rebalance.gentle {
+                true => changes.push((service.id, None)),
+                false => idle.push(service.id),
             }
-            false if rebalance.gentle => gentle = true,
-            false => busy = true,
+            continue;
         }
-        let next = (!moving.is_empty()).then_some(Rebalance { left, moving, ..rebalance });
-        draft.propose(Change::SetRebalance { service: service.id, rebalance: next });
+        moves = true;
+        let left = rebalance.left.saturating_sub(moving.len() as u32);
+        changes.push((service.id, Some(Rebalance { left, moving, ..rebalance })));
     }
     // They are done together: what the last of them moves may be a reason for the first.
-    if !busy {
-        for service in idle {
-            draft.propose(Change::SetRebalance { service, rebalance: None });
-        }
+    if !moves && !waits {
+        changes.extend(idle.into_iter().map(|service| (service, None)));
     }
+    let changed = changes.iter().map(|(service, _)| *service).collect();
+    for (service, rebalance) in changes {
+        draft.propose(Change::SetRebalance { service, rebalance });
+    }
+    changed
 }
 
-/// Ends what cannot go on: a task shall run before the one that moves has ended, and finds no place beside it.
-pub(crate) fn give_up(draft: &mut Draft) {
+/// Ends what cannot go on: a task shall run before the one that moves has ended, and finds no place beside it. Says
+/// whether there was anything: then others may move.
+pub(crate) fn give_up(draft: &mut Draft) -> bool {
     let state = draft.state();
     let waits = |moving: &TaskId| {
         let task = state.task(*moving).filter(|task| task.is_live() && task.is_wanted());
@@ -199,10 +196,11 @@ pub(crate) fn give_up(draft: &mut Draft) {
         service.rebalance.as_ref().is_some_and(|rebalance| rebalance.moving.keys().any(waits))
     };
     let stuck: Vec<ServiceId> = state.services().filter(stuck).map(|service| service.id).collect();
-    for service in stuck {
-        draft.propose(Change::SetRebalance { service, rebalance: None });
-        orchestrator::reconcile(draft, service);
+    for service in &stuck {
+        draft.propose(Change::SetRebalance { service: *service, rebalance: None });
+        orchestrator::reconcile(draft, *service);
     }
+    !stuck.is_empty()
 }
 
 fn is_updating(service: &Service) -> bool {

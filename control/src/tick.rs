@@ -55,7 +55,10 @@ impl Crank {
             looked_at.push((service, before, wake_at));
         }
         place(draft);
-        rebalance::give_up(draft);
+        while rebalance::give_up(draft) {
+            rebalance::step(draft).into_iter().for_each(|service| orchestrator::reconcile(draft, service));
+            place(draft);
+        }
         // Tasks that lost their purpose in this very turn need not wait for the next.
         reaper::end(draft);
         for service in draft.state().service_ids() {

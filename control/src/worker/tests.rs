@@ -141,7 +141,7 @@ fn what_has_ended_stays_so() {
 #[test]
 fn a_restarted_daemon_adopts_what_runs_and_reports_what_ended() {
     let mut worker = found(Seen::Running { pid: 7 });
-    check(worker.assign(&assigned([started(task(1, Desired::Running))])), expect![""]);
+    check(worker.assign(&assigned([started(task(1, Desired::Running))])), expect!["retune 1"]);
     let reports: Vec<Observed> = worker.reports().iter().map(|report| report.observed).collect();
     assert_eq!(reports, [Observed::Running]);
 

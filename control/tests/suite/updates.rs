@@ -13,7 +13,10 @@ const STEP: Duration = Duration::from_millis(50);
 
 /// Three nodes and a service that has come to rest.
 fn cluster(pace: &UpdateConfig) -> World {
-    let mut world = World::new();
+    populated(World::new(), pace)
+}
+
+fn populated(mut world: World, pace: &UpdateConfig) -> World {
     for name in ["n1", "n2", "n3"] {
         world.join(name, Role::Worker, capacity(8)).expect("a token that is valid");
     }
@@ -156,7 +159,8 @@ fn limits(world: &World) -> Vec<(TaskId, u64)> {
 
 #[test]
 fn other_limits_are_given_to_tasks_where_they_run() {
-    let mut world = cluster(&UpdateConfig { monitor: Duration::from_secs(1), ..UpdateConfig::default() });
+    let pace = UpdateConfig { monitor: Duration::from_secs(1), ..UpdateConfig::default() };
+    let mut world = populated(World::of_level(rswarm_control::level::PROFILES - 1), &pace);
     let before = limits(&world);
     assert_eq!(before.len(), REPLICAS as usize);
     // Managers of before would not understand it, so there tasks are replaced.

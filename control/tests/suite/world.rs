@@ -85,6 +85,11 @@ pub struct Machine {
 
 impl World {
     pub fn new() -> Self {
+        Self::of_level(level::LATEST)
+    }
+
+    /// One whose managers are programs that understand the log up to this level.
+    pub fn of_level(level: u32) -> Self {
         let now = Timestamp(1_000_000);
         let mut world = Self {
             state: State::default(),
@@ -111,7 +116,7 @@ impl World {
             hostname: FOUNDER.into(),
             addr: "10.9.0.1:2377".into(),
             availability: Availability::Drain,
-            description: Description { level: level::LATEST, ..Description::default() },
+            description: Description { level, ..Description::default() },
         };
         let (changes, answer) =
             admission::init(&world.state, &init, now).expect("an empty state can be initialised");

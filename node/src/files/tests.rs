@@ -102,7 +102,8 @@ fn neither_links_nor_names_lead_out() {
 fn damage_is_an_error_and_no_panic() {
     let from = tree();
     let whole = packed(from.path(), "/src");
-    for cut in [1, 100, 512, 513, 1500] {
+    // Between two entries an archive may end.
+    for cut in [1, 100, 513, 1500] {
         let to = tempfile::tempdir().unwrap();
         assert!(put(to.path(), "/x", &named("src"), &whole[..cut]).is_err(), "{cut}");
     }

@@ -137,5 +137,5 @@ fn an_adopted_task_is_not_said_to_be_unready() {
     check(worker.assign(&assigned([started(task(1, Desired::Running))])), expect![""]);
     let report = last(&worker);
     assert_eq!((report.observed, report.ready), (Observed::Starting, None));
-    check(worker.observe(T1, Seen::Healthy), expect!["report 1 running"]);
+    check(worker.observe(T1, Seen::Healthy), expect!["report 1 running, retune 1"]);
 }
