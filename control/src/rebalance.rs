@@ -144,7 +144,7 @@ pub(crate) fn step(draft: &mut Draft) {
                 true if !is_updating(&service) => idle.push(service.id),
                 false if rebalance.gentle => gentle = true,
                 // Its turn comes when the update is over.
-                true | false => busy = true,
+                _ => busy = true,
             }
             continue;
         }
