@@ -59,7 +59,8 @@ impl Board {
     /// The nodes as they are, but `without` one of the tasks.
     pub(crate) fn new(state: &State, now: Timestamp, without: Option<TaskId>) -> Self {
         let seats: Vec<Seat> = state.nodes().map(|node| Seat::new(state, node, now, without)).collect();
-        let places = (0u32..).zip(&seats).map(|(place, seat)| (seat.node.id, place)).collect();
+        let places: BTreeMap<NodeId, u32> =
+            (0u32..).zip(&seats).map(|(place, seat)| (seat.node.id, place)).collect();
         let mut keep_apart: BTreeMap<String, Vec<_>> = BTreeMap::new();
         for service in state.services() {
             let rules = service.spec.task.placement.affinities.iter();
