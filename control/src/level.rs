@@ -36,9 +36,7 @@ pub const PROFILES: u32 = 3;
 /// # Errors
 /// If it says what some of them do not understand.
 pub(crate) fn admits(state: &State, spec: &ServiceSpec) -> Result<(), Refused> {
-    let plain = spec.task.resources.bounds == Bounds::default()
-        && spec.task.containers.iter().all(|container| container.profile == Profile::default());
-    if plain || state.level() >= PROFILES {
+    if is_plain(spec) || state.level() >= PROFILES {
         return Ok(());
     }
     Err(Refused::FailedPrecondition(format!(
@@ -46,6 +44,12 @@ pub(crate) fn admits(state: &State, spec: &ServiceSpec) -> Result<(), Refused> {
          {PROFILES}): upgrade all managers first",
         state.level()
     )))
+}
+
+/// Whether managers of any level can write a spec down whole.
+fn is_plain(spec: &ServiceSpec) -> bool {
+    spec.task.resources.bounds == Bounds::default()
+        && spec.task.containers.iter().all(|container| container.profile == Profile::default())
 }
 
 /// The level of a daemon that says this of itself; those that say nothing are of the oldest.
@@ -59,6 +63,8 @@ pub fn needed(change: &Change) -> u32 {
         Change::Once { .. } => REQUESTS,
         Change::SetRebalance { .. } => REBALANCE,
         Change::Retune { .. } => PROFILES,
+        Change::CreateService(service) if !is_plain(&service.spec) => PROFILES,
+        Change::UpdateService { spec, .. } if !is_plain(spec) => PROFILES,
         Change::SetSettings { settings, .. } if settings.rebalance_since.is_some() => REBALANCE,
         Change::Init(_)
         | Change::SetTokens { .. }

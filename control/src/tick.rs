@@ -54,13 +54,18 @@ impl Crank {
             let wake_at = draft.during(|draft| orchestrator::reconcile(draft, service));
             looked_at.push((service, before, wake_at));
         }
-        place(draft);
-        while rebalance::give_up(draft) {
-            rebalance::step(draft).into_iter().for_each(|service| orchestrator::reconcile(draft, service));
+        loop {
             place(draft);
+            let gave_up = rebalance::give_up(draft);
+            // Tasks that lost their purpose in this very turn need not wait for the next.
+            reaper::end(draft);
+            // What came of this turn may be a reason to move something, or to move nothing any more.
+            let changed = rebalance::step(draft);
+            if !gave_up && changed.is_empty() {
+                break;
+            }
+            changed.into_iter().for_each(|service| orchestrator::reconcile(draft, service));
         }
-        // Tasks that lost their purpose in this very turn need not wait for the next.
-        reaper::end(draft);
         for service in draft.state().service_ids() {
             if self.calm.of(draft.state(), service).is_none() {
                 reaper::forget(draft, service);

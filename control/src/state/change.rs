@@ -156,7 +156,8 @@ pub enum Change {
         /// How far it is. An update that goes on after a pause does so from now on.
         status: UpdateStatus,
     },
-    /// The tasks of a service move to where they would be placed now, or do not any more.
+    /// The tasks of a service move to where they would be placed now, or do not any more. Stale if some are to move of a
+    /// service whose rebalance has ended.
     SetRebalance {
         /// Which.
         service: ServiceId,

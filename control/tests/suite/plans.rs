@@ -130,6 +130,40 @@ proptest! {
     }
 }
 
+#[test]
+fn a_task_moves_although_its_node_looks_fuller_than_it_will_be_while_it_leaves() {
+    for start_first in [false, true] {
+        let mut world = World::new();
+        let join = |world: &mut World, name: &str, memory: u64| {
+            world.join(name, Role::Worker, capacity(memory)).expect("a token that is valid");
+        };
+        join(&mut world, "small", 7);
+        for (name, memory) in [("moves", 2), ("stays", 2), ("large", 4)] {
+            if name == "large" {
+                join(&mut world, "big", 9);
+            }
+            let asked = Asked { replicas: 1, memory, start_first, parallelism: 1, packed: true };
+            let request = Request::CreateService { spec: described(name, &asked), networks: vec![] };
+            world.ask(&request).expect("nothing is wrong with it");
+            world.settle();
+            world.run_coarsely(Duration::from_secs(60));
+        }
+        let home = |world: &World| {
+            let mut tasks = world.state.tasks().filter(|task| task.is_live() && task.is_wanted());
+            let task = tasks.find(|task| task.service_name == "moves");
+            let node = task.and_then(|task| task.node).and_then(|node| world.state.node(node));
+            node.map(|node| node.hostname.clone())
+        };
+        assert_eq!(home(&world).as_deref(), Some("small"));
+        let ask = Request::Rebalance { services: vec!["moves".into()] };
+        world.ask(&ask).expect("it can be rebalanced");
+        world.settle();
+        world.run_coarsely(Duration::from_secs(60));
+        assert_eq!(home(&world).as_deref(), Some("big"), "start first: {start_first}");
+        assert!(world.state.services().all(|service| service.rebalance.is_none()));
+    }
+}
+
 fn described(name: &str, asked: &Asked) -> ServiceSpec {
     let mut spec = spec(name, asked.replicas, "v0");
     let task = Arc::make_mut(&mut spec.task);

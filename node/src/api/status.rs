@@ -174,7 +174,7 @@ fn manager_status(manager: &Manager, answer: &mut pb::StatusResponse, started_at
         answer.problems.extend(words.problems);
         answer.cures.extend(words.cures);
     }
-    answer.spare = Some((&spare::spare(&state, manager::clock::now())).into());
+    answer.spare = Some((&spare::spare(&state, manager::clock::after(state.clock()))).into());
     disk_problems(manager, &state, answer);
     node_problems(&state, answer);
     task_problems(&state, answer);

@@ -64,6 +64,21 @@ impl Reports {
         self.arrived.notify_one();
     }
 
+    /// Has those proposed again that were not recorded. What came in meanwhile is newer.
+    fn put_back(&self, reports: Vec<Report>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        for report in reports {
+            match waiting.get(&(report.task, report.node)) {
+                Some(newer) if newer.observed >= report.observed => {}
+                _ => {
+                    waiting.insert((report.task, report.node), report);
+                }
+            }
+        }
+        drop(waiting);
+        self.arrived.notify_one();
+    }
+
     fn take(&self) -> Vec<Report> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let keys: Vec<_> = waiting.keys().take(BATCH).copied().collect();
@@ -103,7 +118,7 @@ pub async fn pump(cluster: Cluster, reports: Reports, stop: CancellationToken) {
             };
             if let Err(error) = committed {
                 tracing::warn!(%error, "cannot record what nodes report, trying again");
-                reports.add(batch);
+                reports.put_back(batch);
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -459,5 +474,33 @@ impl Session {
             }
         }
         "the node hung up"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rswarm_control::ids::TaskId;
+    use rswarm_control::model::{Health, Observed};
+
+    #[test]
+    fn what_could_not_be_recorded_does_not_replace_what_came_after_it() {
+        let report = |number, health| Report {
+            task: TaskId(number),
+            node: NodeId(1),
+            observed: Observed::Running,
+            message: String::new(),
+            error: String::new(),
+            exit_code: None,
+            pid: None,
+            health,
+            ready: None,
+        };
+        let reports = Reports::new();
+        reports.add([report(1, Health::Healthy), report(2, Health::Healthy)]);
+        let lost = reports.take();
+        reports.add([report(1, Health::Unhealthy)]);
+        reports.put_back(lost);
+        assert_eq!(reports.take(), [report(1, Health::Unhealthy), report(2, Health::Healthy)]);
     }
 }

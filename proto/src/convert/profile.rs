@@ -49,7 +49,8 @@ impl From<&Profile> for pb::Profile {
             devices: devices.iter().map(device).collect(),
             shm_bytes: *shm_bytes,
             oom_score_adj: *oom_score_adj,
-            log: Some(pb::LogDriver { name: name.clone(), options: log_options.clone() }),
+            log: (*log != LogDriver::default())
+                .then(|| pb::LogDriver { name: name.clone(), options: log_options.clone() }),
         }
     }
 }

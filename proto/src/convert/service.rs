@@ -426,7 +426,7 @@ impl From<&TaskSpec> for pb::TaskSpec {
                 limits: Some(limits.into()),
                 reservations: Some(reservations.into()),
                 generic: generic.clone(),
-                bounds: Some(bounds.into()),
+                bounds: (*bounds != rswarm_control::model::Bounds::default()).then(|| bounds.into()),
             }),
             restart: Some(restart.into()),
             placement: Some(placement.into()),
@@ -534,7 +534,7 @@ impl From<&ContainerSpec> for pb::ContainerSpec {
             tty: *tty,
             health: Some(health.into()),
             readiness: readiness.as_ref().map(Into::into),
-            profile: Some(profile.into()),
+            profile: (*profile != rswarm_control::model::Profile::default()).then(|| profile.into()),
         }
     }
 }

@@ -112,6 +112,10 @@ impl Turn {
 
     pub(super) fn set_rebalance(&mut self, id: ServiceId, to: Option<&Rebalance>) -> Result<(), Stale> {
         let mut service = Service::clone(&*self.known_service(id)?);
+        // An update that was not known of when this was decided on has ended it.
+        if service.rebalance.is_none() && to.is_some_and(|to| !to.moving.is_empty()) {
+            return stale(format!("service {} is no longer rebalanced", service.spec.name));
+        }
         service.rebalance = to.cloned();
         self.put_service(service);
         Ok(())
