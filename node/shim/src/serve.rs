@@ -144,13 +144,15 @@ impl<'a> Shim<'a> {
             {
                 return self.conclude(status);
             }
-            if ready.contains(&listener.as_raw_fd()) {
-                self.accept(listener);
-            }
+            let called = ready.contains(&listener.as_raw_fd());
             for fd in ready {
                 if self.clients.contains_key(&fd) {
                     self.hear(fd);
                 }
+            }
+            // Not before: a new client may get the number of one that was let go, and has said nothing yet.
+            if called {
+                self.accept(listener);
             }
         }
     }
