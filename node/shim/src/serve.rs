@@ -174,7 +174,7 @@ impl<'a> Shim<'a> {
             if !ready.contains(&fd.as_raw_fd()) {
                 return true;
             }
-            // SAFETY: the buffer has the given length; poll has said that this read does not block.
+            // SAFETY: the buffer has the given length; the descriptor does not block.
             let count = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
             match usize::try_from(count) {
                 Ok(0) => false,
@@ -184,7 +184,10 @@ impl<'a> Shim<'a> {
                     true
                 }
                 // Of a terminal that nobody holds any more reading is an error.
-                Err(_) => io::Error::last_os_error().kind() == io::ErrorKind::Interrupted,
+                Err(_) => matches!(
+                    io::Error::last_os_error().kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ),
             }
         });
         for client in attach::lagging(&mut self.attachments) {
