@@ -26,6 +26,8 @@ const DRAIN: Duration = Duration::from_millis(500);
 const SWEEP: Duration = Duration::from_millis(5);
 const SWEEP_MAX: Duration = Duration::from_secs(2);
 const CLIENTS_MAX: usize = 64;
+/// So many of them are left to the daemon, which waits, signals and renews leases, when others stay for long.
+const CLIENTS_KEPT: usize = 16;
 
 /// What the container reads from and writes to, at our end.
 pub struct Streams {
@@ -329,6 +331,10 @@ impl<'a> Shim<'a> {
             Err(error) => Reply::Failed { code: 125, message: error.to_string() },
         };
         Some(match request {
+            Request::Attach | Request::Exec(_) if self.clients.len() > CLIENTS_MAX - CLIENTS_KEPT => {
+                let message = "too many are attached to it or run programs in it: end some of them".into();
+                Reply::Failed { code: 125, message }
+            }
             Request::State => Reply::State { running: self.running.clone() },
             Request::Kill { signal } => outcome(match self.signal(signal) {
                 // It has ended meanwhile, as asked.
