@@ -239,9 +239,12 @@ impl Ingress {
     async fn serve_client(&self, mut client: TcpStream, from: SocketAddr, port: u16) {
         let _ = client.set_nodelay(true);
         let mut lost = Vec::new();
+        // What there is if no other task is found: its node may be far away, or busy, and not gone.
+        let mut last = None;
         loop {
             match self.find(from, port, &lost).await {
                 Ok(Upstream::Here(mut task)) => {
+                    drop(last.take());
                     let _ = task.set_nodelay(true);
                     if tokio::io::copy_bidirectional_with_sizes(&mut client, &mut task, CHUNK, CHUNK)
                         .await
@@ -255,14 +258,19 @@ impl Ingress {
                     if self.has_other(port, &node, &lost) && !self.begins(&client, &node, &mut stream).await {
                         tracing::debug!(port, %from, peer = %node, "gone before a word was said; another is tried");
                         lost.push(node);
+                        last = Some(stream);
                         continue;
                     }
+                    drop(last.take());
                     join(client, stream).await;
                 }
-                Err(why) => {
-                    tracing::debug!(port, %from, why, "client turned away");
-                    reset(&client);
-                }
+                Err(why) => match last.take() {
+                    Some(stream) => join(client, stream).await,
+                    None => {
+                        tracing::debug!(port, %from, why, "client turned away");
+                        reset(&client);
+                    }
+                },
             }
             return;
         }

@@ -65,9 +65,19 @@ pub struct Spec {
 }
 
 impl Spec {
+    fn mask(&self) -> u32 {
+        u32::MAX.checked_shl(32_u32.saturating_sub(self.prefix_len.into())).unwrap_or(0)
+    }
+
+    /// Whether an address is within the subnet.
+    pub fn holds(&self, address: Ipv4Addr) -> bool {
+        let mask = self.mask();
+        u32::from(address) & mask == u32::from(self.subnet) & mask
+    }
+
     /// The first address of the subnet, in which the gateway must be.
     fn checked_subnet(&self) -> Result<Ipv4Addr> {
-        let mask = u32::MAX.checked_shl(32_u32.saturating_sub(self.prefix_len.into())).unwrap_or(0);
+        let mask = self.mask();
         let first = u32::from(self.subnet) & mask;
         if self.prefix_len > 32 || u32::from(self.gateway) & mask != first {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "the gateway is not within the subnet");

@@ -358,8 +358,9 @@ impl Connect for Networks {
 /// The address under which a container sees `client`.
 fn shown(client: SocketAddr, network: &network::Network) -> SocketAddrV4 {
     match client {
-        // A loopback address means nothing to a container: answers to it would not leave it.
-        SocketAddr::V4(client) if !client.ip().is_loopback() => client,
+        // A loopback address means nothing to a container: answers to it would not leave it. An address of the network
+        // would have anybody who forges one pass for a container.
+        SocketAddr::V4(client) if !client.ip().is_loopback() && !network.spec().holds(*client.ip()) => client,
         SocketAddr::V4(_) | SocketAddr::V6(_) => SocketAddrV4::new(network.spec().gateway, 0),
     }
 }

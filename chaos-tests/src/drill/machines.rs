@@ -296,13 +296,14 @@ pub fn disk_corrupt(scene: &mut Scene<'_>) -> Result<()> {
     let told = log.lines().rev().take(60).any(|line| line.contains("damaged"));
     scene.expect(told, format!("{node} says nothing of the damage in its log"));
     scene.note(&format!("{node} {}", if refuses { "refuses to run" } else { "runs" }));
-    scene.writable(since, 2_000.0, 10_000.0)?;
+    let writable = scene.writable(since, 2_000.0, 10_000.0);
     if refuses {
         // The disk is given back as it was: what must be rejoined otherwise is not what this is about.
         scene.site.lab.kill(&node)?;
         fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))?;
         scene.site.lab.start(&node)?;
     }
+    writable?;
     scene.restarts(&[node])
 }
 

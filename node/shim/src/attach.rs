@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use crate::log::Stream;
+use crate::sys;
 
 /// One listener.
 pub struct Attachment {
@@ -21,14 +22,7 @@ impl Attachment {
         let mut sinks = [None, None];
         for sink in &mut sinks {
             let Some(fd) = fds.next() else { break };
-            // SAFETY: an open descriptor and plain flags.
-            let set = unsafe {
-                let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
-                libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
-            };
-            if set < 0 {
-                return Err(io::Error::last_os_error());
-            }
+            sys::set_nonblocking(&fd)?;
             *sink = Some(fd);
         }
         Ok(Self { client, sinks, lags: false })

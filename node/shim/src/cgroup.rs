@@ -25,6 +25,8 @@ const CGROUP1_MAGIC: i64 = 0x0027_e0eb;
 const PERIOD_US: u64 = 100_000;
 /// How long the kernel may take to hold every process still.
 const FREEZE_MAX: Duration = Duration::from_secs(2);
+/// The share of a disk that a cgroup has of which nothing is said.
+const IO_WEIGHT_USUAL: u16 = 100;
 /// The kernel refuses quotas below this.
 const QUOTA_MIN_US: u64 = 1_000;
 
@@ -287,16 +289,16 @@ impl Cgroup {
 
     /// Sets what holds for disks, lifting what no longer does.
     fn limit_io(&self, limits: &Limits) -> io::Result<()> {
-        if let Some(weight) = limits.io_weight {
-            // A matter of the scheduler in use for the disk; without one that has shares there are none.
-            if self.layout.unified_controls {
-                let scaled = 1 + u64::from(weight.clamp(10, 1000) - 10) * 9_999 / 990;
-                let _ = self.set("", "io.weight", &scaled.to_string(), false);
-                let _ = self.set("", "io.bfq.weight", &weight.to_string(), false);
-            } else {
-                let _ = self.set("blkio", "blkio.weight", &weight.to_string(), false);
-                let _ = self.set("blkio", "blkio.bfq.weight", &weight.to_string(), false);
-            }
+        // A matter of the scheduler in use for the disk; without one that has shares there are none. On every scale
+        // a cgroup of which nothing is said has the same.
+        let weight = limits.io_weight.unwrap_or(IO_WEIGHT_USUAL).to_string();
+        let weights = if self.layout.unified_controls {
+            [("", "io.weight"), ("", "io.bfq.weight")]
+        } else {
+            [("blkio", "blkio.weight"), ("blkio", "blkio.bfq.weight")]
+        };
+        for (controller, file) in weights {
+            let _ = self.set(controller, file, &weight, false);
         }
         if self.layout.unified_controls {
             let or_max = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());

@@ -117,6 +117,11 @@ fn run(directory: &Path, run_directory: &Path) -> Result<()> {
         let copy = terminal.try_clone().map_err(|error| Failure::io("copy the terminal", &error))?;
         outputs = vec![(Stream::Stdout, copy)];
     }
+    for (_, output) in &outputs {
+        // Poll promises nothing here: what there was to read may be gone, flushed from the terminal or read from
+        // /dev/stdout by the container itself.
+        sys::set_nonblocking(output).map_err(|error| Failure::io("read without waiting", &error))?;
+    }
     let streams = Streams { outputs, input: terminal.or(stdin), null };
     Shim::new(&bundle, child, running, log, streams).run(&listener, &signals);
     let _ = fs::remove_file(run_directory.join(SOCKET_FILE));

@@ -26,6 +26,8 @@ const DRAIN: Duration = Duration::from_millis(500);
 const SWEEP: Duration = Duration::from_millis(5);
 const SWEEP_MAX: Duration = Duration::from_secs(2);
 const CLIENTS_MAX: usize = 64;
+/// So many of them are left to the daemon, which waits, signals and renews leases, when others stay for long.
+const CLIENTS_KEPT: usize = 16;
 
 /// What the container reads from and writes to, at our end.
 pub struct Streams {
@@ -144,13 +146,15 @@ impl<'a> Shim<'a> {
             {
                 return self.conclude(status);
             }
-            if ready.contains(&listener.as_raw_fd()) {
-                self.accept(listener);
-            }
+            let called = ready.contains(&listener.as_raw_fd());
             for fd in ready {
                 if self.clients.contains_key(&fd) {
                     self.hear(fd);
                 }
+            }
+            // Not before: a new client may get the number of one that was let go, and has said nothing yet.
+            if called {
+                self.accept(listener);
             }
         }
     }
@@ -172,7 +176,7 @@ impl<'a> Shim<'a> {
             if !ready.contains(&fd.as_raw_fd()) {
                 return true;
             }
-            // SAFETY: the buffer has the given length; poll has said that this read does not block.
+            // SAFETY: the buffer has the given length; the descriptor does not block.
             let count = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
             match usize::try_from(count) {
                 Ok(0) => false,
@@ -182,7 +186,10 @@ impl<'a> Shim<'a> {
                     true
                 }
                 // Of a terminal that nobody holds any more reading is an error.
-                Err(_) => io::Error::last_os_error().kind() == io::ErrorKind::Interrupted,
+                Err(_) => matches!(
+                    io::Error::last_os_error().kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ),
             }
         });
         for client in attach::lagging(&mut self.attachments) {
@@ -324,6 +331,10 @@ impl<'a> Shim<'a> {
             Err(error) => Reply::Failed { code: 125, message: error.to_string() },
         };
         Some(match request {
+            Request::Attach | Request::Exec(_) if self.clients.len() > CLIENTS_MAX - CLIENTS_KEPT => {
+                let message = "too many are attached to it or run programs in it: end some of them".into();
+                Reply::Failed { code: 125, message }
+            }
             Request::State => Reply::State { running: self.running.clone() },
             Request::Kill { signal } => outcome(match self.signal(signal) {
                 // It has ended meanwhile, as asked.

@@ -81,6 +81,16 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     Ok((owned(fds[0].into()), owned(fds[1].into())))
 }
 
+/// Has neither reading nor writing wait, by whoever shares this description.
+pub fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: an open descriptor and plain flags.
+    let set = unsafe {
+        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
+    };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// A pair of connected sockets that keep message boundaries.
 pub fn message_pair() -> Result<(OwnedFd, OwnedFd)> {
     let mut fds = [0; 2];

@@ -177,8 +177,12 @@ pub async fn attach(
         ended = attached.wait() => ended,
         () = sink.closed() => return,
     };
-    let drained = async { while readers.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(DRAIN, drained).await;
+    drop(attached);
+    // Now the shim lets go of its ends, so this comes to an end, however slowly the rest is taken.
+    tokio::select! {
+        () = async { while readers.join_next().await.is_some() {} } => {}
+        () = sink.closed() => return,
+    }
     match ended {
         Ok(AttachEnd::Exited(exit)) => {
             say(&sink, Output::ExitCode(exit.code)).await;

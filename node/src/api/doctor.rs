@@ -134,13 +134,13 @@ fn pair_trouble(peer: &pb::OverlayPeer, answers: bool, mtu: u32) -> String {
             format!("silent for {silent} ms, and does not answer the managers either: it is down, or cut off")
         };
     }
-    let lost = peer.packets_lost * 1000 / peer.packets_sent.max(1);
+    let lost = peer.packets_lost.saturating_mul(1000) / peer.packets_sent.max(1);
     if peer.answered < peer.asked || (peer.packets_sent >= 100 && lost > LOSS_PER_MILLE) {
         return format!(
             "packets are lost: {} of {} since the connection was made, {} of {} questions just now unanswered\nhelp: look at both machines' links (`ip -s link`) and at what is between",
             peer.packets_lost,
             peer.packets_sent,
-            peer.asked - peer.answered,
+            peer.asked.saturating_sub(peer.answered),
             peer.asked
         );
     }

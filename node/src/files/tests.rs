@@ -58,6 +58,23 @@ fn what_is_copied_is_named_as_by_cp() {
 }
 
 #[test]
+fn the_root_has_no_name_that_could_be_taken_for_what_lies_in_it() {
+    let from = tree();
+    let whole = packed(from.path(), "/");
+    let root = |contents| Target { contents, ..named(".") };
+    for (path, contents) in [("/into", false), ("/contents", true), ("/new", false)] {
+        let to = tempfile::tempdir().unwrap();
+        let there = to.path().join(&path[1..]);
+        if path != "/new" {
+            fs::create_dir(&there).unwrap();
+        }
+        put(to.path(), path, &root(contents), &whole).unwrap();
+        assert_eq!(fs::read(there.join("src/deep/file")).unwrap().len(), 100_000, "{path}");
+        assert_eq!(fs::read_link(there.join("src/link")).unwrap(), Path::new("file"), "{path}");
+    }
+}
+
+#[test]
 fn neither_links_nor_names_lead_out() {
     let (outside, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     fs::write(outside.path().join("secret"), "secret").unwrap();

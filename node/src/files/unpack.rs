@@ -36,7 +36,7 @@ pub fn unpack(root: &OwnedFd, path: &Path, target: &Target, archive: impl Read) 
     let Some(mut entry) = reader.next()? else {
         return Ok(());
     };
-    let base = Base::find(root, path, target, entry.kind == Kind::Directory)?;
+    let base = Base::find(root, path, target, &entry)?;
     let mut dated = Vec::new();
     loop {
         base.put(&entry, &mut reader, target.archive, &mut dated)
@@ -64,13 +64,18 @@ enum First {
 struct Base {
     directory: OwnedFd,
     first: First,
+    /// The archive is of a root, which has no name: paths in it begin with what lies there.
+    nameless: bool,
 }
 
 /// How many directories get their time back, each of which stays open until the end.
 const DATED_MAX: usize = 512;
 
 impl Base {
-    fn find(root: &OwnedFd, path: &Path, target: &Target, is_directory: bool) -> io::Result<Self> {
+    /// `entry` is the archive's first.
+    fn find(root: &OwnedFd, path: &Path, target: &Target, entry: &Entry) -> io::Result<Self> {
+        let is_directory = entry.kind == Kind::Directory;
+        let nameless = matches!(&entry.path[..], b"." | b"./" | b"/");
         let shown = path.display();
         let as_directory = path.as_os_str().as_bytes().ends_with(b"/");
         let found = match find(root, path, OFlags::empty()) {
@@ -81,13 +86,13 @@ impl Base {
         let there = found.as_ref().map(fstat).transpose()?;
         let there = there.map(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
         match (found, there, &target.name) {
-            (Some(directory), Some(true), None) => Ok(Self { directory, first: First::Kept }),
+            (Some(directory), Some(true), None) => Ok(Self { directory, first: First::Kept, nameless }),
             (_, _, None) => Err(bad(format!("{shown} is not a directory to unpack an archive in"))),
             (Some(directory), Some(true), Some(_)) if target.contents => {
-                Ok(Self { directory, first: First::Dropped })
+                Ok(Self { directory, first: First::Dropped, nameless })
             }
             (Some(directory), Some(true), Some(name)) => {
-                Ok(Self { directory, first: First::Renamed(name.clone()) })
+                Ok(Self { directory, first: First::Renamed(name.clone()), nameless })
             }
             (Some(_), _, Some(_)) if is_directory || as_directory => {
                 Err(bad(format!("{shown} is not a directory")))
@@ -101,7 +106,7 @@ impl Base {
                 let directory = find(root, parent, OFlags::DIRECTORY).map_err(|error| {
                     io::Error::new(error.kind(), format!("{}: {error}", parent.display()))
                 })?;
-                Ok(Self { directory, first: First::Renamed(name.to_owned()) })
+                Ok(Self { directory, first: First::Renamed(name.to_owned()), nameless })
             }
         }
     }
@@ -117,7 +122,7 @@ impl Base {
             return Err(bad(format!("it is deeper than {DEPTH_MAX} directories")));
         }
         // The root of a file system, and what was packed as `.`, has no name.
-        let has_name = !matches!(path, b"." | b"./" | b"/") && !path.starts_with(b"./");
+        let has_name = !self.nameless && !matches!(path, b"." | b"./" | b"/") && !path.starts_with(b"./");
         match &self.first {
             First::Kept => {}
             First::Renamed(name) if has_name && !names.is_empty() => names[0] = name.as_bytes(),
