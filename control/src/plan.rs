@@ -62,7 +62,10 @@ impl Draft {
     /// Asks to be run again at `until`, and says what waits so long.
     pub(crate) fn hold(&mut self, whom: Whom, until: Timestamp, why: Why) {
         self.wake_at(until);
-        self.holds.push(Hold { whom, until: Some(until), why });
+        let hold = Hold { whom, until: Some(until), why };
+        if !self.holds.contains(&hold) {
+            self.holds.push(hold);
+        }
     }
 
     /// Says what waits for something that is not a matter of time.

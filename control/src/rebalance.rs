@@ -132,11 +132,12 @@ pub(crate) fn step(draft: &mut Draft) -> Vec<ServiceId> {
         } else if is_quiet(draft, &service, &rebalance) {
             quiet.push((service, rebalance));
         } else if !rebalance.moving.is_empty() {
-            moves = true;
-        } else if is_updating(&service) {
-            // Its turn comes when the update is over.
-            waits |= !rebalance.gentle;
-        } else if !rebalance.gentle {
+            match falters(draft.state(), &service, &rebalance) {
+                true => changes.push((service.id, None)),
+                false => moves = true,
+            }
+        } else if !is_updating(&service) && !rebalance.gentle {
+            // Where there is an update, its turn comes when that is over.
             idle.push(service.id);
         }
     }
@@ -201,6 +202,14 @@ pub(crate) fn give_up(draft: &mut Draft) -> bool {
         orchestrator::reconcile(draft, *service);
     }
     !stuck.is_empty()
+}
+
+/// Whether all has left that was to move, and what follows it does not come to run: others need not wait for that.
+fn falters(state: &State, service: &Service, rebalance: &Rebalance) -> bool {
+    let mut live = state.tasks_of(service.id).filter(|task| task.is_live());
+    let moves = |id: &TaskId| state.task(*id).is_some_and(|task| task.is_live());
+    !rebalance.moving.keys().any(moves)
+        && live.any(|task| task.observed != Observed::Running && task.failures > 0)
 }
 
 fn is_updating(service: &Service) -> bool {

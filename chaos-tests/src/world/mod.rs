@@ -551,7 +551,8 @@ impl World {
             service.rebalance.is_some() && !hopeless.contains(&service.id)
         };
         if let Some(service) = self.log.truth.services().find(balances) {
-            return Some((invariants::COMES_TO_REST, format!("{} is being rebalanced", service.spec.name)));
+            let found = format!("{} is being rebalanced: {:?}", service.spec.name, service.rebalance);
+            return Some((invariants::COMES_TO_REST, found));
         }
         let since = self.log.truth.cluster().and_then(|cluster| cluster.settings.rebalance_since);
         let back = |node: &&std::sync::Arc<rswarm_control::model::Node>| {

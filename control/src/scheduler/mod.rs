@@ -13,7 +13,7 @@ mod group;
 mod seat;
 
 use crate::ids::{NodeId, ServiceId};
-use crate::model::{Observed, Task};
+use crate::model::{AffinityRule, Observed, Task};
 use crate::plan::Draft;
 use crate::state::{Change, State};
 use crate::time::Timestamp;
@@ -37,11 +37,18 @@ pub(crate) fn schedule(draft: &mut Draft) {
     }
     pending.sort_by_key(|task| task.meta.number);
     let mut board = Board::new(draft.state(), draft.now, None);
-    let mut waiting = Vec::new();
-    for task in pending {
-        match board.place(draft.state(), &task) {
-            Some((node, claims)) => draft.propose(Change::Assign { task: task.id, node, claims }),
-            None => waiting.push(task),
+    let mut assign = |draft: &mut Draft, task: &Task| {
+        let found = board.place(draft.state(), task);
+        found.map(|(node, claims)| draft.propose(Change::Assign { task: task.id, node, claims })).is_some()
+    };
+    let mut waiting = pending;
+    waiting.retain(|task| !assign(draft, task));
+    // What was placed may be what others are to be near.
+    loop {
+        let before = waiting.len();
+        waiting.retain(|task| !is_drawn(task) || !assign(draft, task));
+        if waiting.len() == before {
+            break;
         }
     }
     // Why they wait is said last: what was placed after them is part of it.
@@ -54,6 +61,11 @@ pub(crate) fn schedule(draft: &mut Draft) {
             draft.propose(Change::Note { task: task.id, note: note.clone() });
         }
     }
+}
+
+/// Whether a task is to be where tasks of some service are.
+fn is_drawn(task: &Task) -> bool {
+    task.spec.placement.affinities.iter().any(|affinity| affinity.rule == AffinityRule::Together)
 }
 
 /// Why no node can take a task now; nothing if one can.

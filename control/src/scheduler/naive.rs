@@ -17,15 +17,25 @@ pub(super) fn assignments(state: &State, now: Timestamp) -> Vec<Change> {
     let mut pending: Vec<Arc<Task>> = state.tasks().filter(waits).cloned().collect();
     pending.sort_by_key(|task| task.meta.number);
     let mut changes = Vec::new();
-    for task in pending {
+    let mut place = |task: &Arc<Task>| {
         let state = &turn.state;
-        let able = state.nodes().filter(|node| can(state, node, &task));
-        if let Some(node) = able.min_by_key(|node| score(state, node, &task, now)) {
-            let change = Change::Assign { task: task.id, node: node.id, claims: claims(state, node, &task) };
-            turn.apply(&change).expect("a free place");
-            changes.push(change);
-        }
-    }
+        let able = state.nodes().filter(|node| can(state, node, task));
+        let Some(node) = able.min_by_key(|node| score(state, node, task, now)) else { return false };
+        let change = Change::Assign { task: task.id, node: node.id, claims: claims(state, node, task) };
+        turn.apply(&change).expect("a free place");
+        changes.push(change);
+        true
+    };
+    pending.retain(|task| !place(task));
+    // Those that are to be near others ask again, as long as somebody finds a place.
+    let is_drawn = |task: &Task| {
+        task.spec.placement.affinities.iter().any(|affinity| affinity.rule == AffinityRule::Together)
+    };
+    while {
+        let before = pending.len();
+        pending.retain(|task| !is_drawn(task) || !place(task));
+        pending.len() < before
+    } {}
     changes
 }
 
