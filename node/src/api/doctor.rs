@@ -77,7 +77,7 @@ fn report(asked: &[Asked], mtu: u32) -> pb::DoctorReport {
         match &asked.said {
             Err(why) => {
                 told.trouble = format!(
-                    "does not answer the managers at {}: {why}\nhelp: is the machine on, and `rswarm start` running there?",
+                    "does not answer the managers at {}: {why}\nhelp: is the machine on, and `rswarm daemon` running there?",
                     asked.node.addr
                 );
             }
