@@ -118,15 +118,17 @@ impl LogFile {
     fn compress(&self) -> io::Result<Compressor> {
         let mut from = File::open(numbered(&self.path, 1))?;
         let to = OpenOptions::new().create(true).write(true).truncate(true).open(self.unfinished())?;
-        // Whoever follows the log knows files by their inodes, and the compressed one is to be known as well.
-        let inode = from.metadata()?.ino().to_string();
+        // Whoever follows the log knows files by their inodes, and the compressed one is to be known as well; also when
+        // the number belongs to another file one day.
+        let data = from.metadata()?;
+        let made_of = format!("{} {} {}", data.ino(), data.mtime(), data.mtime_nsec());
         // SAFETY: the shim has one thread, so its copy may go on using the allocator; the calls are on itself only.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
                 let compress = || -> io::Result<()> {
                     sys::keep_only([from.as_raw_fd(), to.as_raw_fd()]);
-                    let mut out = GzBuilder::new().comment(inode).write(&to, Compression::fast());
+                    let mut out = GzBuilder::new().comment(made_of).write(&to, Compression::fast());
                     io::copy(&mut from, &mut out)?;
                     out.finish()?;
                     Ok(())

@@ -1,7 +1,7 @@
 //! Reading what a container has written: across rotated files, from the end, and on as it grows.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -170,8 +170,8 @@ impl Reader {
     /// Passes on what has been written since, through as many rotations as there were.
     fn drain(&self, current: &mut Option<Open>) -> io::Result<std::result::Result<(), Unheard>> {
         loop {
-            let known = current.as_ref().map(|file| file.inode);
             let files = files(&self.path);
+            let known = current.as_ref().and_then(|known| files.iter().position(|file| file.is(known)));
             if let Some(file) = current {
                 while let Some(entry) = file.next()? {
                     if self.query.wants(&entry) && self.send(entry).is_err() {
@@ -181,10 +181,7 @@ impl Reader {
             }
             // The files were listed before the old one was read to its end, so nothing can have been added to it
             // that was not read; the one after it is next, or the oldest if it has been rotated away.
-            let next = match known.and_then(|known| files.iter().position(|file| file.inode == known)) {
-                Some(position) => position + 1,
-                None => 0,
-            };
+            let next = known.map_or(0, |position| position + 1);
             let Some(file) = files.into_iter().nth(next) else {
                 return Ok(Ok(()));
             };
@@ -212,8 +209,7 @@ impl Reader {
 /// The log's files, oldest first, opened so that a rotation cannot take them away.
 fn files(path: &Path) -> Vec<Open> {
     let mut files = Vec::new();
-    // The current one first: one that is rotated or compressed meanwhile is then seen twice rather than never, and
-    // told by its inode.
+    // The current one first: one that is rotated or compressed meanwhile is then seen twice rather than never.
     files.extend(Open::plain(path));
     for index in 1.. {
         let numbered = |end: &str| {
@@ -226,20 +222,39 @@ fn files(path: &Path) -> Vec<Open> {
             Err(_) => break,
         }
     }
-    files.reverse();
-    let mut seen = Vec::new();
-    files.retain(|file| {
-        let new = !seen.contains(&file.inode);
-        seen.push(file.inode);
-        new
-    });
-    files
+    let mut once: Vec<Open> = Vec::with_capacity(files.len());
+    for file in files.into_iter().rev() {
+        if !once.iter().any(|known| known.is(&file)) {
+            once.push(file);
+        }
+    }
+    once
 }
 
 struct Open {
     reader: Reading,
-    /// Of the file that was written; a compressed one says from which it was made.
+    made_of: Origin,
+}
+
+/// The file that was written: this one, or that which a compressed one was made of, by its inode and when it was last
+/// modified. The number alone may belong to a newer file once the old one is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Origin {
     inode: u64,
+    modified: (i64, i64),
+}
+
+impl Origin {
+    fn of(data: &Metadata) -> Self {
+        Self { inode: data.ino(), modified: (data.mtime(), data.mtime_nsec()) }
+    }
+
+    /// Reads what the shim wrote in the header.
+    fn parse(comment: &[u8]) -> Option<Self> {
+        let mut words = str::from_utf8(comment).ok()?.split(' ');
+        let inode = words.next()?.parse().ok()?;
+        Some(Self { inode, modified: (words.next()?.parse().ok()?, words.next()?.parse().ok()?) })
+    }
 }
 
 enum Reading {
@@ -250,19 +265,36 @@ enum Reading {
 impl Open {
     fn plain(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        Ok(Self { inode: file.metadata()?.ino(), reader: Reading::Plain(BufReader::new(file)) })
+        Ok(Self { made_of: Origin::of(&file.metadata()?), reader: Reading::Plain(BufReader::new(file)) })
     }
 
     fn compressed(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        let own = file.metadata()?.ino();
+        let own = Origin::of(&file.metadata()?);
         let mut decoder = GzDecoder::new(BufReader::new(file));
         // The header is read with the first bytes.
         let _ = io::Read::read(&mut decoder, &mut [])?;
-        let comment = decoder.header().and_then(|header| header.comment());
-        let written = comment.and_then(|text| str::from_utf8(text).ok()?.parse().ok());
+        let made_of = decoder.header().and_then(|header| header.comment()).and_then(Origin::parse);
         let reader = Reading::Compressed(Box::new(BufReader::new(decoder)));
-        Ok(Self { inode: written.unwrap_or(own), reader })
+        Ok(Self { made_of: made_of.unwrap_or(own), reader })
+    }
+
+    /// Whether both hold what was written to the same file.
+    fn is(&self, other: &Self) -> bool {
+        match (&self.reader, &other.reader) {
+            // Both are open, so the number can be nobody else's; and one may be written to.
+            (Reading::Plain(_), Reading::Plain(_)) => self.made_of.inode == other.made_of.inode,
+            _ => self.origin() == other.origin(),
+        }
+    }
+
+    fn origin(&self) -> Origin {
+        match &self.reader {
+            Reading::Plain(reader) => {
+                reader.get_ref().metadata().map_or(self.made_of, |data| Origin::of(&data))
+            }
+            Reading::Compressed(_) => self.made_of,
+        }
     }
 
     /// The next whole entry; damaged lines are left out.
@@ -357,16 +389,18 @@ mod tests {
     fn compressed_files_are_read_too_and_known_by_what_they_were_made_from() {
         let directory = rotated();
         let path = directory.path();
-        let inode = fs::metadata(path.join("log.2")).unwrap().ino();
+        let made_of = Origin::of(&fs::metadata(path.join("log.2")).unwrap());
+        let Origin { inode, modified: (seconds, nanoseconds) } = made_of;
+        let comment = format!("{inode} {seconds} {nanoseconds}");
         let plain = fs::read(path.join("log.2")).unwrap();
         let to = File::create(path.join("log.2.gz")).unwrap();
-        let mut out = flate2::GzBuilder::new().comment(inode.to_string()).write(to, Default::default());
+        let mut out = flate2::GzBuilder::new().comment(comment).write(to, Default::default());
         out.write_all(&plain).unwrap();
         out.finish().unwrap();
         let all: Vec<String> = (0..6).map(|index| format!("line {index}")).collect();
         // While both are there, and when the first is gone.
         assert_eq!(texts(path, LogQuery::default()), all);
-        assert_eq!(Open::compressed(&path.join("log.2.gz")).unwrap().inode, inode);
+        assert_eq!(Open::compressed(&path.join("log.2.gz")).unwrap().made_of, made_of);
         fs::remove_file(path.join("log.2")).unwrap();
         assert_eq!(texts(path, LogQuery::default()), all);
         // A damaged one is read as far as it goes.
@@ -375,6 +409,20 @@ mod tests {
         assert!(texts(path, LogQuery::default()).ends_with(&all[2..]));
         fs::write(path.join("log.2.gz"), "nothing of the kind").unwrap();
         assert_eq!(texts(path, LogQuery::default()), all[2..]);
+    }
+
+    #[test]
+    fn a_file_with_the_number_of_one_that_is_gone_is_another() {
+        let directory = rotated();
+        let path = directory.path();
+        let reused = fs::metadata(path.join("log.1")).unwrap().ino();
+        let to = File::create(path.join("log.2.gz")).unwrap();
+        let mut out = flate2::GzBuilder::new().comment(format!("{reused} 1 0")).write(to, Default::default());
+        out.write_all(&fs::read(path.join("log.2")).unwrap()).unwrap();
+        out.finish().unwrap();
+        fs::remove_file(path.join("log.2")).unwrap();
+        let all: Vec<String> = (0..6).map(|index| format!("line {index}")).collect();
+        assert_eq!(texts(path, LogQuery::default()), all);
     }
 
     #[test]
