@@ -85,6 +85,9 @@ pub enum WriteError {
     Timeout,
 }
 
+/// How long a read looks for a leader.
+const FRESH: Duration = Duration::from_secs(3);
+
 /// What a user is told when nothing can be decided.
 const NO_QUORUM: &str = "the cluster has no leader that reaches more than half of the managers: nothing can be \
                          changed until they are online and reach each other; containers go on running (see \
@@ -164,14 +167,20 @@ impl Cluster {
 
     /// The state, at least as new as anything that was acknowledged before this call.
     pub async fn fresh(&self) -> Result<Arc<State>, Status> {
-        // It returns once everything up to there has been applied here.
-        tokio::time::timeout(WRITE, self.log.read_index())
-            .await
-            .map_err(|_| Status::unavailable(WriteError::Timeout.to_string()))?
-            .map_err(|error| {
-                tracing::debug!(%error, "cannot read");
-                Status::unavailable(NO_QUORUM)
-            })?;
+        let deadline = tokio::time::Instant::now() + FRESH;
+        loop {
+            // It returns once everything up to there has been applied here.
+            let read = tokio::time::timeout(WRITE, self.log.read_index()).await;
+            let Err(error) = read.map_err(|_| Status::unavailable(WriteError::Timeout.to_string()))? else {
+                break;
+            };
+            tracing::debug!(%error, "cannot read");
+            if tokio::time::Instant::now() >= deadline {
+                return Err(Status::unavailable(NO_QUORUM));
+            }
+            // The leader may just have come back, and this manager not have found it again.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         Ok(self.state())
     }
 

@@ -143,7 +143,8 @@ impl Recovered {
     }
 
     fn replay_state(&mut self, state: State) -> Result<(), Malformed> {
-        if self.began && (state.next != self.next || state.last.map(LogId::from) != self.last) {
+        let begun = self.began || self.next > 0;
+        if begun && (state.next != self.next || state.last.map(LogId::from) != self.last) {
             return Err(Malformed("a segment does not follow the one before it"));
         }
         self.began = true;
