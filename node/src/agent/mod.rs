@@ -4,6 +4,7 @@
 mod copy;
 mod doors;
 mod enter;
+mod feed;
 mod health;
 mod news;
 mod profile;
