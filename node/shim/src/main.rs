@@ -5,8 +5,11 @@
 //! `Ready`, as standard output.
 
 mod attach;
+mod beside;
 mod bundle;
 mod container;
+mod errand;
+mod execs;
 mod init;
 mod journal;
 mod log;
@@ -109,7 +112,6 @@ fn run(directory: &Path, run_directory: &Path) -> Result<()> {
         // kernel milliseconds, and nobody waits for it here.
         let _ = shims.add(std::process::id() as i32, false);
     }
-    serve::reserve(directory);
     let log = Log::open(directory.join(LOG_FILE), bundle.launch.log, &bundle.launch.journal);
     let mut outputs = vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
     if let Some(terminal) = &terminal {

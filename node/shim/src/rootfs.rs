@@ -18,6 +18,9 @@ use crate::sys::{
 
 /// Builds the root, moves this process into it, and lets go of the old one.
 pub fn build(bundle: &Bundle) -> Result<()> {
+    // What is made has the mode it is made with: to change it afterwards, by its name, could hit what a link leads to.
+    // SAFETY: a call on this process only, which sets its mask anew before it becomes a program.
+    unsafe { libc::umask(0) };
     mount_old_way(None, c"/", None, libc::MS_PRIVATE | libc::MS_REC, None, "make mounts private")?;
     let place = bundle.directory.join(ROOT_DIR);
     mount_root(bundle, &place)?;
@@ -265,12 +268,9 @@ fn populate_dev(dev: &OwnedFd) -> Result<()> {
     for &(name, major, minor) in devices {
         let name = c_string(name)?;
         let (at, device) = (dev.as_raw_fd(), libc::makedev(major, minor));
-        // SAFETY: `name` is a C string that outlives the calls; `at` is an open directory.
-        unsafe {
-            check(libc::mknodat(at, name.as_ptr(), libc::S_IFCHR | 0o666, device), "make device node")?;
-            // The mask of the process does not apply to a change of mode.
-            check(libc::fchmodat(at, name.as_ptr(), 0o666, 0), "chmod device node")?;
-        }
+        // SAFETY: `name` is a C string that outlives the call; `at` is an open directory.
+        let made = unsafe { libc::mknodat(at, name.as_ptr(), libc::S_IFCHR | 0o666, device) };
+        check(made, "make device node")?;
     }
     for (target, name) in LINKS {
         let (target, name) = (c_string(target)?, c_string(name)?);
@@ -290,11 +290,10 @@ fn make_device(root: &OwnedFd, device: &DeviceNode) -> Result<()> {
     let format = if kind == "b" { libc::S_IFBLK } else { libc::S_IFCHR };
     let number = libc::makedev(*major, *minor);
     // SAFETY: `name` is a C string that outlives the calls; the parent is an open directory; an all-zero stat is a
-    // valid buffer. A link in the way is not followed by any of the calls.
+    // valid buffer. A link in the way is not followed by either of them.
     unsafe {
         if libc::mknodat(parent.as_raw_fd(), name.as_ptr(), format | 0o666, number) == 0 {
-            let mode = libc::fchmodat(parent.as_raw_fd(), name.as_ptr(), 0o666, 0);
-            return check(mode, format_args!("device {path}")).map(drop);
+            return Ok(());
         }
         let error = io::Error::last_os_error();
         let mut present: libc::stat = std::mem::zeroed();

@@ -10,13 +10,17 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tonic::{Status, Streaming};
 
 /// Pieces on their way to the disk.
 const AHEAD: usize = 16;
 /// The largest piece that is sent at once, in bytes.
 const CHUNK: usize = 32 * 1024;
+/// So many copies go on at once on a node: each has a thread for as long as the caller takes.
+const COPIES_MAX: usize = 32;
+
+static COPIES: Semaphore = Semaphore::const_new(COPIES_MAX);
 
 /// Copies, and says how that ended.
 pub async fn serve(
@@ -32,6 +36,12 @@ pub async fn serve(
         let _ = sink.send(Err(Status::invalid_argument(words))).await;
         return;
     }
+    let Ok(_copy) = COPIES.try_acquire() else {
+        let words =
+            format!("{COPIES_MAX} copies go on on this node already: try again when one of them is done");
+        let _ = sink.send(Err(Status::resource_exhausted(words))).await;
+        return;
+    };
     let root = match executor.root(&id, door.into).await {
         Ok(root) => root,
         Err(error) => {

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 use rswarm_shim::cgroup::Cgroup;
-use rswarm_shim::protocol::{CONFIG_FILE, LAUNCH_FILE, Launch, ROOT_DIR, SECCOMP_FILE, WindowSize};
+use rswarm_shim::protocol::{
+    CONFIG_FILE, EXIT_ROOM_BYTES, EXIT_ROOM_FILE, LAUNCH_FILE, Launch, ROOT_DIR, SECCOMP_FILE, WindowSize,
+};
 use serde_json::{Value, json};
 
 use super::request::{ContainerRequest, Device, IoLimit, Mount};
@@ -105,6 +107,9 @@ pub(super) fn write(
     for name in [ROOT_DIR, "upper", "work"] {
         fs::create_dir(directory.join(name))?;
     }
+    let room = fs::File::create(directory.join(EXIT_ROOM_FILE))?;
+    // A file system that cannot set room aside has none set aside.
+    let _ = rustix::fs::fallocate(&room, rustix::fs::FallocateFlags::empty(), 0, EXIT_ROOM_BYTES);
     let hostname = hostname(request);
     fs::write(directory.join("hostname"), format!("{hostname}\n"))?;
     fs::write(directory.join("hosts"), hosts(request, hostname))?;

@@ -105,24 +105,26 @@ impl Executor {
 fn remains(directory: &Path) -> std::io::Result<OwnedFd> {
     use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
     let launch: Launch = serde_json::from_slice(&fs::read(directory.join(LAUNCH_FILE))?)?;
-    let overlay = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let layers: Vec<OwnedFd> = std::iter::once(&launch.upper)
         .chain(&launch.lower)
         .map(|layer| files::directory(layer))
         .collect::<std::io::Result<_>>()?;
     let names: Vec<String> =
         layers.iter().map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd())).collect();
-    let each = names
-        .iter()
-        .try_for_each(|name| rustix::mount::fsconfig_set_string(&overlay, "lowerdir+", name.as_str()));
-    if each.is_err() {
-        // Before Linux 6.8 there is only the one text.
-        rustix::mount::fsconfig_set_string(&overlay, "lowerdir", names.join(":"))?;
-    }
-    if in_user_namespace() {
-        rustix::mount::fsconfig_set_flag(&overlay, "userxattr")?;
-    }
-    rustix::mount::fsconfig_create(&overlay)?;
+    let made = |options: &[(&str, String)]| -> std::io::Result<OwnedFd> {
+        let overlay = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for (name, value) in options {
+            rustix::mount::fsconfig_set_string(&overlay, *name, value.as_str())?;
+        }
+        if in_user_namespace() {
+            rustix::mount::fsconfig_set_flag(&overlay, "userxattr")?;
+        }
+        rustix::mount::fsconfig_create(&overlay)?;
+        Ok(overlay)
+    };
+    let each: Vec<_> = names.iter().map(|name| ("lowerdir+", name.clone())).collect();
+    // Before Linux 6.8 there is only the one text; some of those before look at names only in the end.
+    let overlay = made(&each).or_else(|_| made(&[("lowerdir", names.join(":"))]))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV;

@@ -340,10 +340,17 @@ impl Executor {
         }
     }
 
-    /// Changes the limits of a running container. Those that this machine cannot enforce are left out.
+    /// Changes the limits of a running container. Those that this machine cannot enforce are left out. What was asked
+    /// for last is what holds: one change waits for the end of another, also of one whose caller has given up.
     pub async fn update(&self, id: &str, limits: Limits) -> Result<()> {
         let limits = limits.without(&self.inner.lacks);
-        self.running(id)?.ask(&Request::Update(limits)).await.map(drop)
+        let entry = self.running(id)?;
+        let turn = entry.tuning.clone().lock_owned().await;
+        undisturbed(async move {
+            let _turn = turn;
+            entry.ask(&Request::Update(limits)).await.map(drop)
+        })
+        .await
     }
 
     /// Puts off the end of a running container that was made with a lease, until `until_boot_ms` of
