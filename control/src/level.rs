@@ -10,11 +10,14 @@
 //! | 2 | requests are remembered ([`Change::Once`]) |
 //! | 3 | what a health check finds is an event; services are rebalanced ([`Change::SetRebalance`]); containers have a [`Profile`] and tasks [`Bounds`], and running tasks are retuned ([`Change::Retune`]); the first release says this of itself |
 //!
+//! Workers need not understand the log, but would leave out of a container what they do not know of: a task that asks for
+//! more than what is plain is given to no node that does not say that it knows ([`of_task`]).
+//!
 //! What was written before the first release counts for nothing. From it on, whatever is new in the log, also a field
 //! that `apply` heeds, raises [`LATEST`], and is written from that level on only ([`needed`]).
 
 use crate::admission::Refused;
-use crate::model::{Bounds, Description, Profile, Role, ServiceSpec};
+use crate::model::{Bounds, Description, Node, Profile, Role, ServiceSpec, TaskSpec};
 use crate::plan::Draft;
 use crate::state::{Change, State};
 
@@ -48,8 +51,21 @@ pub(crate) fn admits(state: &State, spec: &ServiceSpec) -> Result<(), Refused> {
 
 /// Whether managers of any level can write a spec down whole.
 fn is_plain(spec: &ServiceSpec) -> bool {
-    spec.task.resources.bounds == Bounds::default()
-        && spec.task.containers.iter().all(|container| container.profile == Profile::default())
+    of_task(&spec.task) == OLDEST
+}
+
+/// From which level on a daemon knows all that a task is asked to be. One of a lower level would leave some of it out,
+/// and say nothing.
+pub fn of_task(spec: &TaskSpec) -> u32 {
+    let plain = spec.resources.bounds == Bounds::default()
+        && spec.containers.iter().all(|container| container.profile == Profile::default());
+    if plain { OLDEST } else { PROFILES }
+}
+
+/// Whether a node knows all that a task is asked to be.
+pub(crate) fn knows(node: &Node, spec: &TaskSpec) -> bool {
+    let its = of(&node.description);
+    its >= LATEST || its >= of_task(spec)
 }
 
 /// The level of a daemon that says this of itself; those that say nothing are of the oldest.

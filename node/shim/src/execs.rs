@@ -13,6 +13,7 @@ use crate::beside::{Beginning, Beside};
 use crate::bundle::Bundle;
 use crate::process::{Program, exit_code};
 use crate::sys::{self, Child, Failure};
+use crate::users::Users;
 
 /// How often a cgroup is tried whose killed processes are not gone yet, and for how long.
 const SWEEP: Duration = Duration::from_millis(5);
@@ -98,7 +99,7 @@ impl Execs {
     /// whether it does.
     pub fn begin(
         &mut self,
-        bundle: &Bundle,
+        (bundle, users): (&Bundle, Option<&Users>),
         target: &OwnedFd,
         (client, stdio): (RawFd, [RawFd; 3]),
         exec: Exec,
@@ -116,6 +117,7 @@ impl Execs {
         }
         let program = Program {
             process: &process,
+            users,
             user: exec.user.as_deref().unwrap_or(&bundle.launch.user),
             groups: if exec.user.is_none() { &bundle.launch.groups } else { &[] },
             seccomp: &bundle.seccomp,

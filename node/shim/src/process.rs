@@ -15,10 +15,13 @@ use crate::bundle::{Process, Rlimit};
 use crate::init;
 use crate::sys::{self, Child, Failure, RESOLVE_IN_ROOT, Result, c_string, check, words};
 use crate::terminal;
+use crate::users::Users;
 
 /// What a process is to become.
 pub struct Program<'a> {
     pub process: &'a Process,
+    /// The container's own, if it has some.
+    pub users: Option<&'a Users>,
     pub user: &'a str,
     /// Groups besides the user's own.
     pub groups: &'a [String],
@@ -112,7 +115,7 @@ pub fn become_program(program: &Program<'_>) -> Result<()> {
         env.push(format!("HOME={}", user.home));
     }
     let command = Command::new(&process.args, &env)?;
-    become_user(&user, capability_mask(&process.capabilities.bounding)?)?;
+    become_user(&user, program.users, capability_mask(&process.capabilities.bounding)?)?;
     // SAFETY: calls on this process only; the signal set is initialised before it is used.
     unsafe {
         if process.no_new_privileges {
@@ -140,6 +143,8 @@ pub fn become_program(program: &Program<'_>) -> Result<()> {
 }
 
 fn take_stdio(program: &Program<'_>, user: &User) -> Result<()> {
+    let here = |id: u32| program.users.map_or(Ok(id), |users| users.here(id));
+    let (uid, gid) = (here(user.uid)?, here(user.gid)?);
     let mut copies = [0; 3];
     // SAFETY: descriptors of this process; the stat buffer is valid when zero.
     unsafe {
@@ -153,11 +158,11 @@ fn take_stdio(program: &Program<'_>, user: &User) -> Result<()> {
             let known = libc::fstat(*copy, &raw mut status) == 0;
             // Programs that open /dev/stdout anew must be allowed to, whoever they run as.
             if program.first && known && status.st_mode & libc::S_IFMT == libc::S_IFIFO {
-                let _ = libc::fchown(*copy, user.uid, user.gid);
+                let _ = libc::fchown(*copy, uid, gid);
             }
             if program.tty.is_some() {
                 // The group stays the terminals' own.
-                let _ = libc::fchown(*copy, user.uid, libc::gid_t::MAX);
+                let _ = libc::fchown(*copy, uid, libc::gid_t::MAX);
             }
         }
     }
@@ -214,12 +219,16 @@ fn enter_workdir(path: &str) -> Result<()> {
     }
 }
 
-fn become_user(user: &User, capabilities: u64) -> Result<()> {
+fn become_user(user: &User, users: Option<&Users>, capabilities: u64) -> Result<()> {
     const VERSION_3: u32 = 0x2008_0522;
+    // A user namespace of an ordinary user allows no change of groups; it has none to change either.
+    let may_have_groups = !sys::in_user_namespace();
+    if let Some(users) = users {
+        users.enter()?;
+    }
     // SAFETY: calls on this process only; the groups and the capability words outlive the calls.
     unsafe {
-        // A user namespace of an ordinary user allows no change of groups; it has none to change either.
-        if !user.groups.is_empty() || !sys::in_user_namespace() {
+        if !user.groups.is_empty() || may_have_groups {
             check(libc::setgroups(user.groups.len(), user.groups.as_ptr()), "setgroups")?;
         }
         for capability in 0..64 {

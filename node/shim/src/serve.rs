@@ -22,6 +22,7 @@ use crate::execs::{Answer, Execs};
 use crate::log::{Log, Stream, unix_ns};
 use crate::process::exit_code;
 use crate::sys::{self, Child, Failure};
+use crate::users::Users;
 
 /// How long output may still come after the container has ended. Something outside it may hold its pipes.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -40,6 +41,8 @@ pub struct Streams {
 
 pub struct Shim<'a> {
     bundle: &'a Bundle,
+    /// The container's own, if it has some.
+    users: Option<&'a Users>,
     child: Child,
     running: Running,
     log: Log,
@@ -71,11 +74,18 @@ struct Client {
 }
 
 impl<'a> Shim<'a> {
-    pub fn new(bundle: &'a Bundle, child: Child, running: Running, log: Log, streams: Streams) -> Self {
+    pub fn new(
+        (bundle, users): (&'a Bundle, Option<&'a Users>),
+        child: Child,
+        running: Running,
+        log: Log,
+        streams: Streams,
+    ) -> Self {
         let Streams { outputs, input, null } = streams;
         let lease = bundle.launch.lease_ms.map(|time| boot_ms().saturating_add(time));
         Self {
             bundle,
+            users,
             child,
             running,
             log,
@@ -363,7 +373,7 @@ impl<'a> Shim<'a> {
             None => Vec::new(),
         };
         let stdio = [0, 1, 2].map(|index| fds.get(index).map_or(self.null.as_raw_fd(), AsRawFd::as_raw_fd));
-        self.execs.begin(self.bundle, &self.child.pidfd, (fd, stdio), exec)
+        self.execs.begin((self.bundle, self.users), &self.child.pidfd, (fd, stdio), exec)
     }
 
     fn answer_all(&mut self, answers: impl IntoIterator<Item = Answer>) {

@@ -244,6 +244,20 @@ pub fn set_attributes(mount: &OwnedFd, set: u64, recursive: bool) -> Result<()> 
     check(result, "mount_setattr").map(drop)
 }
 
+/// Maps the ids of a mount that is nowhere yet, and with `recursive` of all beneath it, as a user namespace does.
+pub fn map_ids(mount: &OwnedFd, namespace: &OwnedFd, recursive: bool) -> Result<()> {
+    const IDMAP: u64 = 0x10_0000;
+    // attr_set, attr_clr, propagation, userns_fd
+    let attributes: [u64; 4] = [IDMAP, 0, 0, namespace.as_raw_fd() as u64];
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: `attributes` has the layout and the size of the first version of struct mount_attr.
+    let result = unsafe {
+        let (fd, size) = (mount.as_raw_fd(), mem::size_of_val(&attributes));
+        libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, attributes.as_ptr(), size)
+    };
+    check(result, "map ids").map(drop)
+}
+
 /// A file system being configured, not yet mounted.
 pub struct FileSystem {
     fd: OwnedFd,

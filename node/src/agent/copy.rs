@@ -2,12 +2,11 @@
 
 use super::enter::{Sink, say};
 use crate::executor::Executor;
-use crate::files::{self, Target};
+use crate::files::{self, Root, Target};
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::enter_input::What as Input;
 use rswarm_proto::v1::enter_output::What as Output;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
@@ -66,7 +65,7 @@ pub async fn serve(
     say(&sink, last).await;
 }
 
-async fn out(root: OwnedFd, path: PathBuf, follow: bool, sink: &Sink) -> io::Result<()> {
+async fn out(root: Root, path: PathBuf, follow: bool, sink: &Sink) -> io::Result<()> {
     let writer = Outward(sink.clone());
     let work = move || {
         let buffered = io::BufWriter::with_capacity(CHUNK, writer);
@@ -76,7 +75,7 @@ async fn out(root: OwnedFd, path: PathBuf, follow: bool, sink: &Sink) -> io::Res
 }
 
 async fn into(
-    root: OwnedFd,
+    root: Root,
     path: PathBuf,
     door: pb::CopyDoor,
     mut input: Streaming<pb::EnterInput>,

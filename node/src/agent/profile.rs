@@ -4,7 +4,7 @@ use crate::executor::{self, ContainerRequest, Device, IoLimit, Limits, LogOption
 use anyhow::{Context, Result};
 use rswarm_control::admission::{LOG_BYTES_MIN, LOG_FILES_MAX, log_bytes};
 use rswarm_control::assignment::AssignedTask;
-use rswarm_control::model::{ContainerSpec, LogDriver, Profile, Swap, TaskResources};
+use rswarm_control::model::{ContainerSpec, LogDriver, Profile, Swap, TaskResources, Userns};
 use std::path::Path;
 
 /// Processes and threads of a task of which nothing is said.
@@ -35,6 +35,7 @@ pub fn apply(profile: &Profile, request: &mut ContainerRequest) {
     request.log = log(&profile.log);
     request.shm_bytes = profile.shm_bytes;
     request.oom_score_adj = profile.oom_score_adj;
+    request.own_users = profile.userns == Userns::Auto;
 }
 
 /// Where a container's log is kept. What is said of it was found good when it was asked for, by whichever version.

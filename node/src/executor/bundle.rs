@@ -14,6 +14,7 @@ use rswarm_shim::protocol::{
 };
 use serde_json::{Value, json};
 
+use super::entry::Meta;
 use super::request::{ContainerRequest, Device, IoLimit, Mount};
 use super::seccomp;
 
@@ -101,9 +102,10 @@ pub(super) fn write(
     directory: &Path,
     home: &Path,
     request: &ContainerRequest,
-    cgroup: Option<&Cgroup>,
+    meta: &Meta,
     shims: Option<&Cgroup>,
 ) -> io::Result<()> {
+    let cgroup = meta.cgroup.as_ref();
     for name in [ROOT_DIR, "upper", "work"] {
         fs::create_dir(directory.join(name))?;
     }
@@ -117,7 +119,7 @@ pub(super) fn write(
     if !request.privileges.seccomp_unconfined {
         fs::write(directory.join(SECCOMP_FILE), seccomp::encoded())?;
     }
-    let spec: Spec = serde_json::from_value(spec(request, home, cgroup))?;
+    let spec: Spec = serde_json::from_value(spec(request, home, meta))?;
     fs::write(directory.join(CONFIG_FILE), serde_json::to_vec(&spec)?)?;
     let launch = Launch {
         id: request.id.clone(),
@@ -172,7 +174,8 @@ fn resolv_conf(request: &ContainerRequest) -> String {
     text
 }
 
-fn spec(request: &ContainerRequest, home: &Path, cgroup: Option<&Cgroup>) -> Value {
+fn spec(request: &ContainerRequest, home: &Path, meta: &Meta) -> Value {
+    let cgroup = meta.cgroup.as_ref();
     let capabilities: Vec<String> = capabilities(request).iter().map(|name| format!("CAP_{name}")).collect();
     let mut namespaces = vec![
         json!({"type": "mount"}),
@@ -187,6 +190,14 @@ fn spec(request: &ContainerRequest, home: &Path, cgroup: Option<&Cgroup>) -> Val
     if cgroup.is_some() {
         namespaces.push(json!({"type": "cgroup"}));
     }
+    if meta.users.is_some() {
+        namespaces.push(json!({"type": "user"}));
+    }
+    let ids: Vec<Value> = meta
+        .users
+        .iter()
+        .map(|ids| json!({"containerID": 0, "hostID": ids.first, "size": ids.count}))
+        .collect();
     // As with Docker, a container that is not root may serve port 80.
     let mut sysctls = serde_json::Map::new();
     if !shares_our_network(request) {
@@ -217,6 +228,8 @@ fn spec(request: &ContainerRequest, home: &Path, cgroup: Option<&Cgroup>) -> Val
         "linux": {
             "devices": devices,
             "namespaces": namespaces,
+            "uidMappings": ids,
+            "gidMappings": ids,
             "maskedPaths": MASKED_PATHS,
             "readonlyPaths": READONLY_PATHS,
             "cgroupsPath": cgroup.map(|cgroup| format!("/{}", cgroup.path)),

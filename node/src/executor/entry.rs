@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::shim::{self, Client};
 use super::{Config, Container, DEATH_MAX, Error, Result, State};
+use crate::files::Ids;
 
 /// Appended to the name of a directory that is not complete yet, or not any more.
 pub(super) const PARTIAL: &str = ".partial";
@@ -44,6 +45,9 @@ pub(super) struct Meta {
     pub(super) cgroup: Option<Cgroup>,
     #[serde(default)]
     pub(super) log: LogDriver,
+    /// Which of the machine's ids its users are, if it has some of its own.
+    #[serde(default)]
+    pub(super) users: Option<Ids>,
 }
 
 impl Entry {

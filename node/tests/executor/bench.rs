@@ -49,6 +49,7 @@ impl Bench {
             run_dir: directory.path().join("run"),
             cgroup_parent: format!("rswarm-test-{}-{name}", std::process::id()),
             cgroup_mount: "/sys/fs/cgroup".into(),
+            user_ids: Default::default(),
         };
         let executor = runtime.block_on(Executor::open(config.clone())).unwrap();
         Self { runtime, directory, config, executor, made: 0 }

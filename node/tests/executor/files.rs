@@ -77,7 +77,7 @@ fn copy_out(bench: &Bench, id: &str, path: &str) -> Result<tempfile::TempDir, St
     files::pack(&root, Path::new(path), false, &mut archive).map_err(|error| error.to_string())?;
     let to = tempfile::tempdir().unwrap();
     let target = files::Target { name: Some("copy".into()), ..files::Target::default() };
-    let here = files::directory(to.path()).unwrap();
+    let here = files::directory(to.path()).unwrap().into();
     files::unpack(&here, Path::new("/copy"), &target, &archive[..]).map_err(|error| error.to_string())?;
     Ok(to)
 }
@@ -118,7 +118,7 @@ fn files_are_copied_into_a_container_and_nowhere_else(bench: &mut Bench) {
     let from = tempfile::tempdir().unwrap();
     fs::write(from.path().join("arrived"), "hello").unwrap();
     let mut archive = Vec::new();
-    let here = files::directory(from.path()).unwrap();
+    let here = files::directory(from.path()).unwrap().into();
     files::pack(&here, Path::new("/arrived"), false, &mut archive).unwrap();
     let root = bench.wait(bench.executor.root(&id, true)).unwrap();
     let target = files::Target { name: Some("arrived".into()), ..files::Target::default() };

@@ -23,6 +23,7 @@ pub fn churn(args: &[String]) -> ExitCode {
             run_dir: run.into(),
             cgroup_parent: cgroup.into(),
             cgroup_mount: "/sys/fs/cgroup".into(),
+            user_ids: Default::default(),
         };
         let executor = Executor::open(config).await.unwrap();
         for number in 0.. {

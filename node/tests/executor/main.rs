@@ -13,13 +13,14 @@ mod logs;
 mod profile;
 mod starts;
 mod streams;
+mod users;
 
 use bench::{Bench, Claim, PATIENCE, claims};
 use std::process::ExitCode;
 use std::time::Instant;
 
 /// In this order.
-const THEMES: [&[Claim]; 11] = [
+const THEMES: [&[Claim]; 12] = [
     starts::CLAIMS,
     ends::CLAIMS,
     logs::CLAIMS,
@@ -29,6 +30,7 @@ const THEMES: [&[Claim]; 11] = [
     files::CLAIMS,
     beside::CLAIMS,
     streams::CLAIMS,
+    users::CLAIMS,
     leaks::CLAIMS,
     claims![all_this_holds_on_another_kernel_with_a_unified_hierarchy],
 ];

@@ -20,6 +20,60 @@ pub fn terminal() {
     }
 }
 
+/// Says whose what is, and makes more of it.
+pub fn owners(number: &str) {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let owner = |path: &str| {
+        let data = fs::metadata(path).unwrap();
+        format!("{}:{}", data.uid(), data.gid())
+    };
+    for path in ["/", "/bin/inside", "/dev/null", "/scratch"] {
+        println!("{path} {}", owner(path));
+    }
+    for path in ["/volume/old", "/etc/hostname"] {
+        println!("{path} {} {}", owner(path), fs::read_to_string(path).unwrap().trim());
+    }
+    for earlier in 1..number.parse().unwrap() {
+        let path = format!("/volume/given-{earlier}");
+        println!("{path} {} {}", owner(&path), fs::read_to_string(&path).unwrap());
+    }
+    fs::write("/data/made", "made").unwrap();
+    println!("made {}", owner("/data/made"));
+    for path in ["/data/given".to_owned(), format!("/volume/given-{number}")] {
+        fs::write(&path, "given").unwrap();
+        chown(&path, Some(33), Some(34)).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    }
+    println!("given {}", owner("/data/given"));
+    // What lies in the image can be changed too.
+    fs::write("/bin/data", "changed").unwrap();
+    fs::remove_file("/bin/garbage").unwrap();
+}
+
+/// What root tries that has all capabilities in its own user namespace.
+pub fn grasp() {
+    let none = None::<&str>;
+    let flags = nix::mount::MsFlags::empty();
+    let named = |result: nix::Result<()>| words(result.map_err(std::io::Error::from));
+    println!("mount {}", named(nix::mount::mount(Some("none"), "/data", Some("tmpfs"), flags, none)));
+    println!("hostname {}", named(nix::unistd::sethostname("other")));
+    // SAFETY: an all-zero request is valid, and outlives the calls.
+    let up = unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+        match libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const request) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    println!("network {}", words(up));
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    println!("node {}", named(mknod("/data/mem", SFlag::S_IFCHR, Mode::empty(), makedev(1, 1))));
+}
+
 pub fn options() {
     let groups: Vec<u32> = rustix::process::getgroups().unwrap().iter().map(|group| group.as_raw()).collect();
     println!("groups {groups:?}");

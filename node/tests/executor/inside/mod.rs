@@ -30,6 +30,8 @@ pub fn main(args: &[String]) -> ExitCode {
             std::hint::spin_loop();
         },
         ["stop-others"] => stop_others(),
+        ["owners", number] => looks::owners(number),
+        ["grasp"] => looks::grasp(),
         ["profile"] => looks::profile(),
         ["calls"] => looks::calls(),
         ["who"] => looks::who(),
