@@ -594,6 +594,32 @@ fn a_connection_without_a_word_moves_to_another_task_when_its_node_vanishes() {
 }
 
 #[test]
+fn a_connection_that_is_reset_before_a_word_moves_to_another_task() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(3).await;
+        // One on the client's own node and one elsewhere take each connection and reset it at once.
+        let mut taken = vec![];
+        for container in &containers[..2] {
+            let listener = container.run(|| TcpListener::bind("0.0.0.0:80").unwrap()).unwrap();
+            let (count, counted) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                while let Ok((stream, _)) = listener.accept() {
+                    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+                    let _ = count.send(());
+                }
+            });
+            taken.push(counted);
+        }
+        serve(&containers[2], "two");
+        for _ in 0..6 {
+            assert!(visit(0, 1000).await.unwrap().starts_with("two"));
+        }
+        assert!(taken.iter().all(|counted| counted.try_iter().count() > 0), "both were tried");
+        purge(machines).await;
+    });
+}
+
+#[test]
 fn an_ended_task_is_unrouted_everywhere_without_the_managers() {
     on_a_host(|_| async {
         let (machines, containers) = cluster(3).await;
