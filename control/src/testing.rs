@@ -70,6 +70,15 @@ impl Bed {
         node
     }
 
+    /// Has all nodes be of this version, and the cluster know it.
+    pub(crate) fn upgrade(&mut self) {
+        let nodes: Vec<NodeId> = self.state.nodes().map(|node| node.id).collect();
+        for node in nodes {
+            self.alter(node, |node| node.description.level = crate::level::LATEST);
+        }
+        self.tick();
+    }
+
     /// Makes a node what it is to be, without asking anybody.
     pub(crate) fn alter(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
         let mut snapshot = self.state.snapshot();

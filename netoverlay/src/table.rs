@@ -91,6 +91,8 @@ pub struct Network {
     pub mtu: u16,
     /// Whether its containers are cut off from everything outside of their networks.
     pub internal: bool,
+    /// Whether its tasks take connections only from where their services say so.
+    pub isolated: bool,
 }
 
 impl Network {
@@ -112,6 +114,9 @@ pub struct Endpoint {
     pub node: NodeId,
     /// Names that mean this task alone: `web.1`, its host name, its container's name.
     pub names: Vec<String>,
+    /// What it is a task of; `None` if that is not known. Of a service that the network does not list it takes no new
+    /// connections.
+    pub service: Option<Arc<str>>,
 }
 
 /// A service in one network.
@@ -129,6 +134,27 @@ pub struct Service {
     pub backends: Vec<Ipv4Addr>,
     /// Addresses of the tasks that keep the TCP connections they have, and take no new ones.
     pub draining: Vec<Ipv4Addr>,
+    /// Who may connect to its tasks.
+    pub access: Access,
+}
+
+/// Who may connect to the tasks of a service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Access {
+    /// Every task of the network.
+    #[default]
+    Open,
+    /// Those, and nobody else.
+    Only(Vec<Allow>),
+}
+
+/// Somebody who may connect.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Allow {
+    /// The service whose tasks may.
+    pub service: Arc<str>,
+    /// To this port alone; else to all ports, by all protocols.
+    pub port: Option<(Protocol, u16)>,
 }
 
 /// A transport protocol.
@@ -301,12 +327,14 @@ mod tests {
                 gateway: [10, 50, 0, 1].into(),
                 mtu: 1400,
                 internal: false,
+                isolated: false,
             }],
             endpoints: vec![Endpoint {
                 network: net(),
                 address: [10, 50, 0, 2].into(),
                 node: NodeId::new("a"),
                 names: vec![],
+                service: None,
             }],
             ..Table::default()
         }

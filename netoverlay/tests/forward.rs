@@ -24,12 +24,14 @@ fn table() -> Table {
         gateway: [10, 50, 0, 1].into(),
         mtu: 1400,
         internal: false,
+        isolated: false,
     };
     let endpoint = |number, last, node: &str| Endpoint {
         network: net(number),
         address: [10, 50, 0, last].into(),
         node: NodeId::new(node),
         names: vec![],
+        service: None,
     };
     Table {
         generation: 1,

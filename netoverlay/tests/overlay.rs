@@ -30,7 +30,10 @@ use rswarm_netoverlay::{
     },
     ingress::PortState,
     peer,
-    table::{Backend, Endpoint, Network, NetworkId, Node, NodeId, Protocol, PublishedPort, Service, Table},
+    table::{
+        Access, Allow, Backend, Endpoint, Network, NetworkId, Node, NodeId, Protocol, PublishedPort, Service,
+        Table,
+    },
 };
 use testing::{Authority, SERVER_NAME, eventually};
 use tokio::sync::mpsc;
@@ -93,6 +96,7 @@ fn table(nodes: u8) -> Table {
             gateway: [10, 50, 0, 1].into(),
             mtu: 1400,
             internal: false,
+            isolated: false,
         }],
         endpoints: (0..nodes)
             .map(|n| Endpoint {
@@ -100,6 +104,7 @@ fn table(nodes: u8) -> Table {
                 address: task(n),
                 node: id(n),
                 names: vec![format!("web.{}", n + 1)],
+                service: None,
             })
             .collect(),
         services: vec![Service {
@@ -109,6 +114,7 @@ fn table(nodes: u8) -> Table {
             vip: Some(VIP),
             backends: (0..nodes).map(task).collect(),
             draining: vec![],
+            access: Access::Open,
         }],
         ports: vec![PublishedPort {
             port: PORT,
@@ -384,6 +390,7 @@ fn a_container_in_two_networks_has_the_names_of_both_and_a_way_out() {
             gateway: [10, 51, 0, 1].into(),
             mtu: 1400,
             internal: false,
+            isolated: false,
         });
         table.services.push(Service {
             network: other,
@@ -392,6 +399,7 @@ fn a_container_in_two_networks_has_the_names_of_both_and_a_way_out() {
             vip: Some([10, 51, 0, 100].into()),
             backends: vec![],
             draining: vec![],
+            access: Access::Open,
         });
         let attach = Attach { sandbox: "c".into(), networks: vec![(net(), task(2))], upstreams: Vec::new() };
         let refused = machine.overlay.attach(attach).await;
@@ -656,6 +664,59 @@ fn an_ended_task_is_unrouted_everywhere_without_the_managers() {
             machine.overlay.apply(again.clone()).await.unwrap();
         }
         assert_eq!(resolve(&containers[0], "tasks.web.", RecordType::A).1.len(), 3);
+        purge(machines).await;
+    });
+}
+
+#[test]
+fn either_end_enforces_the_policy_whatever_the_other_has_been_told() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(2).await;
+        serve(&containers[0], "zero");
+        serve(&containers[1], "one");
+        // The task of node 0 is of the service web, that of node 1 of db, which takes connections from nobody.
+        let told = |generation, allowed: Option<Vec<Allow>>| {
+            let mut table = table(2);
+            table.generation = generation;
+            for (endpoint, service) in table.endpoints.iter_mut().zip(["web", "db"]) {
+                endpoint.service = Some(service.into());
+            }
+            table.services[0].backends = vec![task(0)];
+            let access = allowed.map_or(Access::Open, Access::Only);
+            let (vip, backends) = (Some(Ipv4Addr::new(10, 50, 0, 101)), vec![task(1)]);
+            let db = Service { name: "db".into(), vip, backends, access, ..table.services[0].clone() };
+            table.services.push(db);
+            table
+        };
+        let vip = Ipv4Addr::new(10, 50, 0, 101);
+        let refused = |to| {
+            let error = dial(&containers[0], to).expect_err("it is refused");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        };
+        let apply = async |zero: Table, one: Table| {
+            machines[0].overlay.apply(zero).await.unwrap();
+            machines[1].overlay.apply(one).await.unwrap();
+        };
+        apply(told(2, None), told(2, None)).await;
+        let mut open = dial(&containers[0], vip).unwrap();
+        greeting(&mut open).unwrap();
+        for (generation, first, second) in
+            [(3, Some(vec![]), None), (4, None, Some(vec![])), (5, Some(vec![]), Some(vec![]))]
+        {
+            apply(told(generation, first), told(generation, second)).await;
+            refused(vip);
+            refused(task(1));
+            // Published ports are for everybody, and the other direction is open.
+            assert!(visit(0, 1000).await.is_ok());
+            assert!(greeting(&mut dial(&containers[1], VIP).unwrap()).unwrap().starts_with("zero"));
+        }
+        open.write_all(b"x").unwrap();
+        assert_eq!(open.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        let web = vec![Allow { service: "web".into(), port: Some((Protocol::Tcp, 80)) }];
+        apply(told(6, Some(web.clone())), told(6, Some(web))).await;
+        let mut stream = dial(&containers[0], vip).unwrap();
+        assert!(greeting(&mut stream).unwrap().starts_with("one"));
+        echo(&mut stream, 100_000);
         purge(machines).await;
     });
 }

@@ -5,7 +5,7 @@ use crate::model::{
     AffinityRule, FailureAction, Preference, RestartCondition, UpdateConfig, UpdateOrder, WEIGHT_MAX,
 };
 use crate::model::{
-    ContainerSpec, EndpointSpec, Mount, Placement, PortMode, Resources, ServiceSpec, TaskSpec,
+    Allow, ContainerSpec, EndpointSpec, Mount, Placement, PortMode, Resources, ServiceSpec, TaskSpec,
 };
 use crate::model::{HealthSpec, HealthTest, HttpProbe, Probe};
 use std::collections::BTreeSet;
@@ -19,6 +19,8 @@ const NANO_CPUS_MIN: u64 = 1_000_000;
 const MEMORY_BYTES_MIN: u64 = 4 << 20;
 /// Rules of one kind in a placement: constraints, preferences, …
 const RULES_MAX: usize = 32;
+/// Entries of an allow list.
+const ALLOW_MAX: usize = 128;
 /// Longest text that is kept anywhere in a spec, in bytes.
 const TEXT_MAX: usize = 64 << 10;
 
@@ -325,6 +327,23 @@ fn endpoint(spec: &EndpointSpec) -> Result<(), Refused> {
         }
         if port.mode == PortMode::Host && port.published.is_none() {
             return invalid(format!("publish: port {} in host mode needs a published port", port.target));
+        }
+    }
+    allow(&spec.allow)
+}
+
+fn allow(entries: &[Allow]) -> Result<(), Refused> {
+    if entries.len() > ALLOW_MAX {
+        return invalid(format!("allow from: more than {ALLOW_MAX} entries are not possible"));
+    }
+    let mut seen = BTreeSet::new();
+    for entry in entries {
+        name("allowed service's", &entry.from)?;
+        if entry.port.is_some_and(|(port, _)| port == 0) {
+            return invalid("allow from: port 0 does not exist");
+        }
+        if !seen.insert(entry) {
+            return invalid(format!("allow from: {entry} is given twice"));
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ pub use directory::{Directory, Missed, Part, Place, Reached, Row, Section, Spot,
 pub use news::{NodesNews, Piece, SectionNews, between, is_published, parts, takes_out, whole};
 
 use crate::ids::{NetworkId, NodeId, ServiceId};
-use crate::model::{Network, NodeStatus, PortMode, Protocol, Service, Slot, Task};
+use crate::model::{Allow, Network, NodeStatus, PortMode, Protocol, Service, Slot, Task};
 use crate::state::State;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -33,10 +33,19 @@ pub struct Table {
 pub struct NetworkTable {
     /// The network itself.
     pub network: Arc<Network>,
-    /// On which node each address lives; tasks that are starting or draining included.
-    pub routes: BTreeMap<Ipv4Addr, NodeId>,
+    /// Where each address lives; tasks that are starting or draining included.
+    pub routes: BTreeMap<Ipv4Addr, Route>,
     /// The services on it, by id.
     pub services: Vec<ServiceEntry>,
+}
+
+/// Where an address lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// On which node.
+    pub node: NodeId,
+    /// Whose task has it; the service itself may be gone. `None` if whoever tells does not say.
+    pub service: Option<ServiceId>,
 }
 
 /// A service, as seen on one network. Its name resolves to `vip`, `tasks.NAME` to the backends.
@@ -53,6 +62,8 @@ pub struct ServiceEntry {
     /// Addresses of tasks that are being stopped as planned, or are not ready: no new connections, but those they have
     /// go on.
     pub draining: Vec<Ipv4Addr>,
+    /// Whose tasks may connect to its own, where that is limited.
+    pub allow: Vec<Allow>,
 }
 
 /// A task that may be given new connections.
@@ -120,6 +131,7 @@ pub fn routable<'a>(state: &'a State, service: &Service, from: NodeId) -> Vec<&'
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::Request;
     use crate::model::Observed;
     use crate::testing::{Bed, port, spec};
     use std::time::Duration;
@@ -232,6 +244,36 @@ mod tests {
         assert_eq!(told(Health::Healthy, None), (vec![its], vec![address]), "nothing new is known");
         assert_eq!(told(Health::Healthy, Some(true)), (both.clone(), vec![]));
         assert_eq!(told(Health::Unhealthy, Some(true)), (vec![its], vec![address]));
+    }
+
+    #[test]
+    fn an_allow_list_is_told_to_every_member_and_restarts_nothing() {
+        let (mut bed, service, _) = published(PortMode::Ingress);
+        bed.upgrade();
+        let before = bed.state.clone();
+        let mut spec = bed.state.service(service).expect("it is there").spec.clone();
+        spec.endpoint.allow.push("front:8080".parse().expect("an entry"));
+        let ask = Request::UpdateService {
+            service: "web".into(),
+            version: None,
+            spec: spec.clone(),
+            networks: Vec::new(),
+        };
+        bed.ask(&ask).expect("it may be asked");
+        let [(_, Piece::Section(_, news))] =
+            &between(&before, &bed.state).into_iter().collect::<Vec<_>>()[..]
+        else {
+            panic!("news of the network, and of nothing else")
+        };
+        assert!(!news.whole && news.rows.is_empty() && news.services.len() == 1);
+        for home in homes(&bed, service) {
+            let table = of(&bed.state, home);
+            let network = table.networks.values().next().expect("the default network");
+            assert_eq!(network.services[0].allow, spec.endpoint.allow);
+            assert!(network.routes.values().all(|route| route.service == Some(service)));
+        }
+        bed.tick();
+        assert!(bed.tasks(service).iter().all(|task| task.spec_version == 1 && task.is_wanted()));
     }
 
     #[test]

@@ -299,11 +299,12 @@ fn reached(service: &Service, part: Part) -> Option<Reached> {
         Part::Nodes => None,
         Part::Published => {
             let ports = service.endpoint.ports.clone();
-            (!ports.is_empty()).then_some(Reached { name, vip: None, ports })
+            (!ports.is_empty()).then_some(Reached { name, vip: None, ports, allow: Vec::new() })
         }
         Part::Network(network) => {
             let vip = service.endpoint.vips.get(&network).copied();
-            vip.map(|vip| Reached { name, vip: Some(vip), ports: Vec::new() })
+            let allow = || service.spec.endpoint.allow.clone();
+            vip.map(|vip| Reached { name, vip: Some(vip), ports: Vec::new(), allow: allow() })
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What users ask for.
 
-use super::{Labels, Meta, TaskSpec};
+use super::{Allow, Labels, Meta, TaskSpec};
 use crate::ids::{NetworkId, ServiceId, TaskId};
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
@@ -346,6 +346,9 @@ pub struct EndpointSpec {
     pub mode: EndpointMode,
     /// What is published, and how.
     pub ports: Vec<PortSpec>,
+    /// Whose tasks may connect to those of this service. Where nobody is named, everybody on a network that is not
+    /// isolated.
+    pub allow: Vec<Allow>,
 }
 
 /// What a service's name resolves to.

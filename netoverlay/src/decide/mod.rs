@@ -8,5 +8,6 @@ pub mod flows;
 pub mod forward;
 pub mod names;
 pub mod patience;
+pub mod policy;
 pub mod segment;
 pub mod too_big;

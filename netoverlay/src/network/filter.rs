@@ -5,12 +5,15 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use super::{Backends, Spec, TRANSPARENT_MARK};
-use crate::device::{
-    conntrack::{Connection, TCP, UDP},
-    nft::{
-        Base, Chain, ChainKind, Elements, Family, Field, Hook, Pick, Refusal, Rule, Set, Statement, Table,
-        Target, Value, Verdict, ct, priority,
+use super::{Backends, Spec, TRANSPARENT_MARK, guard};
+use crate::{
+    decide::policy::{Opening, Policy},
+    device::{
+        conntrack::{Connection, TCP, UDP},
+        nft::{
+            Base, Chain, ChainKind, Elements, Family, Field, Hook, Pick, Refusal, Rule, Set, Statement,
+            Table, Target, Value, Verdict, ct, priority,
+        },
     },
 };
 
@@ -70,22 +73,24 @@ pub(super) fn table(spec: &Spec, backends: &Backends) -> Table {
             Rule(vec![Statement::Reject(Refusal::PortUnreachable)]),
         ],
     ));
+    let mut first = vec![
+        // Of TCP and UDP, and errors that belong to them.
+        Rule(vec![
+            Statement::Is(Field::SocketTransparent, Value::Byte(1)),
+            Statement::SetMark(TRANSPARENT_MARK),
+        ]),
+        // Only the first packet: what drains may go on.
+        Rule(vec![
+            Statement::In(vec![Field::IpDestination], "empty".to_owned()),
+            Statement::AnyOf(Field::CtState, ct::NEW),
+            Statement::Verdict(Verdict::Goto("refuse".to_owned())),
+        ]),
+    ];
+    first.extend(guard::add(&mut table, spec, &backends.policy));
     table.chains.push(Chain::base(
         "mangle",
         Base::new(ChainKind::Filter, Hook::Prerouting, priority::MANGLE),
-        vec![
-            // Of TCP and UDP, and errors that belong to them.
-            Rule(vec![
-                Statement::Is(Field::SocketTransparent, Value::Byte(1)),
-                Statement::SetMark(TRANSPARENT_MARK),
-            ]),
-            // Only the first packet: what drains may go on.
-            Rule(vec![
-                Statement::In(vec![Field::IpDestination], "empty".to_owned()),
-                Statement::AnyOf(Field::CtState, ct::NEW),
-                Statement::Verdict(Verdict::Goto("refuse".to_owned())),
-            ]),
-        ],
+        first,
     ));
     table.chains.push(Chain::base(
         "translate",
@@ -104,25 +109,42 @@ pub(super) fn table(spec: &Spec, backends: &Backends) -> Table {
     table
 }
 
-/// Who may keep connections, by virtual IP.
-pub(super) struct Keepers<'a>(BTreeMap<Ipv4Addr, &'a Vip>);
+/// Which connections may go on.
+pub(super) struct Keepers<'a> {
+    spec: &'a Spec,
+    vips: BTreeMap<Ipv4Addr, &'a Vip>,
+    policy: &'a Policy,
+}
 
 impl<'a> Keepers<'a> {
-    pub(super) fn of(backends: &'a Backends) -> Self {
-        Self(backends.vips.iter().map(|vip| (vip.address, vip)).collect())
+    pub(super) fn of(spec: &'a Spec, backends: &'a Backends) -> Self {
+        let vips = backends.vips.iter().map(|vip| (vip.address, vip)).collect();
+        Self { spec, vips, policy: &backends.policy }
     }
 
-    /// Whether the connection goes to a task that no longer answers for the virtual IP it was made to.
+    /// Whether the connection goes to a task that no longer answers for the virtual IP it was made to, or was opened by
+    /// one that is no longer allowed to.
     pub(super) fn is_stale(&self, connection: &Connection) -> bool {
-        let (IpAddr::V4(vip), IpAddr::V4(task)) = (connection.original.destination, connection.reply.source)
+        let (IpAddr::V4(source), IpAddr::V4(destination), IpAddr::V4(task)) =
+            (connection.original.source, connection.original.destination, connection.reply.source)
         else {
             return false;
         };
-        let kept = self.0.get(&vip).is_some_and(|vip| {
+        let kept = self.vips.get(&destination).is_some_and(|vip| {
             vip.backends.contains(&task)
                 || (connection.original.protocol != UDP && vip.draining.contains(&task))
         });
-        connection.dnat && !kept
+        (connection.dnat && !kept)
+            || (self.is_between_tasks(source, destination) && {
+                let (protocol, port) = (connection.original.protocol, connection.original.destination_port);
+                !self.policy.allows(Opening { source, destination, protocol, port })
+            })
+    }
+
+    /// What comes from elsewhere comes by a published port, for which there is no policy.
+    fn is_between_tasks(&self, source: Ipv4Addr, destination: Ipv4Addr) -> bool {
+        let is_task = |address| self.spec.holds(address) && address != self.spec.gateway;
+        is_task(source) && is_task(destination)
     }
 }
 
@@ -149,8 +171,8 @@ mod tests {
             draining: BTreeSet::new(),
             affinity,
         };
-        let backends =
-            Backends { vips: vec![vip(100, &[3, 4], false), vip(101, &[3], true), vip(102, &[], false)] };
+        let vips = vec![vip(100, &[3, 4], false), vip(101, &[3], true), vip(102, &[], false)];
+        let backends = Backends { vips, policy: Policy::default() };
         expect![[r#"
             table ip rswarm {
               map vips {

@@ -25,6 +25,7 @@ use crate::{
         balance,
         ended::Ended,
         forward::{Reason, Routes},
+        policy::Policy,
     },
     device::netns::Netns,
     ingress::{self, PortEvent, Ports},
@@ -481,7 +482,7 @@ fn attachment(address: Ipv4Addr, number: usize) -> Attachment {
     Attachment { link: format!("eth{number}"), address, default_route: number == 0 }
 }
 
-/// The virtual addresses of `network` with the backends to use.
+/// The virtual addresses of `network` with the backends to use, and its policy.
 fn backends(view: &View, network: NetworkId) -> Backends {
     let services = view.table.services.iter().filter(|service| service.network == network);
     let vips = services.filter_map(|service| {
@@ -494,7 +495,8 @@ fn backends(view: &View, network: NetworkId) -> Backends {
             affinity: false,
         })
     });
-    Backends { vips: vips.collect() }
+    let policy = view.table.network(network).map(|network| Policy::new(&view.table, network));
+    Backends { vips: vips.collect(), policy: policy.unwrap_or_default() }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

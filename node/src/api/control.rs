@@ -553,6 +553,7 @@ impl pb::control_server::Control for Control {
             mtu: Some(request.mtu).filter(|mtu| *mtu != 0),
             attachable: request.attachable,
             internal: request.internal,
+            isolated: request.isolated,
         };
         let (answer, _) = self.admit(once, Ask::CreateNetwork(asked)).await?;
         let Answer::Network(id) = answer else { return Err(Status::internal("no network was made")) };

@@ -7,7 +7,7 @@ use super::{port, required};
 use crate::v1 as pb;
 use rswarm_control::Timestamp;
 use rswarm_control::model::{
-    ContainerSpec, Endpoint, EndpointMode, EndpointSpec, EnvVar, FailureAction, Mode, OnNodeLoss,
+    Allow, ContainerSpec, Endpoint, EndpointMode, EndpointSpec, EnvVar, FailureAction, Mode, OnNodeLoss,
 };
 use rswarm_control::model::{Mount, PortMode, PortSpec, Protocol, PublishedPort, RestartCondition};
 use rswarm_control::model::{
@@ -328,8 +328,12 @@ impl TryFrom<pb::UpdateStatus> for UpdateStatus {
 
 impl From<&EndpointSpec> for pb::EndpointSpec {
     fn from(spec: &EndpointSpec) -> Self {
-        let EndpointSpec { mode, ports } = spec;
-        Self { mode: pb::EndpointMode::from(*mode).into(), ports: ports.iter().map(Into::into).collect() }
+        let EndpointSpec { mode, ports, allow } = spec;
+        Self {
+            mode: pb::EndpointMode::from(*mode).into(),
+            ports: ports.iter().map(Into::into).collect(),
+            allow: allow.iter().map(Into::into).collect(),
+        }
     }
 }
 
@@ -340,7 +344,32 @@ impl TryFrom<pb::EndpointSpec> for EndpointSpec {
         Ok(Self {
             mode: choice::<pb::EndpointMode, _>("mode", wire.mode)?,
             ports: each("ports", wire.ports)?,
+            allow: each("allow", wire.allow)?,
         })
+    }
+}
+
+impl From<&Allow> for pb::Allow {
+    fn from(allow: &Allow) -> Self {
+        let Allow { from, port } = allow;
+        let (number, protocol) = port.map_or((0, pb::Protocol::Unspecified), |(number, protocol)| {
+            (u32::from(number), pb::Protocol::from(protocol))
+        });
+        Self { from: from.clone(), protocol: protocol.into(), port: number }
+    }
+}
+
+impl TryFrom<pb::Allow> for Allow {
+    type Error = Invalid;
+
+    fn try_from(wire: pb::Allow) -> Result<Self, Invalid> {
+        let pb::Allow { from, protocol, port: number } = wire;
+        let of_port = number != 0 || protocol != i32::from(pb::Protocol::Unspecified);
+        let meant = || {
+            let protocol = choice::<pb::Protocol, _>("protocol", protocol)?;
+            Ok::<_, Invalid>((port("port", number)?, protocol))
+        };
+        Ok(Self { from, port: of_port.then(meant).transpose()? })
     }
 }
 

@@ -3,8 +3,8 @@
 
 use super::{Invalid, choice, each, nested, parsed, port, slot, slot_out};
 use crate::v1 as pb;
-use rswarm_control::endpoints::{Backend, NetworkTable, PublishedPort, ServiceEntry, Table};
-use rswarm_control::{NetworkId, NodeId, TaskId};
+use rswarm_control::endpoints::{Backend, NetworkTable, PublishedPort, Route, ServiceEntry, Table};
+use rswarm_control::{NetworkId, ServiceId, TaskId};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -37,9 +37,10 @@ impl TryFrom<pb::Table> for Table {
 impl From<&NetworkTable> for pb::NetworkTable {
     fn from(table: &NetworkTable) -> Self {
         let NetworkTable { network, routes, services } = table;
-        let route = |(address, node): (&Ipv4Addr, &NodeId)| pb::Route {
+        let route = |(address, route): (&Ipv4Addr, &Route)| pb::Route {
             address: u32::from(*address),
-            node: node.to_string(),
+            node: route.node.to_string(),
+            service: route.service.map(|service| service.0),
         };
         Self {
             network: Some(network.as_ref().into()),
@@ -55,7 +56,8 @@ impl TryFrom<pb::NetworkTable> for NetworkTable {
     fn try_from(wire: pb::NetworkTable) -> Result<Self, Invalid> {
         let route = |(index, route): (usize, pb::Route)| {
             let node = parsed(&format!("routes[{index}].node"), &route.node)?;
-            Ok((Ipv4Addr::from(route.address), node))
+            let service = route.service.map(ServiceId);
+            Ok((Ipv4Addr::from(route.address), Route { node, service }))
         };
         Ok(Self {
             network: Arc::new(nested("network", wire.network)?),
@@ -67,13 +69,14 @@ impl TryFrom<pb::NetworkTable> for NetworkTable {
 
 impl From<&ServiceEntry> for pb::ServiceEntry {
     fn from(entry: &ServiceEntry) -> Self {
-        let ServiceEntry { service, name, vip, backends, draining } = entry;
+        let ServiceEntry { service, name, vip, backends, draining, allow } = entry;
         Self {
             service: service.to_string(),
             name: name.clone(),
             vip: u32::from(*vip),
             backends: backends.iter().map(Into::into).collect(),
             draining: draining.iter().map(|address| u32::from(*address)).collect(),
+            allow: allow.iter().map(Into::into).collect(),
         }
     }
 }
@@ -88,6 +91,7 @@ impl TryFrom<pb::ServiceEntry> for ServiceEntry {
             vip: Ipv4Addr::from(wire.vip),
             backends: each("backends", wire.backends)?,
             draining: wire.draining.into_iter().map(Ipv4Addr::from).collect(),
+            allow: each("allow", wire.allow)?,
         })
     }
 }

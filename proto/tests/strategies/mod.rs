@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use rswarm_control::admission::Answer;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints::{
-    self, Backend, NetworkTable, NodesNews, Part, Piece, Place, Reached, Row, SectionNews, ServiceEntry,
-    Standing, Table,
+    self, Backend, NetworkTable, NodesNews, Part, Piece, Place, Reached, Route, Row, SectionNews,
+    ServiceEntry, Standing, Table,
 };
 use rswarm_control::events::{Action, Event, Subject};
 use rswarm_control::model::*;
@@ -142,19 +142,12 @@ fn subnet() -> BoxedStrategy<Subnet> {
 
 pub fn network() -> BoxedStrategy<Network> {
     let what = (network_id(), meta(), text(), any::<u32>(), subnet(), address());
-    (what, any::<u32>(), labels(), any::<bool>(), any::<bool>())
-        .prop_map(|((id, meta, name, vni, subnet, gateway), mtu, labels, attachable, internal)| Network {
-            id,
-            meta,
-            name,
-            vni,
-            subnet,
-            gateway,
-            mtu,
-            labels,
-            attachable,
-            internal,
-        })
+    (what, any::<u32>(), labels(), any::<bool>(), any::<(bool, bool)>())
+        .prop_map(
+            |((id, meta, name, vni, subnet, gateway), mtu, labels, attachable, (internal, isolated))| {
+                Network { id, meta, name, vni, subnet, gateway, mtu, labels, attachable, internal, isolated }
+            },
+        )
         .boxed()
 }
 
@@ -396,7 +389,14 @@ fn port_mode() -> BoxedStrategy<PortMode> {
 fn endpoint_spec() -> BoxedStrategy<EndpointSpec> {
     let port = (any::<Option<u16>>(), any::<u16>(), protocol(), port_mode())
         .prop_map(|(published, target, protocol, mode)| PortSpec { published, target, protocol, mode });
-    vec(port, 0..3).prop_map(|ports| EndpointSpec { mode: EndpointMode::Vip, ports }).boxed()
+    (vec(port, 0..3), allow())
+        .prop_map(|(ports, allow)| EndpointSpec { mode: EndpointMode::Vip, ports, allow })
+        .boxed()
+}
+
+fn allow() -> BoxedStrategy<Vec<Allow>> {
+    let port = option::of((any::<u16>(), protocol()));
+    vec((text(), port).prop_map(|(from, port)| Allow { from, port }), 0..3).boxed()
 }
 
 fn published_port() -> BoxedStrategy<PublishedPort> {
@@ -630,8 +630,8 @@ pub fn section_piece() -> BoxedStrategy<Piece> {
     let row = (service_id(), slot(), any::<u64>(), standing())
         .prop_map(|(service, slot, node, standing)| Row { service, slot, node, standing });
     let ports = vec(published_port(), 0..3);
-    let reached =
-        (text(), option::of(address()), ports).prop_map(|(name, vip, ports)| Reached { name, vip, ports });
+    let reached = (text(), option::of(address()), ports, allow())
+        .prop_map(|(name, vip, ports, allow)| Reached { name, vip, ports, allow });
     let part = option::of(network_id()).prop_map(|id| id.map_or(Part::Published, Part::Network));
     let services = (vec((service_id(), reached), 0..3), vec(service_id(), 0..3));
     let rows = (btree_map(spot(), row, 0..9), btree_map(spot(), standing(), 0..9), vec(spot(), 0..9));
@@ -658,10 +658,18 @@ pub fn section_piece() -> BoxedStrategy<Piece> {
 }
 
 pub fn table() -> BoxedStrategy<Table> {
-    let service = (service_id(), text(), address(), backends(), vec(address(), 0..3)).prop_map(
-        |(service, name, vip, backends, draining)| ServiceEntry { service, name, vip, backends, draining },
+    let service = (service_id(), text(), address(), backends(), vec(address(), 0..3), allow()).prop_map(
+        |(service, name, vip, backends, draining, allow)| ServiceEntry {
+            service,
+            name,
+            vip,
+            backends,
+            draining,
+            allow,
+        },
     );
-    let network = (network(), btree_map(address(), node_id(), 0..3), vec(service, 0..3)).prop_map(
+    let route = (node_id(), option::of(service_id())).prop_map(|(node, service)| Route { node, service });
+    let network = (network(), btree_map(address(), route, 0..3), vec(service, 0..3)).prop_map(
         |(network, routes, services)| NetworkTable { network: Arc::new(network), routes, services },
     );
     let port = (

@@ -1,5 +1,6 @@
 //! `rswarm network`
 
+pub mod can;
 pub mod create;
 pub mod doctor;
 pub mod inspect;
@@ -14,6 +15,7 @@ use clap::Subcommand;
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs, reason = "each variant is described by its type")]
 pub enum NetworkCommand {
+    Can(can::Can),
     Create(create::Create),
     Doctor(doctor::Doctor),
     #[command(visible_alias = "list")]
@@ -30,6 +32,7 @@ impl NetworkCommand {
     /// With the words for the user.
     pub async fn run(self, cx: &mut Context) -> Result<()> {
         match self {
+            Self::Can(command) => command.run(cx).await,
             Self::Create(command) => command.run(cx).await,
             Self::Doctor(command) => command.run(cx).await,
             Self::Ls(command) => command.run(cx).await,

@@ -1,7 +1,7 @@
 //! Objects for tests of how they look.
 
 use rswarm_control::model::*;
-use rswarm_control::{NodeId, RaftId, TaskId, Timestamp};
+use rswarm_control::{NetworkId, NodeId, RaftId, TaskId, Timestamp};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -72,7 +72,7 @@ pub fn service(name: &str) -> Service {
             task: Arc::new(task),
             update: UpdateConfig::default(),
             rollback: UpdateConfig::default(),
-            endpoint: EndpointSpec { mode: EndpointMode::Vip, ports: vec![port] },
+            endpoint: EndpointSpec { ports: vec![port], ..EndpointSpec::default() },
         },
         author: "ann@n1".into(),
         spec_since: THEN,
@@ -87,6 +87,23 @@ pub fn service(name: &str) -> Service {
         },
         update_status: None,
         rebalance: None,
+    }
+}
+
+/// A network with every default.
+pub fn network() -> Network {
+    Network {
+        id: NetworkId(1),
+        meta: Meta::default(),
+        name: "backend".into(),
+        vni: 4096,
+        subnet: "10.0.1.0/24".parse().expect("a subnet"),
+        gateway: Ipv4Addr::new(10, 0, 1, 1),
+        mtu: 1400,
+        labels: Labels::new(),
+        attachable: false,
+        internal: false,
+        isolated: false,
     }
 }
 

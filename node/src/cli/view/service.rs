@@ -261,6 +261,7 @@ fn endpoint_spec(spec: &EndpointSpec) -> Struct {
     Struct::new("EndpointSpec")
         .with("Mode", mode)
         .maybe("Ports", spec.ports.iter().map(port).collect::<Vec<_>>())
+        .maybe("AllowFrom", spec.allow.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 
 fn published(published: &PublishedPort) -> Struct {
