@@ -5,7 +5,8 @@
 
 use crate::ids::{NetworkId, ServiceId};
 use crate::model::{
-    Endpoint, EndpointSpec, Network, Observed, Protocol, PublishedPort, ServiceSpec, Settings, Subnet, Task,
+    Endpoint, EndpointMode, EndpointSpec, Network, Observed, Protocol, PublishedPort, ServiceSpec, Settings,
+    Subnet, Task,
 };
 use crate::plan::Draft;
 use crate::state::{Change, State};
@@ -78,7 +79,10 @@ pub(crate) fn endpoint(
     current: &Endpoint,
 ) -> Result<Endpoint, String> {
     Ok(Endpoint {
-        vips: vips(state, &spec.task.networks, &current.vips, number)?,
+        vips: match spec.endpoint.mode {
+            EndpointMode::Vip => vips(state, &spec.task.networks, &current.vips, number)?,
+            EndpointMode::Dnsrr => BTreeMap::new(),
+        },
         ports: ports(state, id, &spec.endpoint, &current.ports)?,
     })
 }

@@ -9,13 +9,13 @@
 //! | 1 | all that the first release writes, but for the following |
 //! | 2 | requests are remembered ([`Change::Once`]) |
 //! | 3 | what a health check finds is an event; services are rebalanced ([`Change::SetRebalance`]); containers have a [`Profile`] and tasks [`Bounds`], and running tasks are retuned ([`Change::Retune`]); the first release says this of itself |
-//! | 4 | networks are isolated, and services have allow lists ([`Allow`](crate::model::Allow)) |
+//! | 4 | networks are isolated, and services have allow lists ([`Allow`](crate::model::Allow)), no virtual address, or clients that stay with a task |
 //!
 //! What was written before the first release counts for nothing. From it on, whatever is new in the log, also a field
 //! that `apply` heeds, raises [`LATEST`], and is written from that level on only ([`needed`]).
 
 use crate::admission::Refused;
-use crate::model::{Bounds, Description, NodeStatus, Profile, Role, ServiceSpec};
+use crate::model::{Bounds, Description, EndpointMode, EndpointSpec, NodeStatus, Profile, Role, ServiceSpec};
 use crate::plan::Draft;
 use crate::state::{Change, State};
 
@@ -32,7 +32,8 @@ pub const REBALANCE: u32 = 3;
 /// From which containers have a [`Profile`], and running tasks are retuned.
 pub const PROFILES: u32 = 3;
 
-/// From which networks are isolated and services have allow lists. Nodes of a lower level do not enforce them.
+/// From which networks are isolated and services have allow lists, which nodes of a lower level do not enforce; and from
+/// which services are reached in other ways than by a virtual address for everybody.
 pub const POLICY: u32 = 4;
 
 /// That managers of this level can write a spec down whole, and that nodes do what it says.
@@ -79,10 +80,14 @@ fn of_spec(spec: &ServiceSpec) -> u32 {
     let has_profile = spec.task.resources.bounds != Bounds::default()
         || spec.task.containers.iter().any(|container| container.profile != Profile::default());
     match () {
-        () if !spec.endpoint.allow.is_empty() => POLICY,
+        () if is_reached_otherwise(&spec.endpoint) => POLICY,
         () if has_profile => PROFILES,
         () => OLDEST,
     }
+}
+
+fn is_reached_otherwise(endpoint: &EndpointSpec) -> bool {
+    endpoint.mode != EndpointMode::Vip || endpoint.client_affinity || !endpoint.allow.is_empty()
 }
 
 /// The level of a daemon that says this of itself; those that say nothing are of the oldest.

@@ -261,6 +261,7 @@ mod tests {
                 name: "web".into(),
                 aliases: vec![],
                 vip: Some([10, 50, 0, 9].into()),
+                client_affinity: false,
                 backends: vec![],
                 draining: vec![],
                 access: Access::Open,

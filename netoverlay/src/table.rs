@@ -130,6 +130,8 @@ pub struct Service {
     pub aliases: Vec<String>,
     /// Its virtual address; `None` for a service whose name means its tasks' addresses.
     pub vip: Option<Ipv4Addr>,
+    /// Whether a client's connections to that go to the same task as long as it takes any.
+    pub client_affinity: bool,
     /// Addresses of the tasks that take new connections now.
     pub backends: Vec<Ipv4Addr>,
     /// Addresses of the tasks that keep the TCP connections they have, and take no new ones.

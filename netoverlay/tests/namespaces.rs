@@ -366,11 +366,18 @@ async fn a_virtual_ip_spreads_and_keeps_the_clients_address() {
     );
     ping(client.netns(), v4(100)).unwrap();
 
-    let mut sticky = vip(100, &[3, 4]);
-    sticky.affinity = true;
-    network.render(&services(&[sticky])).unwrap();
-    let answers: BTreeSet<String> = (0..6).map(|_| call(client.netns(), v4(100)).unwrap()).collect();
-    assert_eq!(answers.len(), 1, "{answers:?}");
+    let stick = |backends: &[u8]| {
+        network.render(&services(&[Vip { affinity: true, ..vip(100, backends) }])).unwrap();
+        let answers: BTreeSet<String> = (0..6).map(|_| call(client.netns(), v4(100)).unwrap()).collect();
+        assert_eq!(answers.len(), 1, "{answers:?}");
+        answers.into_iter().next().unwrap()[..1].to_owned()
+    };
+    // It stays although others come and go, leaves with its own, and comes back with it.
+    let first = stick(&[3, 4]);
+    let (own, other) = if first == "b" { (3, 4) } else { (4, 3) };
+    assert_eq!(stick(&[own]), first);
+    assert_ne!(stick(&[other]), first);
+    assert_eq!(stick(&[3, 4]), first);
 }
 
 #[tokio::test]
@@ -465,6 +472,7 @@ fn policy(isolated: bool, db: Access) -> Policy {
         name: name.into(),
         aliases: vec![],
         vip: Some(v4(vip)),
+        client_affinity: false,
         backends: vec![],
         draining: vec![],
         access,

@@ -112,6 +112,7 @@ fn table(nodes: u8) -> Table {
             name: "web".into(),
             aliases: vec![],
             vip: Some(VIP),
+            client_affinity: false,
             backends: (0..nodes).map(task).collect(),
             draining: vec![],
             access: Access::Open,
@@ -397,6 +398,7 @@ fn a_container_in_two_networks_has_the_names_of_both_and_a_way_out() {
             name: "db".into(),
             aliases: vec!["store".into()],
             vip: Some([10, 51, 0, 100].into()),
+            client_affinity: false,
             backends: vec![],
             draining: vec![],
             access: Access::Open,
@@ -855,6 +857,7 @@ fn endpoints_that_change_all_the_time_leave_no_stale_backend_and_nothing_else() 
         let others = |turn: u64| Service {
             name: "other".into(),
             vip: Some(Ipv4Addr::new(10, 50, 0, 101)),
+            client_affinity: false,
             backends: vec![task((turn % 2) as u8)],
             ..table(2).services[0].clone()
         };

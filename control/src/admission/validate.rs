@@ -5,7 +5,8 @@ use crate::model::{
     AffinityRule, FailureAction, Preference, RestartCondition, UpdateConfig, UpdateOrder, WEIGHT_MAX,
 };
 use crate::model::{
-    Allow, ContainerSpec, EndpointSpec, Mount, Placement, PortMode, Resources, ServiceSpec, TaskSpec,
+    Allow, ContainerSpec, EndpointMode, EndpointSpec, Mount, Placement, PortMode, PortSpec, Resources,
+    ServiceSpec, TaskSpec,
 };
 use crate::model::{HealthSpec, HealthTest, HttpProbe, Probe};
 use std::collections::BTreeSet;
@@ -315,6 +316,17 @@ fn probe(what: &str, probe: &Probe) -> Result<(), Refused> {
 }
 
 fn endpoint(spec: &EndpointSpec) -> Result<(), Refused> {
+    let is_spread = |port: &PortSpec| port.mode == PortMode::Ingress;
+    if spec.mode == EndpointMode::Dnsrr && spec.ports.iter().any(is_spread) {
+        return invalid(
+            "endpoint mode: a port published with mode ingress cannot be used with dnsrr; publish it with mode=host",
+        );
+    }
+    if spec.mode == EndpointMode::Dnsrr && spec.client_affinity {
+        return invalid(
+            "client affinity: a dnsrr service has no virtual address, its clients pick a task themselves",
+        );
+    }
     let mut seen = BTreeSet::new();
     for port in &spec.ports {
         if port.target == 0 || port.published == Some(0) {

@@ -55,8 +55,10 @@ pub struct Section {
 pub struct Reached {
     /// Its name.
     pub name: String,
-    /// Its virtual address, on a network.
+    /// Its virtual address, on a network, if it has one.
     pub vip: Option<Ipv4Addr>,
+    /// Whether each client's connections to that go to one task.
+    pub client_affinity: bool,
     /// Its ports, among what is published.
     pub ports: Vec<model::PublishedPort>,
     /// Whose tasks may connect to its own, on a network.
@@ -133,10 +135,11 @@ impl Directory {
         let entry = |(service, reached): (&ServiceId, &Reached)| {
             let rows = rows.remove(service).unwrap_or_default();
             let is_lost = |row: &Row| self.nodes.get(&row.node).is_none_or(|place| place.status.is_lost());
-            Some(ServiceEntry {
+            ServiceEntry {
                 service: *service,
                 name: reached.name.clone(),
-                vip: reached.vip?,
+                vip: reached.vip,
+                client_affinity: reached.client_affinity,
                 backends: self.usable(&rows, me).into_iter().map(|(_, backend)| backend).collect(),
                 draining: rows
                     .iter()
@@ -144,9 +147,9 @@ impl Directory {
                     .map(|((_, address), _)| *address)
                     .collect(),
                 allow: reached.allow.clone(),
-            })
+            }
         };
-        section.services.iter().filter_map(entry).collect()
+        section.services.iter().map(entry).collect()
     }
 
     /// Which tasks `me` may give new connections to. A node's own tasks are not taken from it because the managers

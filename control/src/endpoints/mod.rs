@@ -48,7 +48,8 @@ pub struct Route {
     pub service: Option<ServiceId>,
 }
 
-/// A service, as seen on one network. Its name resolves to `vip`, `tasks.NAME` to the backends.
+/// A service, as seen on one network. Its name resolves to `vip`, or without one to the backends; `tasks.NAME` to these
+/// in any case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceEntry {
     /// Which.
@@ -56,7 +57,9 @@ pub struct ServiceEntry {
     /// Its name.
     pub name: String,
     /// Its virtual address, which may receive new connections for any backend.
-    pub vip: Ipv4Addr,
+    pub vip: Option<Ipv4Addr>,
+    /// Whether each client's connections to that go to one backend.
+    pub client_affinity: bool,
     /// Tasks that may be given new connections, by address.
     pub backends: Vec<Backend>,
     /// Addresses of tasks that are being stopped as planned, or are not ready: no new connections, but those they have
@@ -185,7 +188,7 @@ mod tests {
         assert_eq!(network.routes.len(), 2);
         let entry = &network.services[0];
         assert_eq!((entry.name.as_str(), entry.backends.len()), ("web", 2));
-        assert!(network.network.subnet.contains(entry.vip));
+        assert!(entry.vip.is_some_and(|vip| network.network.subnet.contains(vip)));
     }
 
     #[test]
@@ -274,6 +277,36 @@ mod tests {
         }
         bed.tick();
         assert!(bed.tasks(service).iter().all(|task| task.spec_version == 1 && task.is_wanted()));
+    }
+
+    #[test]
+    fn without_a_virtual_address_a_name_means_the_tasks() {
+        use crate::model::EndpointMode;
+
+        let (mut bed, service, _) = published(PortMode::Host);
+        bed.upgrade();
+        let network = bed.tasks(service)[0].addresses[0].0;
+        let home = homes(&bed, service)[0];
+        let told = |bed: &Bed| {
+            let table = of(&bed.state, home);
+            let [entry] = &table.networks[&network].services[..] else { panic!("one service") };
+            (entry.vip.is_some(), entry.backends.len())
+        };
+        assert_eq!(told(&bed), (true, 2));
+        let vip = bed.state.service(service).expect("it is there").endpoint.vips[&network];
+        for (mode, has_vip) in [(EndpointMode::Dnsrr, false), (EndpointMode::Vip, true)] {
+            let before = bed.state.clone();
+            let mut spec = bed.state.service(service).expect("it is there").spec.clone();
+            spec.endpoint.mode = mode;
+            let (name, networks) = ("web".to_owned(), Vec::new());
+            let ask = Request::UpdateService { service: name, version: None, spec, networks };
+            bed.ask(&ask).expect("it may be asked");
+            assert_eq!(told(&bed), (has_vip, 2));
+            assert!(between(&before, &bed.state).contains_key(&Part::Network(network)));
+            assert_eq!(bed.state.owner_of(network, vip).is_some(), has_vip, "its address is free for others");
+            bed.tick();
+            assert!(bed.tasks(service).iter().all(|task| task.spec_version == 1 && task.is_wanted()));
+        }
     }
 
     #[test]

@@ -179,8 +179,7 @@ pub fn between(before: &State, after: &State) -> BTreeMap<Part, Piece> {
         if publishes(old) != publishes(new) {
             spots.extend(before.tasks_of(id).chain(after.tasks_of(id)).flat_map(spots_of));
         }
-        let networks =
-            || old.into_iter().chain(new).flat_map(|service| service.endpoint.vips.keys().copied());
+        let networks = || old.into_iter().chain(new).flat_map(|service| service.named_on());
         let parts: BTreeSet<Part> = networks().map(Part::Network).chain([Part::Published]).collect();
         for part in parts {
             let was = old.and_then(|service| reached(service, part));
@@ -294,17 +293,24 @@ fn place(node: &Node) -> Place {
 }
 
 fn reached(service: &Service, part: Part) -> Option<Reached> {
-    let name = service.spec.name.clone();
+    let (endpoint, spec) = (&service.endpoint, &service.spec.endpoint);
+    let reached = Reached {
+        name: service.spec.name.clone(),
+        vip: None,
+        client_affinity: false,
+        ports: Vec::new(),
+        allow: Vec::new(),
+    };
     match part {
         Part::Nodes => None,
         Part::Published => {
-            let ports = service.endpoint.ports.clone();
-            (!ports.is_empty()).then_some(Reached { name, vip: None, ports, allow: Vec::new() })
+            (!endpoint.ports.is_empty()).then(|| Reached { ports: endpoint.ports.clone(), ..reached })
         }
-        Part::Network(network) => {
-            let vip = service.endpoint.vips.get(&network).copied();
-            let allow = || service.spec.endpoint.allow.clone();
-            vip.map(|vip| Reached { name, vip: Some(vip), ports: Vec::new(), allow: allow() })
-        }
+        Part::Network(network) => service.named_on().contains(&network).then(|| Reached {
+            vip: endpoint.vips.get(&network).copied(),
+            client_affinity: spec.client_affinity,
+            allow: spec.allow.clone(),
+            ..reached
+        }),
     }
 }

@@ -349,6 +349,8 @@ pub struct EndpointSpec {
     /// Whose tasks may connect to those of this service. Where nobody is named, everybody on a network that is not
     /// isolated.
     pub allow: Vec<Allow>,
+    /// Whether a client's connections to its virtual addresses go to the same task as long as that takes any.
+    pub client_affinity: bool,
 }
 
 /// What a service's name resolves to.
@@ -357,6 +359,8 @@ pub enum EndpointMode {
     /// One virtual address for each network.
     #[default]
     Vip,
+    /// The addresses of its tasks, in another order each time.
+    Dnsrr,
 }
 
 /// A port to publish.
@@ -388,6 +392,16 @@ pub enum PortMode {
     Ingress,
     /// On the node of a task, for that task.
     Host,
+}
+
+impl Service {
+    /// The networks on which others find it by its name.
+    pub fn named_on(&self) -> Vec<NetworkId> {
+        match self.spec.endpoint.mode {
+            EndpointMode::Vip => self.endpoint.vips.keys().copied().collect(),
+            EndpointMode::Dnsrr => self.spec.task.networks.clone(),
+        }
+    }
 }
 
 /// A service's addresses and ports, as allocated.

@@ -98,6 +98,7 @@ mod tests {
                 name: "web".into(),
                 aliases: vec![],
                 vip: Some([10, 50, 0, 100].into()),
+                client_affinity: false,
                 backends: backends.to_vec(),
                 draining: vec![],
                 access: Access::Open,

@@ -265,6 +265,7 @@ mod tests {
             name: name.into(),
             aliases: vec![format!("{name}-alias")],
             vip: vip.map(|last| [10, 50, number as u8, last].into()),
+            client_affinity: false,
             backends: backends.iter().map(|last| [10, 50, number as u8, *last].into()).collect(),
             draining: vec![],
             access: Access::Open,

@@ -129,6 +129,7 @@ mod tests {
             name: name.into(),
             aliases: vec![],
             vip: Some(ip(vip)),
+            client_affinity: false,
             backends: vec![],
             draining: vec![],
             access,

@@ -7,7 +7,10 @@ use std::{
 
 use super::{Backends, Spec, TRANSPARENT_MARK, guard};
 use crate::{
-    decide::policy::{Opening, Policy},
+    decide::{
+        balance,
+        policy::{Opening, Policy},
+    },
     device::{
         conntrack::{Connection, TCP, UDP},
         nft::{
@@ -26,7 +29,7 @@ pub struct Vip {
     pub backends: BTreeSet<Ipv4Addr>,
     /// Tasks that keep the TCP connections they have, and get no new ones.
     pub draining: BTreeSet<Ipv4Addr>,
-    /// Whether a client's connections go to the same task as long as the tasks stay.
+    /// Whether a client's connections go to the same task as long as that takes any.
     pub affinity: bool,
 }
 
@@ -58,8 +61,11 @@ pub(super) fn table(spec: &Spec, backends: &Backends) -> Table {
     });
 
     for vip in served {
-        let pick = if vip.affinity { Pick::BySource } else { Pick::RoundRobin };
-        let tasks = vip.backends.iter().map(|task| IpAddr::V4(*task)).collect();
+        let (pick, tasks) = match vip.affinity {
+            true => (Pick::BySource, balance::places(&vip.backends)),
+            false => (Pick::RoundRobin, vip.backends.iter().copied().collect()),
+        };
+        let tasks = tasks.into_iter().map(IpAddr::V4).collect();
         let rules = vec![Rule(vec![Statement::Dnat(Target::Of(pick, tasks))])];
         table.chains.push(Chain::regular(chain_of(vip), rules));
     }
@@ -154,6 +160,15 @@ mod tests {
 
     use super::*;
 
+    /// Without the many places of a service whose clients stay.
+    fn places_cut(table: &str) -> String {
+        let cut = |line: &str| match line.split_once("mod 1024 map { ") {
+            Some((start, _)) => format!("{start}mod 1024 map {{ …\n"),
+            None => format!("{line}\n"),
+        };
+        table.lines().map(cut).collect()
+    }
+
     #[test]
     fn services_become_a_table() {
         let ip = |last| Ipv4Addr::new(10, 50, 0, last);
@@ -171,7 +186,7 @@ mod tests {
             draining: BTreeSet::new(),
             affinity,
         };
-        let vips = vec![vip(100, &[3, 4], false), vip(101, &[3], true), vip(102, &[], false)];
+        let vips = vec![vip(100, &[3, 4], false), vip(101, &[3, 4], true), vip(102, &[], false)];
         let backends = Backends { vips, policy: Policy::default() };
         expect![[r#"
             table ip rswarm {
@@ -193,7 +208,7 @@ mod tests {
                 dnat to numgen inc mod 2 map { 0 : 10.50.0.3, 1 : 10.50.0.4 }
               }
               chain vip-10.50.0.101 {
-                dnat to jhash saddr mod 1 map { 0 : 10.50.0.3 }
+                dnat to jhash saddr mod 1024 map { …
               }
               chain refuse {
                 meta l4proto 6 reject with tcp reset
@@ -214,6 +229,6 @@ mod tests {
               }
             }
         "#]]
-        .assert_eq(&table(&spec, &backends).to_string());
+        .assert_eq(&places_cut(&table(&spec, &backends).to_string()));
     }
 }

@@ -492,7 +492,7 @@ fn backends(view: &View, network: NetworkId) -> Backends {
             address: service.vip?,
             backends: usable.into_iter().collect(),
             draining: service.draining.iter().copied().collect(),
-            affinity: false,
+            affinity: service.client_affinity,
         })
     });
     let policy = view.table.network(network).map(|network| Policy::new(&view.table, network));

@@ -26,7 +26,7 @@ choices! {
         Updating, Paused, Completed, RollbackStarted, RollbackPaused, RollbackCompleted
     }
     OnNodeLoss = OnNodeLoss { Replace, Fence, Wait }
-    EndpointMode = EndpointMode { Vip }
+    EndpointMode = EndpointMode { Vip, Dnsrr }
     Protocol = Protocol { Tcp, Udp }
     PortMode = PortMode { Ingress, Host }
 }
@@ -328,11 +328,12 @@ impl TryFrom<pb::UpdateStatus> for UpdateStatus {
 
 impl From<&EndpointSpec> for pb::EndpointSpec {
     fn from(spec: &EndpointSpec) -> Self {
-        let EndpointSpec { mode, ports, allow } = spec;
+        let EndpointSpec { mode, ports, allow, client_affinity } = spec;
         Self {
             mode: pb::EndpointMode::from(*mode).into(),
             ports: ports.iter().map(Into::into).collect(),
             allow: allow.iter().map(Into::into).collect(),
+            client_affinity: *client_affinity,
         }
     }
 }
@@ -345,6 +346,7 @@ impl TryFrom<pb::EndpointSpec> for EndpointSpec {
             mode: choice::<pb::EndpointMode, _>("mode", wire.mode)?,
             ports: each("ports", wire.ports)?,
             allow: each("allow", wire.allow)?,
+            client_affinity: wire.client_affinity,
         })
     }
 }

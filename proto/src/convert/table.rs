@@ -42,10 +42,12 @@ impl From<&NetworkTable> for pb::NetworkTable {
             node: route.node.to_string(),
             service: route.service.map(|service| service.0),
         };
+        let (with_vip, without): (Vec<_>, Vec<_>) = services.iter().partition(|entry| entry.vip.is_some());
         Self {
             network: Some(network.as_ref().into()),
             routes: routes.iter().map(route).collect(),
-            services: services.iter().map(Into::into).collect(),
+            services: with_vip.into_iter().map(Into::into).collect(),
+            without_vip: without.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -59,21 +61,26 @@ impl TryFrom<pb::NetworkTable> for NetworkTable {
             let service = route.service.map(ServiceId);
             Ok((Ipv4Addr::from(route.address), Route { node, service }))
         };
+        let mut services: Vec<ServiceEntry> = each("services", wire.services)?;
+        let without: Vec<ServiceEntry> = each("without_vip", wire.without_vip)?;
+        services.extend(without.into_iter().map(|entry| ServiceEntry { vip: None, ..entry }));
+        services.sort_by_key(|entry| entry.service);
         Ok(Self {
             network: Arc::new(nested("network", wire.network)?),
             routes: wire.routes.into_iter().enumerate().map(route).collect::<Result<_, _>>()?,
-            services: each("services", wire.services)?,
+            services,
         })
     }
 }
 
 impl From<&ServiceEntry> for pb::ServiceEntry {
     fn from(entry: &ServiceEntry) -> Self {
-        let ServiceEntry { service, name, vip, backends, draining, allow } = entry;
+        let ServiceEntry { service, name, vip, client_affinity, backends, draining, allow } = entry;
         Self {
             service: service.to_string(),
             name: name.clone(),
-            vip: u32::from(*vip),
+            vip: vip.map_or(0, u32::from),
+            client_affinity: *client_affinity,
             backends: backends.iter().map(Into::into).collect(),
             draining: draining.iter().map(|address| u32::from(*address)).collect(),
             allow: allow.iter().map(Into::into).collect(),
@@ -88,7 +95,8 @@ impl TryFrom<pb::ServiceEntry> for ServiceEntry {
         Ok(Self {
             service: parsed("service", &wire.service)?,
             name: wire.name,
-            vip: Ipv4Addr::from(wire.vip),
+            vip: Some(Ipv4Addr::from(wire.vip)),
+            client_affinity: wire.client_affinity,
             backends: each("backends", wire.backends)?,
             draining: wire.draining.into_iter().map(Ipv4Addr::from).collect(),
             allow: each("allow", wire.allow)?,

@@ -389,8 +389,14 @@ fn port_mode() -> BoxedStrategy<PortMode> {
 fn endpoint_spec() -> BoxedStrategy<EndpointSpec> {
     let port = (any::<Option<u16>>(), any::<u16>(), protocol(), port_mode())
         .prop_map(|(published, target, protocol, mode)| PortSpec { published, target, protocol, mode });
-    (vec(port, 0..3), allow())
-        .prop_map(|(ports, allow)| EndpointSpec { mode: EndpointMode::Vip, ports, allow })
+    let mode = prop_oneof![Just(EndpointMode::Vip), Just(EndpointMode::Dnsrr)];
+    (mode, vec(port, 0..3), allow(), any::<bool>())
+        .prop_map(|(mode, ports, allow, client_affinity)| EndpointSpec {
+            mode,
+            ports,
+            allow,
+            client_affinity,
+        })
         .boxed()
 }
 
@@ -630,8 +636,9 @@ pub fn section_piece() -> BoxedStrategy<Piece> {
     let row = (service_id(), slot(), any::<u64>(), standing())
         .prop_map(|(service, slot, node, standing)| Row { service, slot, node, standing });
     let ports = vec(published_port(), 0..3);
-    let reached = (text(), option::of(address()), ports, allow())
-        .prop_map(|(name, vip, ports, allow)| Reached { name, vip, ports, allow });
+    let reached = (text(), option::of(address()), any::<bool>(), ports, allow()).prop_map(
+        |(name, vip, client_affinity, ports, allow)| Reached { name, vip, client_affinity, ports, allow },
+    );
     let part = option::of(network_id()).prop_map(|id| id.map_or(Part::Published, Part::Network));
     let services = (vec((service_id(), reached), 0..3), vec(service_id(), 0..3));
     let rows = (btree_map(spot(), row, 0..9), btree_map(spot(), standing(), 0..9), vec(spot(), 0..9));
@@ -658,20 +665,27 @@ pub fn section_piece() -> BoxedStrategy<Piece> {
 }
 
 pub fn table() -> BoxedStrategy<Table> {
-    let service = (service_id(), text(), address(), backends(), vec(address(), 0..3), allow()).prop_map(
-        |(service, name, vip, backends, draining, allow)| ServiceEntry {
+    let vip = (option::of(address()), any::<bool>());
+    let service = (service_id(), text(), vip, backends(), vec(address(), 0..3), allow()).prop_map(
+        |(service, name, (vip, client_affinity), backends, draining, allow)| ServiceEntry {
             service,
             name,
             vip,
+            client_affinity,
             backends,
             draining,
             allow,
         },
     );
+    let services = vec(service, 0..3).prop_map(|mut services| {
+        services.sort_by_key(|entry| entry.service);
+        services
+    });
     let route = (node_id(), option::of(service_id())).prop_map(|(node, service)| Route { node, service });
-    let network = (network(), btree_map(address(), route, 0..3), vec(service, 0..3)).prop_map(
-        |(network, routes, services)| NetworkTable { network: Arc::new(network), routes, services },
-    );
+    let network =
+        (network(), btree_map(address(), route, 0..3), services).prop_map(|(network, routes, services)| {
+            NetworkTable { network: Arc::new(network), routes, services }
+        });
     let port = (
         any::<u16>(),
         protocol(),

@@ -1,9 +1,10 @@
 //! `rswarm service create --name web --replicas 3 -p 8080:80 rswarm/demo`
 
 use super::dry_run::DryRun;
-use super::flags::{Common, Env, Label, ModeArg, MountArg, Publish, main, set_env};
+use super::flags::{Common, Env, Label, ModeArg, MountArg, main, set_env};
 use super::health::Wellness;
 use super::placement::Rules;
+use super::reach::Publish;
 use super::wait;
 use crate::cli::context::Context;
 use crate::cli::failure::refused;

@@ -1,9 +1,10 @@
 //! `rswarm service update --image rswarm/demo:2 web`
 
 use super::dry_run::DryRun;
-use super::flags::{Common, Env, Label, MountArg, Publish, TargetPort, Words, main, set_env, words};
+use super::flags::{Common, Env, Label, MountArg, Words, main, set_env, words};
 use super::health::Wellness;
 use super::placement::Changes;
+use super::reach::{Publish, TargetPort};
 use super::wait;
 use crate::cli::client::{Client, one};
 use crate::cli::context::Context;

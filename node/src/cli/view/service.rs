@@ -253,6 +253,7 @@ pub fn update_state(state: UpdateState) -> &'static str {
 fn endpoint_spec(spec: &EndpointSpec) -> Struct {
     let mode = match spec.mode {
         EndpointMode::Vip => "vip",
+        EndpointMode::Dnsrr => "dnsrr",
     };
     let port = |spec: &PortSpec| {
         let PortSpec { published, target, protocol, mode } = *spec;
@@ -261,6 +262,7 @@ fn endpoint_spec(spec: &EndpointSpec) -> Struct {
     Struct::new("EndpointSpec")
         .with("Mode", mode)
         .maybe("Ports", spec.ports.iter().map(port).collect::<Vec<_>>())
+        .maybe("ClientAffinity", spec.client_affinity)
         .maybe("AllowFrom", spec.allow.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 
