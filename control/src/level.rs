@@ -9,7 +9,7 @@
 //! | 1 | all that the first release writes, but for the following |
 //! | 2 | requests are remembered ([`Change::Once`]) |
 //! | 3 | what a health check finds is an event; services are rebalanced ([`Change::SetRebalance`]); containers have a [`Profile`] and tasks [`Bounds`], and running tasks are retuned ([`Change::Retune`]); the first release says this of itself |
-//! | 4 | networks are isolated, and services have allow lists ([`Allow`](crate::model::Allow)), no virtual address, or clients that stay with a task |
+//! | 4 | networks are isolated, and services have allow lists ([`Allow`](crate::model::Allow)), no virtual address, clients that stay with a task, or connections that begin with a header |
 //!
 //! What was written before the first release counts for nothing. From it on, whatever is new in the log, also a field
 //! that `apply` heeds, raises [`LATEST`], and is written from that level on only ([`needed`]).
@@ -87,7 +87,10 @@ fn of_spec(spec: &ServiceSpec) -> u32 {
 }
 
 fn is_reached_otherwise(endpoint: &EndpointSpec) -> bool {
-    endpoint.mode != EndpointMode::Vip || endpoint.client_affinity || !endpoint.allow.is_empty()
+    endpoint.mode != EndpointMode::Vip
+        || endpoint.client_affinity
+        || !endpoint.allow.is_empty()
+        || endpoint.ports.iter().any(|port| port.proxy_protocol)
 }
 
 /// The level of a daemon that says this of itself; those that say nothing are of the oldest.

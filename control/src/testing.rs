@@ -172,5 +172,5 @@ pub(crate) fn with_task(mut spec: ServiceSpec, change: impl FnOnce(&mut TaskSpec
 }
 
 pub(crate) fn port(published: Option<u16>, target: u16, mode: PortMode) -> PortSpec {
-    PortSpec { published, target, protocol: Protocol::Tcp, mode }
+    PortSpec { published, target, protocol: Protocol::Tcp, mode, proxy_protocol: false }
 }

@@ -199,6 +199,8 @@ pub struct PublishedPort {
     pub network: NetworkId,
     /// The port inside the tasks.
     pub target_port: u16,
+    /// Whether a connection begins with a header of the PROXY protocol, version 2.
+    pub proxy_protocol: bool,
     /// The tasks that take new connections now.
     pub backends: Vec<Backend>,
 }

@@ -123,6 +123,7 @@ fn table(nodes: u8) -> Table {
             service: "web".into(),
             network: net(),
             target_port: 80,
+            proxy_protocol: false,
             backends: (0..nodes).map(|n| Backend { node: id(n), address: task(n) }).collect(),
         }],
     }
@@ -470,6 +471,54 @@ fn published_ports_answer_on_every_node_and_show_the_clients_address() {
         })
         .await;
         assert!(machines[0].overlay.apply(wider).await.is_err(), "an older table is refused");
+        purge(machines).await;
+    });
+}
+
+#[test]
+fn a_task_behind_the_proxy_protocol_is_told_both_ends_first() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(2).await;
+        let mut proxied = table(2);
+        proxied.generation = 2;
+        proxied.ports[0].proxy_protocol = true;
+        for machine in &machines {
+            machine.overlay.apply(proxied.clone()).await.unwrap();
+        }
+        for (container, name) in containers.iter().zip(["zero", "one"]) {
+            let listener = container.run(|| TcpListener::bind("0.0.0.0:80").unwrap()).unwrap();
+            std::thread::spawn(move || {
+                while let Ok((mut stream, from)) = listener.accept() {
+                    // It says nothing before it has read whose connection this is.
+                    let mut header = [0; 28];
+                    if stream.read_exact(&mut header).is_err() {
+                        continue;
+                    }
+                    let end = |ip: usize, port: usize| {
+                        let octets: [u8; 4] = header[ip..ip + 4].try_into().unwrap();
+                        let port = u16::from_be_bytes([header[port], header[port + 1]]);
+                        SocketAddrV4::new(octets.into(), port)
+                    };
+                    let (source, destination) = (end(16, 24), end(20, 26));
+                    let is_true = SocketAddr::V4(source) == from;
+                    let greeting = format!("{name} {} {destination} {is_true}\n", source.ip());
+                    if stream.write_all(greeting.as_bytes()).is_ok() {
+                        let _ = io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+                    }
+                }
+            });
+        }
+        for node in [0, 1] {
+            let mut seen = vec![];
+            for _ in 0..2 {
+                let greeting = visit(node, 1000).await.unwrap();
+                let (name, rest) = greeting.split_once(' ').unwrap();
+                assert_eq!(rest, format!("{CLIENT} {}:{PORT} true", underlay(node)));
+                seen.push(name.to_owned());
+            }
+            seen.sort();
+            assert_eq!(seen, ["one", "zero"], "by way of node {node}");
+        }
         purge(machines).await;
     });
 }

@@ -344,7 +344,13 @@ impl World {
             let published = 8_000 + u16::try_from(self.rng.below(6)).unwrap_or(0);
             let mode = self.rng.pick(&[PortMode::Ingress, PortMode::Host]).unwrap_or(PortMode::Ingress);
             let published = (mode == PortMode::Host || self.rng.percent(50)).then_some(published);
-            endpoint.ports.push(PortSpec { published, target: 80, protocol: Protocol::Tcp, mode });
+            endpoint.ports.push(PortSpec {
+                published,
+                target: 80,
+                protocol: Protocol::Tcp,
+                mode,
+                proxy_protocol: false,
+            });
         }
         let update = UpdateConfig {
             parallelism: u32::try_from(self.rng.below(3)).unwrap_or(1),

@@ -35,6 +35,7 @@ fn specs_that_could_not_be_right_are_refused() {
     refused(|s| s.endpoint.ports = vec![port(None, 80, PortMode::Host)], expect!["Invalid: publish: port 80 in host mode needs a published port"]);
     refused(|s| s.endpoint.ports = vec![port(Some(80), 80, PortMode::Ingress), port(Some(80), 81, PortMode::Host)], expect!["Invalid: publish: port 80 is given twice"]);
     refused(|s| (s.endpoint.mode, s.endpoint.ports) = (EndpointMode::Dnsrr, vec![port(Some(80), 80, PortMode::Ingress)]), expect!["Invalid: endpoint mode: a port published with mode ingress cannot be used with dnsrr; publish it with mode=host"]);
+    refused(|s| s.endpoint.ports = vec![PortSpec { protocol: Protocol::Udp, proxy_protocol: true, ..port(None, 53, PortMode::Ingress) }], expect!["Invalid: publish: port 53: the PROXY protocol is for TCP"]);
     refused(|s| (s.endpoint.mode, s.endpoint.client_affinity) = (EndpointMode::Dnsrr, true), expect!["Invalid: client affinity: a dnsrr service has no virtual address, its clients pick a task themselves"]);
     refused(|s| s.endpoint.allow = vec![allow("a b")], expect!["Invalid: allowed service's name `a b` is not allowed: use 1 to 63 letters, digits, `-` and `_`, beginning and ending with a letter or digit"]);
     refused(|s| s.endpoint.allow = vec![allow("api"), allow("api")], expect!["Invalid: allow from: api is given twice"]);

@@ -5,8 +5,8 @@ use crate::model::{
     AffinityRule, FailureAction, Preference, RestartCondition, UpdateConfig, UpdateOrder, WEIGHT_MAX,
 };
 use crate::model::{
-    Allow, ContainerSpec, EndpointMode, EndpointSpec, Mount, Placement, PortMode, PortSpec, Resources,
-    ServiceSpec, TaskSpec,
+    Allow, ContainerSpec, EndpointMode, EndpointSpec, Mount, Placement, PortMode, PortSpec, Protocol,
+    Resources, ServiceSpec, TaskSpec,
 };
 use crate::model::{HealthSpec, HealthTest, HttpProbe, Probe};
 use std::collections::BTreeSet;
@@ -336,6 +336,9 @@ fn endpoint(spec: &EndpointSpec) -> Result<(), Refused> {
             && !seen.insert((published, port.protocol))
         {
             return invalid(format!("publish: port {published} is given twice"));
+        }
+        if port.proxy_protocol && port.protocol != Protocol::Tcp {
+            return invalid(format!("publish: port {}: the PROXY protocol is for TCP", port.target));
         }
         if port.mode == PortMode::Host && port.published.is_none() {
             return invalid(format!("publish: port {} in host mode needs a published port", port.target));

@@ -195,6 +195,7 @@ impl Directory {
                     mode: port.mode,
                     service: *service,
                     service_name: reached.name.clone(),
+                    proxy_protocol: port.proxy_protocol,
                     vni,
                     backends,
                 });

@@ -95,6 +95,8 @@ pub struct PublishedPort {
     pub service: ServiceId,
     /// What it is called, for messages.
     pub service_name: String,
+    /// Whether each connection begins with a header of the PROXY protocol, version 2.
+    pub proxy_protocol: bool,
     /// The number of the network that the tasks are reached on; a node may serve the port without having
     /// joined that network. 0 where there is none.
     pub vni: u32,

@@ -374,6 +374,8 @@ pub struct PortSpec {
     pub protocol: Protocol,
     /// On every node, or only where a task runs.
     pub mode: PortMode,
+    /// Whether each connection begins with a header of the PROXY protocol, version 2, that says whose it is.
+    pub proxy_protocol: bool,
 }
 
 /// A transport protocol.
@@ -424,4 +426,6 @@ pub struct PublishedPort {
     pub protocol: Protocol,
     /// On every node, or only where a task runs.
     pub mode: PortMode,
+    /// Whether each connection begins with a header of the PROXY protocol, version 2, that says whose it is.
+    pub proxy_protocol: bool,
 }

@@ -109,6 +109,7 @@ mod tests {
                 service: "web".into(),
                 network: net(),
                 target_port: 80,
+                proxy_protocol: false,
                 backends: backends
                     .iter()
                     .map(|address| Backend { node: NodeId::new("a"), address: *address })

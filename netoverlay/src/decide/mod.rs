@@ -9,5 +9,6 @@ pub mod forward;
 pub mod names;
 pub mod patience;
 pub mod policy;
+pub mod proxy;
 pub mod segment;
 pub mod too_big;

@@ -86,6 +86,7 @@ pub fn translate(table: &told::Table, generation: u64, me: NodeId, my_addr: Sock
             port: port.published,
             protocol: protocol(port.protocol),
             service: port.service_name.clone(),
+            proxy_protocol: port.proxy_protocol,
             network,
             target_port: port.target,
             backends,

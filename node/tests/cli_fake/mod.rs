@@ -104,7 +104,7 @@ fn unknown<T>() -> Answer<T> {
 }
 
 fn service() -> pb::Service {
-    let port = pb::PublishedPort { published: 8080, target: 80, protocol: 1, mode: 1 };
+    let port = pb::PublishedPort { published: 8080, target: 80, protocol: 1, mode: 1, proxy_protocol: false };
     let container =
         pb::ContainerSpec { name: "main".into(), image: "rswarm/demo".into(), ..Default::default() };
     let task =

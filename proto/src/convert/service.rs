@@ -377,12 +377,13 @@ impl TryFrom<pb::Allow> for Allow {
 
 impl From<&PortSpec> for pb::PortSpec {
     fn from(spec: &PortSpec) -> Self {
-        let PortSpec { published, target, protocol, mode } = *spec;
+        let PortSpec { published, target, protocol, mode, proxy_protocol } = *spec;
         Self {
             published: published.map(u32::from),
             target: u32::from(target),
             protocol: pb::Protocol::from(protocol).into(),
             mode: pb::PortMode::from(mode).into(),
+            proxy_protocol,
         }
     }
 }
@@ -396,6 +397,7 @@ impl TryFrom<pb::PortSpec> for PortSpec {
             target: port("target", wire.target)?,
             protocol: choice::<pb::Protocol, _>("protocol", wire.protocol)?,
             mode: choice::<pb::PortMode, _>("mode", wire.mode)?,
+            proxy_protocol: wire.proxy_protocol,
         })
     }
 }
@@ -424,12 +426,13 @@ impl TryFrom<pb::Endpoint> for Endpoint {
 
 impl From<&PublishedPort> for pb::PublishedPort {
     fn from(published: &PublishedPort) -> Self {
-        let PublishedPort { published, target, protocol, mode } = *published;
+        let PublishedPort { published, target, protocol, mode, proxy_protocol } = *published;
         Self {
             published: u32::from(published),
             target: u32::from(target),
             protocol: pb::Protocol::from(protocol).into(),
             mode: pb::PortMode::from(mode).into(),
+            proxy_protocol,
         }
     }
 }
@@ -443,6 +446,7 @@ impl TryFrom<pb::PublishedPort> for PublishedPort {
             target: port("target", wire.target)?,
             protocol: choice::<pb::Protocol, _>("protocol", wire.protocol)?,
             mode: choice::<pb::PortMode, _>("mode", wire.mode)?,
+            proxy_protocol: wire.proxy_protocol,
         })
     }
 }

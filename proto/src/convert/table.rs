@@ -132,8 +132,17 @@ impl TryFrom<pb::Backend> for Backend {
 
 impl From<&PublishedPort> for pb::TablePort {
     fn from(published: &PublishedPort) -> Self {
-        let PublishedPort { published, protocol, target, mode, service, service_name, vni, backends } =
-            published;
+        let PublishedPort {
+            published,
+            protocol,
+            target,
+            mode,
+            service,
+            service_name,
+            proxy_protocol,
+            vni,
+            backends,
+        } = published;
         Self {
             published: u32::from(*published),
             protocol: pb::Protocol::from(*protocol).into(),
@@ -141,6 +150,7 @@ impl From<&PublishedPort> for pb::TablePort {
             mode: pb::PortMode::from(*mode).into(),
             service: service.to_string(),
             service_name: service_name.clone(),
+            proxy_protocol: *proxy_protocol,
             vni: *vni,
             backends: backends.iter().map(Into::into).collect(),
         }
@@ -158,6 +168,7 @@ impl TryFrom<pb::TablePort> for PublishedPort {
             mode: choice::<pb::PortMode, _>("mode", wire.mode)?,
             service: parsed("service", &wire.service)?,
             service_name: wire.service_name,
+            proxy_protocol: wire.proxy_protocol,
             vni: wire.vni,
             backends: each("backends", wire.backends)?,
         })

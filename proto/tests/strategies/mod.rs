@@ -387,8 +387,15 @@ fn port_mode() -> BoxedStrategy<PortMode> {
 }
 
 fn endpoint_spec() -> BoxedStrategy<EndpointSpec> {
-    let port = (any::<Option<u16>>(), any::<u16>(), protocol(), port_mode())
-        .prop_map(|(published, target, protocol, mode)| PortSpec { published, target, protocol, mode });
+    let port = (any::<Option<u16>>(), any::<u16>(), protocol(), port_mode(), any::<bool>()).prop_map(
+        |(published, target, protocol, mode, proxy_protocol)| PortSpec {
+            published,
+            target,
+            protocol,
+            mode,
+            proxy_protocol,
+        },
+    );
     let mode = prop_oneof![Just(EndpointMode::Vip), Just(EndpointMode::Dnsrr)];
     (mode, vec(port, 0..3), allow(), any::<bool>())
         .prop_map(|(mode, ports, allow, client_affinity)| EndpointSpec {
@@ -406,8 +413,14 @@ fn allow() -> BoxedStrategy<Vec<Allow>> {
 }
 
 fn published_port() -> BoxedStrategy<PublishedPort> {
-    (any::<u16>(), any::<u16>(), protocol(), port_mode())
-        .prop_map(|(published, target, protocol, mode)| PublishedPort { published, target, protocol, mode })
+    (any::<u16>(), any::<u16>(), protocol(), port_mode(), any::<bool>())
+        .prop_map(|(published, target, protocol, mode, proxy_protocol)| PublishedPort {
+            published,
+            target,
+            protocol,
+            mode,
+            proxy_protocol,
+        })
         .boxed()
 }
 
@@ -691,21 +704,24 @@ pub fn table() -> BoxedStrategy<Table> {
         protocol(),
         any::<u16>(),
         port_mode(),
-        (service_id(), text(), any::<u32>()),
+        (service_id(), text(), any::<u32>(), any::<bool>()),
         backends(),
     )
-        .prop_map(|(published, protocol, target, mode, (service, service_name, vni), backends)| {
-            endpoints::PublishedPort {
-                published,
-                protocol,
-                target,
-                mode,
-                service,
-                service_name,
-                vni,
-                backends,
-            }
-        });
+        .prop_map(
+            |(published, protocol, target, mode, (service, service_name, vni, proxy), backends)| {
+                endpoints::PublishedPort {
+                    published,
+                    protocol,
+                    target,
+                    mode,
+                    service,
+                    service_name,
+                    proxy_protocol: proxy,
+                    vni,
+                    backends,
+                }
+            },
+        );
     (btree_map(node_id(), text(), 0..3), vec(network, 0..3), vec(port, 0..3))
         .prop_map(|(peers, networks, ports)| Table {
             peers,

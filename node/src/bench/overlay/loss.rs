@@ -94,6 +94,7 @@ fn table() -> Result<Table> {
         service: "web".into(),
         network,
         target_port: TARGET,
+        proxy_protocol: false,
         backends: (1..NODES).map(|n| Backend { node: place::id(n), address: place::container(n) }).collect(),
     });
     Ok(table)

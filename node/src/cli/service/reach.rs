@@ -38,7 +38,7 @@ impl Reach {
     }
 }
 
-/// `8080:80/tcp`, `80`, or `published=8080,target=80,protocol=tcp,mode=ingress`.
+/// `8080:80/tcp`, `80`, or `published=8080,target=80,protocol=tcp,mode=ingress,proxy-protocol=v2`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publish(pub PortSpec);
 
@@ -55,8 +55,13 @@ impl FromStr for Publish {
             "udp" => Ok(Protocol::Udp),
             _ => Err(format!("`{text}` is not a protocol; there are tcp and udp")),
         };
-        let mut spec =
-            PortSpec { published: None, target: 0, protocol: Protocol::Tcp, mode: PortMode::Ingress };
+        let mut spec = PortSpec {
+            published: None,
+            target: 0,
+            protocol: Protocol::Tcp,
+            mode: PortMode::Ingress,
+            proxy_protocol: false,
+        };
         if !text.contains('=') {
             let (ports, named) = text.split_once('/').unwrap_or((text, "tcp"));
             spec.protocol = protocol(named)?;
@@ -80,7 +85,15 @@ impl FromStr for Publish {
                 Some(("mode", value)) => {
                     return Err(format!("`{value}` is not a mode; there are ingress and host"));
                 }
-                _ => return Err(format!("`{part}` is none of published=, target=, protocol= and mode=")),
+                Some(("proxy-protocol", "v2")) => spec.proxy_protocol = true,
+                Some(("proxy-protocol", value)) => {
+                    return Err(format!("`{value}` is no version of the PROXY protocol here; there is v2"));
+                }
+                _ => {
+                    return Err(format!(
+                        "`{part}` is none of published=, target=, protocol=, mode= and proxy-protocol="
+                    ));
+                }
             }
         }
         if spec.target == 0 {
@@ -143,7 +156,13 @@ mod tests {
 
     #[test]
     fn ports_are_published_short_and_long() {
-        let spec = |published, target, protocol, mode| PortSpec { published, target, protocol, mode };
+        let spec = |published, target, protocol, mode| PortSpec {
+            published,
+            target,
+            protocol,
+            mode,
+            proxy_protocol: false,
+        };
         use {PortMode::*, Protocol::*};
         for (text, is) in [
             ("8080:80", spec(Some(8080), 80, Tcp, Ingress)),
@@ -151,6 +170,10 @@ mod tests {
             ("53:5353/udp", spec(Some(53), 5353, Udp, Ingress)),
             ("published=8080,target=80", spec(Some(8080), 80, Tcp, Ingress)),
             ("target=80,mode=host,protocol=udp", spec(None, 80, Udp, Host)),
+            (
+                "target=80,proxy-protocol=v2",
+                PortSpec { proxy_protocol: true, ..spec(None, 80, Tcp, Ingress) },
+            ),
         ] {
             assert_eq!(text.parse(), Ok(Publish(is)), "{text}");
         }
@@ -162,6 +185,7 @@ mod tests {
             ("published=80", "target= is missing"),
             ("target=80,mode=dns", "there are ingress and host"),
             ("target=80,x=1", "is none of"),
+            ("target=80,proxy-protocol=v1", "there is v2"),
             ("99999", "is not a port"),
         ] {
             let error = text.parse::<Publish>().expect_err(text);

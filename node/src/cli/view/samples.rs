@@ -61,7 +61,7 @@ pub fn service(name: &str) -> Service {
     task.resources.limits = Resources { nano_cpus: 500_000_000, memory_bytes: 64 << 20 };
     task.placement.constraints = vec!["node.labels.disk==ssd".parse().expect("a constraint")];
     let (protocol, mode) = (Protocol::Tcp, PortMode::Ingress);
-    let port = PortSpec { published: Some(8080), target: 80, protocol, mode };
+    let port = PortSpec { published: Some(8080), target: 80, protocol, mode, proxy_protocol: false };
     Service {
         id: "000000000000c".parse().expect("an id"),
         meta: meta(3),
@@ -83,7 +83,7 @@ pub fn service(name: &str) -> Service {
         expired_at: None,
         endpoint: Endpoint {
             vips: [(network, Ipv4Addr::new(10, 0, 1, 2))].into(),
-            ports: vec![PublishedPort { published: 8080, target: 80, protocol, mode }],
+            ports: vec![PublishedPort { published: 8080, target: 80, protocol, mode, proxy_protocol: false }],
         },
         update_status: None,
         rebalance: None,
