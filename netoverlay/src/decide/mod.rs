@@ -2,6 +2,7 @@
 //! backend a connection gets, what a name means. No sockets, clocks or threads.
 
 pub mod balance;
+pub mod datagram;
 pub mod ended;
 pub mod fast;
 pub mod flows;
