@@ -107,6 +107,7 @@ pub fn needed(change: &Change) -> u32 {
         Change::CreateService(service) => of_spec(&service.spec),
         Change::UpdateService { spec, .. } => of_spec(spec),
         Change::CreateNetwork(network) if network.isolated => POLICY,
+        Change::UpdateNetwork { .. } => POLICY,
         Change::SetSettings { settings, .. } if settings.rebalance_since.is_some() => REBALANCE,
         Change::Init(_)
         | Change::SetTokens { .. }

@@ -104,6 +104,17 @@ pub(super) fn build(
     })
 }
 
+pub(super) fn update(state: &State, text: &str, isolated: bool) -> Result<(Vec<Change>, Answer), Refused> {
+    let network = find_network(state, text)?;
+    let answer = Answer::Network(network.id);
+    if network.isolated == isolated {
+        return Ok((Vec::new(), answer));
+    }
+    level::enforced(state)?;
+    let version = network.meta.version;
+    Ok((vec![Change::UpdateNetwork { network: network.id, version, isolated }], answer))
+}
+
 pub(super) fn remove(state: &State, text: &str) -> Result<(Vec<Change>, Answer), Refused> {
     let network = find_network(state, text)?;
     let name = &network.name;

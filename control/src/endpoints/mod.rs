@@ -139,6 +139,7 @@ mod tests {
     use crate::admission::Request;
     use crate::model::Observed;
     use crate::testing::{Bed, port, spec};
+    use std::collections::BTreeSet;
     use std::time::Duration;
 
     /// A service of two tasks on two nodes that publishes a port.
@@ -279,6 +280,33 @@ mod tests {
         }
         bed.tick();
         assert!(bed.tasks(service).iter().all(|task| task.spec_version == 1 && task.is_wanted()));
+    }
+
+    #[test]
+    fn a_network_that_becomes_isolated_is_told_to_its_members_and_restarts_nothing() {
+        let (mut bed, service, nodes) = published(PortMode::Host);
+        bed.upgrade();
+        let members: BTreeSet<NodeId> = homes(&bed, service).into_iter().collect();
+        let isolate = |isolated| Request::UpdateNetwork { network: "default".into(), isolated };
+        for isolated in [true, false] {
+            let before = bed.state.clone();
+            bed.ask(&isolate(isolated)).expect("it may be asked");
+            assert_eq!(bed.words(&isolate(isolated)), "done", "and nothing has changed");
+            let mut told = Directory::default();
+            for part in parts(&before, homes(&bed, service)[0], true) {
+                told.follow(whole(&before, part)).expect("a whole part follows from nothing");
+            }
+            for piece in between(&before, &bed.state).into_values() {
+                told.follow(piece).expect("it follows");
+            }
+            let table = told.table(homes(&bed, service)[0]);
+            assert_eq!(table, of(&bed.state, homes(&bed, service)[0]));
+            assert!(table.networks.values().all(|table| table.network.isolated == isolated));
+            let touched = crate::touched::between(&before, &bed.state);
+            assert!(nodes.iter().all(|node| touched.has(*node) == members.contains(node)));
+            bed.tick();
+            assert!(bed.tasks(service).iter().all(|task| task.spec_version == 1 && task.is_wanted()));
+        }
     }
 
     #[test]

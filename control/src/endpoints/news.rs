@@ -35,7 +35,7 @@ pub struct NodesNews {
 pub struct SectionNews {
     /// What was known before is forgotten.
     pub whole: bool,
-    /// The network it is about, if it is about one. Said with the whole.
+    /// The network it is about, if it is about one. Said with the whole, and when it differs.
     pub network: Option<Arc<Network>>,
     /// New ones and those that differ.
     pub services: Vec<(ServiceId, Reached)>,
@@ -68,8 +68,7 @@ impl Directory {
             }
             Piece::Section(part, news) => {
                 if news.whole {
-                    self.sections
-                        .insert(part, Section { network: news.network.clone(), ..Section::default() });
+                    self.sections.insert(part, Section::default());
                 }
                 self.sections.get_mut(&part).ok_or(Missed)?.follow(news)
             }
@@ -84,6 +83,9 @@ impl Directory {
 
 impl Section {
     fn follow(&mut self, news: SectionNews) -> Result<(), Missed> {
+        if let Some(network) = news.network {
+            self.network = Some(network);
+        }
         for service in &news.services_gone {
             self.services.remove(service);
         }
@@ -169,6 +171,13 @@ pub fn between(before: &State, after: &State) -> BTreeMap<Part, Piece> {
         match new.zip(new_place) {
             Some((node, place)) => nodes.places.push((node.meta.number, place)),
             None => nodes.gone.extend(old.map(|node| node.meta.number)),
+        }
+    }
+    for change in before.network_map().diff(after.network_map()) {
+        if let (Some(old), Some(new)) = sides(change)
+            && old != new
+        {
+            sections.of(Part::Network(new.id)).network = Some(new.clone());
         }
     }
     for change in before.service_map().diff(after.service_map()) {

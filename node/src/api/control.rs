@@ -560,6 +560,19 @@ impl pb::control_server::Control for Control {
         Ok(Response::new(pb::CreateNetworkResponse { id: id.to_string() }))
     }
 
+    async fn update_network(
+        &self,
+        request: Request<pb::UpdateNetworkRequest>,
+    ) -> Result<Response<pb::UpdateNetworkResponse>, Status> {
+        let once = once(&request)?;
+        let pb::UpdateNetworkRequest { network, isolated } = request.into_inner();
+        let network = find_network(&*self.fresh().await?, &network).map_err(refused)?;
+        let (id, name) = (network.id.to_string(), network.name.clone());
+        let isolated = isolated.unwrap_or(network.isolated);
+        self.admit(once, Ask::UpdateNetwork { network: id.clone(), isolated }).await?;
+        Ok(Response::new(pb::UpdateNetworkResponse { id, name }))
+    }
+
     async fn remove_network(
         &self,
         request: Request<pb::RemoveNetworkRequest>,

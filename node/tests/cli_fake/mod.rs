@@ -300,6 +300,13 @@ impl Control for Answers {
         unknown()
     }
 
+    async fn update_network(
+        &self,
+        _: Request<pb::UpdateNetworkRequest>,
+    ) -> Answer<pb::UpdateNetworkResponse> {
+        unknown()
+    }
+
     async fn remove_network(
         &self,
         _: Request<pb::RemoveNetworkRequest>,

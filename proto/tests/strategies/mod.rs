@@ -859,6 +859,9 @@ pub fn change() -> BoxedStrategy<Change> {
         (node_id(), option::of((1..u64::MAX).prop_map(RaftId)))
             .prop_map(|(node, lost)| Change::Reseat { node, lost }),
         network_id().prop_map(|network| Change::RemoveNetwork { network }),
+        (network_id(), any::<u64>(), any::<bool>()).prop_map(|(network, version, isolated)| {
+            Change::UpdateNetwork { network, version, isolated }
+        }),
         (any::<u64>(), any::<u32>()).prop_map(|(version, level)| Change::SetLevel { version, level }),
         (request(), answer()).prop_map(|(request, answer)| Change::Once { request, answer }),
     ];

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod inspect;
 pub mod ls;
 pub mod rm;
+pub mod update;
 
 use super::context::Context;
 use anyhow::Result;
@@ -23,6 +24,7 @@ pub enum NetworkCommand {
     Inspect(inspect::Inspect),
     #[command(visible_alias = "remove")]
     Rm(rm::Rm),
+    Update(update::Update),
 }
 
 impl NetworkCommand {
@@ -38,6 +40,7 @@ impl NetworkCommand {
             Self::Ls(command) => command.run(cx).await,
             Self::Inspect(command) => command.run(cx).await,
             Self::Rm(command) => command.run(cx).await,
+            Self::Update(command) => command.run(cx).await,
         }
     }
 }
