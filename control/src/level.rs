@@ -36,12 +36,13 @@ pub const PROFILES: u32 = 3;
 /// which services are reached in other ways than by a virtual address for everybody.
 pub const POLICY: u32 = 4;
 
-/// That managers of this level can write a spec down whole, and that nodes do what it says.
+/// That managers of this level can write a spec down whole, and that nodes do what is new in it.
 ///
 /// # Errors
 /// If it says what some of them do not understand.
-pub(crate) fn admits(state: &State, spec: &ServiceSpec) -> Result<(), Refused> {
-    if !spec.endpoint.allow.is_empty() {
+pub(crate) fn admits(state: &State, spec: &ServiceSpec, before: Option<&ServiceSpec>) -> Result<(), Refused> {
+    let allow = &spec.endpoint.allow;
+    if !allow.is_empty() && before.is_none_or(|before| before.endpoint.allow != *allow) {
         enforced(state)?;
     }
     admits_level(state, of_spec(spec))
@@ -235,6 +236,17 @@ mod tests {
         assert!(told(&mut bed).iter().all(|words| words.contains("node w1") && words.contains("upgrade it")));
         speaks(&mut bed, worker, LATEST);
         assert_eq!(told(&mut bed), ["done", "done"]);
+        // A node that falls behind later does not hold up what is there.
+        speaks(&mut bed, worker, OLDEST);
+        let mut spec = bed.state.service_named("db").expect("it was made").spec.clone();
+        spec.labels.insert("x".into(), "y".into());
+        let mut update = |spec: &crate::model::ServiceSpec| {
+            let (service, networks) = ("db".to_owned(), Vec::new());
+            bed.words(&Request::UpdateService { service, version: None, spec: spec.clone(), networks })
+        };
+        assert_eq!(update(&spec), "done");
+        spec.endpoint.allow.push("more".parse().expect("an entry"));
+        assert!(update(&spec).contains("node w1"));
     }
 
     #[test]

@@ -170,17 +170,17 @@ impl Network {
             ("net/ipv4/conf/all/send_redirects", "0"),
             ("net/ipv4/conf/default/send_redirects", "0"),
         ])?;
-        // Neighbour discovery would only be noise on the TUN; and what arrives out of order, or late, still belongs to
-        // its connection. A kernel without IPv6, or where nobody tracks connections yet, has no such setting.
-        for (name, value) in [
-            ("net/ipv6/conf/all/disable_ipv6", "1"),
-            ("net/ipv6/conf/default/disable_ipv6", "1"),
-            ("net/netfilter/nf_conntrack_tcp_be_liberal", "1"),
-        ] {
-            match netns.set_sysctls(&[(name, value)]) {
+        // Neighbour discovery would only be noise on the TUN. A kernel without IPv6 has no such setting.
+        for scope in ["all", "default"] {
+            match netns.set_sysctls(&[(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "1")]) {
                 Err(error) if !error.is_missing() => return Err(error),
                 _ => {}
             }
+        }
+        // What arrives out of order, or late, still belongs to its connection. Inside a user namespace that is not ours
+        // to say; then the kernel's own opinion of it stands.
+        if let Err(error) = netns.set_sysctls(&[("net/netfilter/nf_conntrack_tcp_be_liberal", "1")]) {
+            tracing::debug!(%error, "connection tracking stays strict");
         }
         links.set_up("lo").await?;
         links.ensure_address("lo", spec.gateway.into(), 32).await?;

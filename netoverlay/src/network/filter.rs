@@ -69,16 +69,7 @@ pub(super) fn table(spec: &Spec, backends: &Backends) -> Table {
         let rules = vec![Rule(vec![Statement::Dnat(Target::Of(pick, tasks))])];
         table.chains.push(Chain::regular(chain_of(vip), rules));
     }
-    table.chains.push(Chain::regular(
-        "refuse",
-        vec![
-            Rule(vec![
-                Statement::Is(Field::Protocol, Value::Byte(TCP)),
-                Statement::Reject(Refusal::TcpReset),
-            ]),
-            Rule(vec![Statement::Reject(Refusal::PortUnreachable)]),
-        ],
-    ));
+    table.chains.push(refusal("refuse", Refusal::PortUnreachable));
     let mut first = vec![
         // Of TCP and UDP, and errors that belong to them.
         Rule(vec![
@@ -113,6 +104,16 @@ pub(super) fn table(spec: &Spec, backends: &Backends) -> Table {
         ])],
     ));
     table
+}
+
+/// A chain that refuses at once, so that nobody waits for what will not come: TCP by a reset, the rest as said.
+pub(super) fn refusal(name: &str, otherwise: Refusal) -> Chain {
+    let is_tcp = Statement::Is(Field::Protocol, Value::Byte(TCP));
+    let rules = vec![
+        Rule(vec![is_tcp, Statement::Reject(Refusal::TcpReset)]),
+        Rule(vec![Statement::Reject(otherwise)]),
+    ];
+    Chain::regular(name, rules)
 }
 
 /// Which connections may go on.

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
-use super::Spec;
+use super::{Spec, filter::refusal};
 use crate::{
     decide::policy::{Policy, number},
     device::{
@@ -59,17 +59,7 @@ pub(super) fn add(table: &mut Table, spec: &Spec, policy: &Policy) -> Vec<Rule> 
         rules.push(forbid());
         table.chains.push(Chain::regular(to(service), rules));
     }
-    // At once, so that nobody waits for what will not come.
-    table.chains.push(Chain::regular(
-        "forbid",
-        vec![
-            Rule(vec![
-                Statement::Is(Field::Protocol, Value::Byte(TCP)),
-                Statement::Reject(Refusal::TcpReset),
-            ]),
-            Rule(vec![Statement::Reject(Refusal::Prohibited)]),
-        ],
-    ));
+    table.chains.push(refusal("forbid", Refusal::Prohibited));
     // From the middle of a connection that is not known: the kernel would take it for the beginning of one in the other
     // direction, and what was forbidden would go on as the answers to it.
     table.chains.push(Chain::regular(

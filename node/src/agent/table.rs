@@ -62,8 +62,8 @@ pub fn translate(table: &told::Table, generation: u64, me: NodeId, my_addr: Sock
             });
         }
         for (address, route) in entry.routes.iter().filter(|(_, route)| known(&route.node)) {
-            // The name of what is no longer there is nobody's.
-            let owner = |id| called.entry(id).or_insert_with(|| format!("#{id}").into()).clone();
+            // What is no longer there is called as no service can be.
+            let owner = |id| called.entry(id).or_insert_with(|| format!("gone.{id}").into()).clone();
             endpoints.push(overlay::Endpoint {
                 network: number,
                 address: *address,
