@@ -291,6 +291,9 @@ mod tests {
         for isolated in [true, false] {
             let before = bed.state.clone();
             bed.ask(&isolate(isolated)).expect("it may be asked");
+            let event = bed.state.events().next_back().expect("it has happened").clone();
+            assert_eq!((event.action.word(), &*event.name), ("update", "default"));
+            assert!(event.attributes.contains(&("isolated.new".into(), isolated.to_string())));
             assert_eq!(bed.words(&isolate(isolated)), "done", "and nothing has changed");
             let mut told = Directory::default();
             for part in parts(&before, homes(&bed, service)[0], true) {
