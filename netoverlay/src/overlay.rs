@@ -23,7 +23,7 @@ use self::{
     networks::Networks,
 };
 use crate::{
-    decide::{ended::Ended, forward::Reason},
+    decide::{ended::Ended, forward::Reason, lately::Lately},
     device::{self, netns::Netns},
     ingress::{self, Ingress, PortEvent, PortState, Ports},
     peer::{self, Mesh, PeerStatus, StartError},
@@ -214,6 +214,7 @@ impl Overlay {
             view,
             told: Arc::default(),
             ended: Ended::default(),
+            lately: Lately::default(),
             events,
             tracker: tracker.clone(),
             stop: stop.clone(),

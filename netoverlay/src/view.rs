@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     decide::names::Names,
-    table::{Endpoint, NetworkId, NodeId, Protocol, PublishedPort, Table},
+    table::{NodeId, Protocol, PublishedPort, Table},
 };
 
 /// One moment's knowledge. Cheap to clone.
@@ -27,11 +27,5 @@ impl View {
     /// The published port of that number.
     pub fn port(&self, protocol: Protocol, port: u16) -> Option<&PublishedPort> {
         self.table.ports.iter().find(|published| published.protocol == protocol && published.port == port)
-    }
-
-    /// The node that has `address`.
-    pub fn node_of(&self, network: NetworkId, address: std::net::Ipv4Addr) -> Option<&NodeId> {
-        let is_it = |endpoint: &&Endpoint| endpoint.network == network && endpoint.address == address;
-        self.table.endpoints.iter().find(is_it).map(|endpoint| &endpoint.node)
     }
 }

@@ -7,6 +7,7 @@ pub mod ended;
 pub mod fast;
 pub mod flows;
 pub mod forward;
+pub mod lately;
 pub mod names;
 pub mod patience;
 pub mod policy;

@@ -23,7 +23,9 @@ pub struct Policy {
     pub rules: BTreeMap<Arc<str>, BTreeSet<Allow>>,
     /// The tasks of those who may connect to anybody.
     pub members: BTreeMap<Arc<str>, BTreeSet<Ipv4Addr>>,
-    /// The network, if addresses that are nobody's take no connections either.
+    /// Tasks of services that are gone, or have left the network: nobody knows any more what they may.
+    pub gone: BTreeSet<Ipv4Addr>,
+    /// Whether addresses that are nobody's take no connections either.
     pub isolated: bool,
 }
 
@@ -73,6 +75,9 @@ impl Policy {
             // Of one that is gone, or has left the network, nobody knows any more who may.
             Some(service) => listed.get(&**service).copied().unwrap_or(true),
         };
+        let is_gone = |service: &Arc<str>| !listed.contains_key(&**service);
+        let gone = endpoints().filter(|endpoint| endpoint.service.as_ref().is_some_and(is_gone));
+        policy.gone = gone.map(|endpoint| endpoint.address).collect();
         for endpoint in endpoints().filter(|endpoint| closed(endpoint)) {
             let service = endpoint.service.clone().unwrap_or_default();
             policy.rules.entry(service.clone()).or_default();
@@ -103,6 +108,16 @@ impl Policy {
                 && port.is_none_or(|port| port == (opening.protocol, opening.port))
         };
         self.rules.get(service).is_some_and(|rules| rules.iter().any(is_meant))
+    }
+
+    /// Whether a connection of before is to end because it is no longer allowed. One of a task that is leaving goes on:
+    /// nothing was said about it.
+    pub fn ends(&self, opening: Opening) -> bool {
+        let leaves = |address| self.gone.contains(address);
+        self.guarded.contains_key(&opening.destination)
+            && !leaves(&opening.destination)
+            && !leaves(&opening.source)
+            && !self.allows(opening)
     }
 }
 
@@ -208,6 +223,26 @@ mod tests {
             let opening = Opening { source: ip(from), destination: ip(to), protocol, port };
             assert_eq!(open.allows(opening), on_open, "{opening:?}");
             assert_eq!(isolated.allows(opening), on_isolated, "{opening:?} on an isolated network");
+        }
+    }
+
+    #[test]
+    fn what_is_open_ends_when_it_is_no_longer_allowed_but_not_because_a_task_is_leaving() {
+        // web has lost its port, gone is being stopped, .99 has ended.
+        let table = [
+            (10, 20, 80, true),
+            (10, 20, 5432, false),
+            (10, 101, 80, true),
+            (20, 30, 80, true),
+            (40, 20, 5432, false),
+            (10, 40, 80, false),
+            (10, 99, 80, false),
+        ];
+        for (from, to, port, ends) in table {
+            let opening = Opening { source: ip(from), destination: ip(to), protocol: TCP, port };
+            for isolated in [false, true] {
+                assert_eq!(policy(isolated).ends(opening), ends, "{opening:?}, isolated: {isolated}");
+            }
         }
     }
 

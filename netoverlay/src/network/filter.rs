@@ -144,7 +144,7 @@ impl<'a> Keepers<'a> {
         (connection.dnat && !kept)
             || (self.is_between_tasks(source, destination) && {
                 let (protocol, port) = (connection.original.protocol, connection.original.destination_port);
-                !self.policy.allows(Opening { source, destination, protocol, port })
+                self.policy.ends(Opening { source, destination, protocol, port })
             })
     }
 

@@ -139,6 +139,7 @@ mod tests {
                 ("web".into(), BTreeSet::from([ip(10), ip(11)])),
                 ("cache".into(), BTreeSet::from([ip(30)])),
             ]),
+            gone: BTreeSet::from([ip(40)]),
             isolated: true,
         };
         let mut table = Table::new(Family::Ip, "t");

@@ -25,6 +25,7 @@ use crate::{
         balance,
         ended::Ended,
         forward::{Reason, Routes},
+        lately::{Lately, Tasks},
         policy::Policy,
     },
     device::netns::Netns,
@@ -42,6 +43,9 @@ pub(super) const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long a peer may take to hear that a task has ended.
 const TELL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where each address is.
+type Homes<'a> = BTreeMap<(NetworkId, Ipv4Addr), &'a NodeId>;
 
 pub(super) struct Attached {
     networks: Vec<(NetworkId, Ipv4Addr)>,
@@ -63,6 +67,7 @@ pub(super) struct Keeper {
     /// The table as the managers have told it; that of the view lacks what has ended since.
     pub told: Arc<Table>,
     pub ended: Ended,
+    pub lately: Lately,
     pub tracker: TaskTracker,
     pub events: mpsc::UnboundedSender<Event>,
     pub stop: CancellationToken,
@@ -84,7 +89,8 @@ pub(super) struct Hearing {
 impl Keeper {
     pub async fn run(mut self, mut calls: mpsc::Receiver<Call>, mut hearing: Hearing) {
         loop {
-            let pruned_at = self.ended.next().map_or(self.look_at, Instant::from_std);
+            let pruned_at = [self.ended.next(), self.lately.next()].into_iter().flatten().min();
+            let pruned_at = pruned_at.map_or(self.look_at, Instant::from_std);
             tokio::select! {
                 () = self.stop.cancelled() => break,
                 call = calls.recv() => match call {
@@ -303,9 +309,14 @@ impl Keeper {
     /// Makes the virtual addresses of all networks lead to the backends that answer.
     async fn render(&mut self) {
         let view = self.view.borrow().clone();
-        for id in self.networks.ids() {
+        let endpoints = view.table.endpoints.iter();
+        let homes: Homes<'_> =
+            endpoints.map(|endpoint| ((endpoint.network, endpoint.address), &endpoint.node)).collect();
+        let of = |id: NetworkId| (id, backends(&view, &homes, id));
+        let mut rendered = self.networks.ids().into_iter().map(of).collect();
+        self.linger(&view, &homes, &mut rendered);
+        for (id, backends) in rendered {
             let Some(network) = self.networks.get(id) else { continue };
-            let backends = backends(&view, id);
             let rendered = tokio::task::spawn_blocking(move || network.render(&backends)).await;
             match rendered {
                 Ok(Ok(rendered)) => {
@@ -317,6 +328,22 @@ impl Keeper {
         }
         let pause = if self.problems.is_empty() { RECONCILE_EVERY } else { RETRY_AFTER };
         self.look_at = Instant::now() + pause;
+    }
+
+    /// Who has just left a service keeps its connections for a moment.
+    fn linger(&mut self, view: &View, homes: &Homes<'_>, rendered: &mut BTreeMap<NetworkId, Backends>) {
+        let vips = rendered.iter().flat_map(|(id, backends)| backends.vips.iter().map(|vip| (*id, vip)));
+        let tasks = vips.map(|(id, vip)| {
+            let known = |task: &Ipv4Addr| (*task, homes.get(&(id, *task)).copied().cloned());
+            let tasks: Tasks = vip.backends.iter().chain(&vip.draining).map(known).collect();
+            ((id, vip.address), tasks)
+        });
+        self.lately.see(tasks.collect(), &view.suspects, std::time::Instant::now());
+        for (id, backends) in rendered {
+            for vip in &mut backends.vips {
+                vip.draining.extend(self.lately.left(*id, vip.address));
+            }
+        }
     }
 
     async fn ensure_network(&mut self, id: NetworkId) -> Result<Arc<network::Network>, Error> {
@@ -483,15 +510,16 @@ fn attachment(address: Ipv4Addr, number: usize) -> Attachment {
 }
 
 /// The virtual addresses of `network` with the backends to use, and its policy.
-fn backends(view: &View, network: NetworkId) -> Backends {
+fn backends(view: &View, homes: &Homes<'_>, network: NetworkId) -> Backends {
     let services = view.table.services.iter().filter(|service| service.network == network);
     let vips = services.filter_map(|service| {
-        let node_of = |address: &Ipv4Addr| view.node_of(network, *address).cloned();
+        let node_of = |address: &Ipv4Addr| homes.get(&(network, *address)).copied().cloned();
         let usable = balance::usable(&service.backends, &view.suspects, node_of);
+        let kept = balance::kept(&service.draining, &view.suspects, node_of);
         Some(Vip {
             address: service.vip?,
             backends: usable.into_iter().collect(),
-            draining: service.draining.iter().copied().collect(),
+            draining: kept.into_iter().collect(),
             affinity: service.client_affinity,
         })
     });
