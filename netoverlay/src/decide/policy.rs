@@ -113,7 +113,7 @@ impl Policy {
     /// Whether a connection of before is to end because it is no longer allowed. One of a task that is leaving goes on:
     /// nothing was said about it.
     pub fn ends(&self, opening: Opening) -> bool {
-        let leaves = |address| self.gone.contains(address);
+        let leaves = |address: &Ipv4Addr| self.gone.contains(address);
         self.guarded.contains_key(&opening.destination)
             && !leaves(&opening.destination)
             && !leaves(&opening.source)
