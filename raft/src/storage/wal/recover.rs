@@ -112,6 +112,10 @@ impl Recovered {
                 while self.entries.back().is_some_and(|entry| entry.log_id.index >= self.next) {
                     self.entries.pop_back();
                 }
+                let end = self.entries.back().map(|entry| entry.log_id).or(self.purged);
+                if end.is_some() && end != after {
+                    return Err(Malformed("what is taken back begins behind an entry that was never written"));
+                }
             }
             Kind::Purge(upto) => {
                 let upto = LogId::from(upto);
