@@ -110,10 +110,13 @@ impl Site {
         let mut peers = Vec::new();
         for name in ["runc", "crun"] {
             match Oci::find(name, &base, &spec)? {
-                Some(peer) => {
-                    note(&format!("{name}: {}", peer.version()));
-                    peers.push(peer);
-                }
+                Some(mut peer) => match peer.fit(&Stamp::new(base.join(format!("stamp-{name}")))?) {
+                    Ok(()) => {
+                        note(&format!("{name}: {}", peer.version()));
+                        peers.push(peer);
+                    }
+                    Err(error) => note(&format!("{name}: not measured: {error:#}")),
+                },
                 None => note(&format!("{name}: not measured (not installed)")),
             }
         }

@@ -81,6 +81,22 @@ impl Oci {
         Ok(Bundle { command, errors })
     }
 
+    /// Whether it runs a container on this machine; one that may not load a filter of devices is measured without.
+    ///
+    /// # Errors
+    /// If it does not, in its words.
+    pub fn fit(&mut self, stamp: &Stamp) -> Result<()> {
+        let _held = stamp.hold()?;
+        let Err(refused) = self.bundle("fits", stamp)?.run()?.finish() else { return Ok(()) };
+        if let Value::Object(resources) = &mut self.template["linux"]["resources"] {
+            resources.remove("devices");
+        }
+        match self.bundle("fits-bare", stamp)?.run()?.finish() {
+            Ok(()) => Ok(super::note(&format!("{}: without a filter of devices: {refused}", self.name))),
+            Err(_) => Err(refused),
+        }
+    }
+
     /// Removes its control groups.
     pub fn clear(&self) {
         let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(format!("rswarm-bench-{}", self.name)));

@@ -115,6 +115,13 @@ impl Stamp {
         &self.directory
     }
 
+    /// Keeps the pipe open at its other end, so that a program does not wait for somebody who asks.
+    pub fn hold(&self) -> Result<fs::File> {
+        let path = self.directory.join(PIPE);
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        file.with_context(|| format!("cannot open {}", path.display()))
+    }
+
     /// When the program began, in nanoseconds of the monotonic clock; waits for it.
     pub fn read(&self) -> Result<u64> {
         let path = self.directory.join(PIPE);
