@@ -75,7 +75,8 @@ fn what_is_loaded_on_one_manager_is_available_to_all_nodes() {
     let archive = archive.to_str().expect("a readable path");
     nodes[1].rswarm(&["image", "load", "--input", archive]).done();
     let id = nodes[1].rswarm(&["image", "ls", "--no-trunc", "-q"]).done();
-    let create = ["service", "create", "--mode", "global", "--restart-condition", "none", "--name", "s", name];
+    let create =
+        ["service", "create", "--mode", "global", "--restart-condition", "none", "--name", "s", name];
     let created = nodes[0].rswarm(&create);
     assert!(!created.err.contains("could not be resolved"), "{created}");
     for node in &nodes {

@@ -205,7 +205,17 @@ impl Agent {
         let images = ground.images.clone();
         tracker.spawn(session.keep(session_stop.clone()));
         tracker.spawn(agent.run(Inbox { heard, events, done, found, clears }, stop));
-        Ok(Self { managers, elsewhere, contact, orders, clear, executor, images, overlay, session: session_stop })
+        Ok(Self {
+            managers,
+            elsewhere,
+            contact,
+            orders,
+            clear,
+            executor,
+            images,
+            overlay,
+            session: session_stop,
+        })
     }
 
     /// When the leader was last heard, `None` until then.

@@ -14,16 +14,18 @@ use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::blob_turn::What;
 use rswarm_proto::v1::blobs_client::BlobsClient;
 pub use serve::Blobs;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 /// Managers that are asked for a turn, one after the other.
 const MANAGERS: usize = 3;
+/// How long one that gave none is not asked again.
+const SILENT: Duration = Duration::from_secs(10);
 /// How long a node may take to say whether it has a blob.
 const ANSWER: Duration = Duration::from_secs(1);
 /// Nodes that are asked for a blob that some of them have.
@@ -34,6 +36,8 @@ pub struct Nodes {
     me: String,
     dialer: Arc<Dialer>,
     managers: Box<dyn Fn() -> Vec<ManagerAddr> + Send + Sync>,
+    /// Managers that gave no turn, and since when.
+    silent: Mutex<BTreeMap<String, Instant>>,
 }
 
 impl Nodes {
@@ -43,7 +47,7 @@ impl Nodes {
         dialer: Arc<Dialer>,
         managers: Box<dyn Fn() -> Vec<ManagerAddr> + Send + Sync>,
     ) -> Self {
-        Self { me: me.to_string(), dialer, managers }
+        Self { me: me.to_string(), dialer, managers, silent: Mutex::default() }
     }
 
     fn client(&self, node: &str, addr: &str) -> Option<BlobsClient<Channel>> {
@@ -75,10 +79,7 @@ impl Nodes {
         let unreachable = || tonic::Status::unavailable("it cannot be reached");
         let mut client = self.client(&manager.node, &manager.addr).ok_or_else(unreachable)?;
         let (words, said) = mpsc::channel(2);
-        let wanted = pb::BlobWanted {
-            digest: digest.to_string(),
-            except: except.iter().cloned().collect(),
-        };
+        let wanted = pb::BlobWanted { digest: digest.to_string(), except: except.iter().cloned().collect() };
         let _ = words.send(pb::BlobTurn { what: Some(What::Wanted(wanted)) }).await;
         let mut answers = client.turn(ReceiverStream::new(said)).await?.into_inner();
         let gone = || tonic::Status::unavailable("it broke off");
@@ -87,8 +88,12 @@ impl Nodes {
             true => places.into_iter().map(|place| (place.node, place.addr)).collect(),
             false => self.holders(digest, places).await,
         };
-        Ok(Turn::new(places, (words, answers), |(words, _)| {
-            let _ = words.try_send(pb::BlobTurn { what: Some(What::Fetched(true)) });
+        Ok(Turn::new(places, (words, answers), |(words, mut answers)| {
+            tokio::spawn(async move {
+                let _ = words.send(pb::BlobTurn { what: Some(What::Fetched(true)) }).await;
+                // A call that is given up takes what was said last with it.
+                let _ = tokio::time::timeout(ANSWER, answers.message()).await;
+            });
         }))
     }
 }
@@ -98,20 +103,23 @@ impl Neighbours for Nodes {
         &self.me
     }
 
-    fn turn<'a>(
-        &'a self,
-        digest: &'a Digest,
-        except: &'a BTreeSet<String>,
-    ) -> BoxFuture<'a, Option<Turn>> {
+    fn turn<'a>(&'a self, digest: &'a Digest, except: &'a BTreeSet<String>) -> BoxFuture<'a, Option<Turn>> {
         Box::pin(async move {
-            // All nodes ask the same one first.
             let mut managers = (self.managers)();
+            {
+                let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+                silent.retain(|_, since| since.elapsed() < SILENT);
+                managers.retain(|manager| !silent.contains_key(&manager.node));
+            }
+            // All nodes ask the same one first.
             managers.sort_by_cached_key(|manager| rank(digest, &manager.node));
             for manager in managers.iter().take(MANAGERS) {
                 match self.ask(manager, digest, except).await {
                     Ok(turn) => return Some(turn),
                     Err(status) => {
                         tracing::debug!(manager = manager.node, %digest, %status, "no turn is to be had there");
+                        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+                        silent.insert(manager.node.clone(), Instant::now());
                     }
                 }
             }

@@ -18,8 +18,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-/// Blobs sent at once.
+/// Blobs sent at once, and turns that are given or waited for.
 const SENT_AT_ONCE: usize = 16;
+const TURNS_AT_ONCE: usize = 8192;
 /// Bytes of a piece, and pieces that wait for a slow network.
 const PIECE: usize = 256 << 10;
 const AHEAD: usize = 4;
@@ -35,16 +36,16 @@ pub struct Blobs {
     images: Arc<Store>,
     manager: Arc<dyn Fn() -> Option<Arc<Manager>> + Send + Sync>,
     turns: Arc<Turns>,
-    slots: Arc<Semaphore>,
+    sent: Arc<Semaphore>,
+    watched: Arc<Semaphore>,
 }
 
 impl Blobs {
     /// Sends what is in this store.
-    pub fn new(
-        images: Arc<Store>,
-        manager: Arc<dyn Fn() -> Option<Arc<Manager>> + Send + Sync>,
-    ) -> Self {
-        Self { images, manager, turns: Arc::default(), slots: Arc::new(Semaphore::new(SENT_AT_ONCE)) }
+    pub fn new(images: Arc<Store>, manager: Arc<dyn Fn() -> Option<Arc<Manager>> + Send + Sync>) -> Self {
+        let slots = |count| Arc::new(Semaphore::new(count));
+        let (sent, watched) = (slots(SENT_AT_ONCE), slots(TURNS_AT_ONCE));
+        Self { images, manager, turns: Arc::default(), sent, watched }
     }
 }
 
@@ -63,6 +64,8 @@ impl pb::blobs_server::Blobs for Blobs {
     ) -> Result<Response<Self::TurnStream>, Status> {
         let node = access::node(&request)?;
         let manager = (self.manager)().ok_or_else(|| Status::failed_precondition("not a manager"))?;
+        let slot = self.watched.clone().try_acquire_owned();
+        let slot = slot.map_err(|_| Status::resource_exhausted("too many blobs are being fetched"))?;
         let mut input = request.into_inner();
         let Some(pb::BlobTurn { what: Some(What::Wanted(wanted)) }) = input.message().await? else {
             return Err(Status::invalid_argument("the first message says which blob"));
@@ -76,6 +79,7 @@ impl pb::blobs_server::Blobs for Blobs {
         let asked = self.turns.ask(node, &digest, except.clone()).map_err(busy)?;
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(async move {
+            let _slot = slot;
             let mut turn: Turn = tokio::select! {
                 () = sender.closed() => return,
                 turn = asked => match turn { Ok(turn) => turn, Err(_) => return },
@@ -111,7 +115,7 @@ impl pb::blobs_server::Blobs for Blobs {
 
     async fn fetch(&self, request: Request<pb::BlobRequest>) -> Result<Response<Self::FetchStream>, Status> {
         let digest = digest(&request.into_inner().digest)?;
-        let slot = self.slots.clone().try_acquire_owned();
+        let slot = self.sent.clone().try_acquire_owned();
         let slot = slot.map_err(|_| Status::resource_exhausted("too many blobs are being sent"))?;
         let images = self.images.clone();
         let file = tokio::task::spawn_blocking(move || images.open_blob(&digest)).await;

@@ -163,8 +163,7 @@ mod tests {
     #[test]
     fn when_one_fails_or_goes_away_it_is_the_next_ones_turn() {
         let turns = Arc::new(Turns::default());
-        let (mut one, gone, mut three) =
-            (ask(&turns, 1, &[]), ask(&turns, 2, &[]), ask(&turns, 3, &[]));
+        let (mut one, gone, mut three) = (ask(&turns, 1, &[]), ask(&turns, 2, &[]), ask(&turns, 3, &[]));
         let first = come(&mut one);
         drop(gone);
         assert!(three.try_recv().is_err());

@@ -36,11 +36,7 @@ pub trait Neighbours: Send + Sync + 'static {
 
     /// Waits until it is this node's turn to fetch a blob, if somebody watches over turns. `except` are nodes that
     /// could not give it.
-    fn turn<'a>(
-        &'a self,
-        digest: &'a Digest,
-        except: &'a BTreeSet<String>,
-    ) -> BoxFuture<'a, Option<Turn>>;
+    fn turn<'a>(&'a self, digest: &'a Digest, except: &'a BTreeSet<String>) -> BoxFuture<'a, Option<Turn>>;
 
     /// The bytes that a node has under a digest.
     fn fetch<'a>(&'a self, place: &'a Place, digest: &'a Digest) -> BoxFuture<'a, io::Result<Pieces>>;

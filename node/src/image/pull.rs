@@ -351,12 +351,7 @@ impl<'a> Source<'a> {
     }
 
     /// Brings a blob from another node, if one has it.
-    async fn near(
-        &self,
-        digest: &Digest,
-        size: Option<u64>,
-        report: Option<Report<'_>>,
-    ) -> Result<Brought> {
+    async fn near(&self, digest: &Digest, size: Option<u64>, report: Option<Report<'_>>) -> Result<Brought> {
         match &self.neighbourhood {
             Some(at) => at.bring(self.store, self.workers, digest, size, report).await,
             None => Ok(Brought::Not(None)),

@@ -4,6 +4,7 @@
 mod adoption;
 mod bench;
 mod beside;
+mod differential;
 mod ends;
 mod files;
 mod inside;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 /// In this order.
-const THEMES: [&[Claim]; 12] = [
+const THEMES: [&[Claim]; 13] = [
     starts::CLAIMS,
     ends::CLAIMS,
     logs::CLAIMS,
@@ -31,6 +32,7 @@ const THEMES: [&[Claim]; 12] = [
     beside::CLAIMS,
     streams::CLAIMS,
     users::CLAIMS,
+    differential::CLAIMS,
     leaks::CLAIMS,
     claims![all_this_holds_on_another_kernel_with_a_unified_hierarchy],
 ];
