@@ -51,6 +51,7 @@ fn pinned(known: Known) -> (Digest, Vec<Platform>) {
     let told = !os.is_empty() && !arch.is_empty();
     (digest, told.then_some(Platform { os, arch }).into_iter().collect())
 }
+
 /// How long whoever changes a node's role waits until the managers count with it.
 const COUNTED: Duration = Duration::from_secs(5);
 
