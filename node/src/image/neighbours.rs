@@ -121,6 +121,11 @@ impl Neighbourhood {
         let mut except = self.avoided();
         for _ in 0..TURNS {
             let Some(turn) = patient(size, self.neighbours.turn(digest, &except)).await else { break };
+            // Another pull of this node may have been first.
+            if store.has_blob(digest) {
+                turn.fetched();
+                return Ok(Brought::Here);
+            }
             if turn.places.is_empty() {
                 return Ok(Brought::Not(Some(turn)));
             }
