@@ -4,7 +4,6 @@
 mod adoption;
 mod bench;
 mod beside;
-mod differential;
 mod ends;
 mod files;
 mod inside;
@@ -21,7 +20,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 /// In this order.
-const THEMES: [&[Claim]; 13] = [
+const THEMES: [&[Claim]; 12] = [
     starts::CLAIMS,
     ends::CLAIMS,
     logs::CLAIMS,
@@ -32,7 +31,6 @@ const THEMES: [&[Claim]; 13] = [
     beside::CLAIMS,
     streams::CLAIMS,
     users::CLAIMS,
-    differential::CLAIMS,
     leaks::CLAIMS,
     claims![all_this_holds_on_another_kernel_with_a_unified_hierarchy],
 ];

@@ -90,40 +90,6 @@ pub fn options() {
     status().iter().filter(|line| line.starts_with("Cap")).for_each(|line| println!("{line}"));
 }
 
-/// Everything that a specification decides, a line each.
-pub fn state() {
-    std::env::vars().for_each(|(name, value)| println!("env {name}={value}"));
-    println!("cwd {}", std::env::current_dir().unwrap().display());
-    println!("hostname {}", nix::unistd::gethostname().unwrap().to_str().unwrap());
-    let kept = ["Uid", "Gid", "Groups", "NoNewPrivs", "Cap", "Umask"];
-    status()
-        .iter()
-        .filter(|line| kept.iter().any(|word| line.starts_with(word)))
-        .for_each(|line| println!("{line}"));
-    for line in fs::read_to_string("/proc/self/limits").unwrap().lines() {
-        println!("limit {}", line.split_whitespace().collect::<Vec<_>>().join(" "));
-    }
-    println!("oom {}", fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim());
-    for name in ["net/ipv4/ip_default_ttl", "net/ipv4/ip_unprivileged_port_start"] {
-        println!("{name} {}", fs::read_to_string(format!("/proc/sys/{name}")).unwrap().trim());
-    }
-    for path in ["/dev/shm", "/dev"] {
-        let shm = nix::sys::statvfs::statvfs(path).unwrap();
-        println!("size {path} {}", shm.blocks() * shm.fragment_size());
-    }
-    for entry in fs::read_dir("/dev").unwrap() {
-        println!("dev {}", entry.unwrap().file_name().to_str().unwrap());
-    }
-    for line in fs::read_to_string("/proc/self/mountinfo").unwrap().lines() {
-        let (about, file_system) = line.split_once(" - ").unwrap();
-        let words: Vec<&str> = about.split(' ').collect();
-        let flags = words[5].split(',').filter(|flag| ["ro", "nosuid", "nodev", "noexec"].contains(flag));
-        let kind = file_system.split(' ').next().unwrap();
-        println!("mount {} {kind} {}", words[4], flags.collect::<Vec<_>>().join(","));
-    }
-    println!("write / {}", words(File::create("/made-here")));
-}
-
 pub fn open(path: &str) {
     println!("{path} read {}", words(File::open(path)));
     println!("{path} write {}", words(File::options().write(true).open(path)));

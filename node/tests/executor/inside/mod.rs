@@ -49,7 +49,6 @@ pub fn main(args: &[String]) -> ExitCode {
             std::process::abort()
         }
         ["options"] => looks::options(),
-        ["state"] => looks::state(),
         ["open", ref paths @ ..] => paths.iter().for_each(|path| looks::open(path)),
         ["orphans"] => return orphans(),
         ["echo"] => return echo(),
