@@ -99,7 +99,12 @@ impl Oci {
 
     /// Removes its control groups.
     pub fn clear(&self) {
-        let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(format!("rswarm-bench-{}", self.name)));
+        let group = Path::new("/sys/fs/cgroup").join(format!("rswarm-bench-{}", self.name));
+        let inside = fs::read_dir(&group).into_iter().flatten().flatten().map(|entry| entry.path());
+        // One that failed to start a container may have left that one's.
+        for left in inside.filter(|path| path.is_dir()).chain([group.clone()]) {
+            let _ = fs::remove_dir(left);
+        }
     }
 }
 
