@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use rswarm_control::model;
 
 use super::load::{Descriptor, Manifest, UNPACKERS, distinct};
-use super::neighbours::{Brought, Neighbourhood, Turn};
+use super::neighbours::{Brought, Neighbourhood};
 use super::registry::{Remote, Trouble};
 use super::scratch::{Adding, Ingest, is_disk};
 use super::store::DOCUMENT_MAX;
@@ -346,7 +346,9 @@ impl<'a> Source<'a> {
         let manifest = Manifest::parse(&format!("manifest {got}"), &bytes)?;
         let store = self.store.clone();
         self.workers.run(move || store.put_document(&bytes)).await?;
-        turn.map(Turn::fetched);
+        if let Some(turn) = turn {
+            turn.fetched();
+        }
         Ok((got, manifest))
     }
 
@@ -419,7 +421,9 @@ impl<'a> Source<'a> {
         }
         let digest = blob.digest.clone();
         self.workers.run(move || ingest.commit(Some(&digest))).await?;
-        turn.map(Turn::fetched);
+        if let Some(turn) = turn {
+            turn.fetched();
+        }
         Ok(())
     }
 

@@ -91,10 +91,11 @@ impl Oci {
         if let Value::Object(resources) = &mut self.template["linux"]["resources"] {
             resources.remove("devices");
         }
-        match self.bundle("fits-bare", stamp)?.run()?.finish() {
-            Ok(()) => Ok(super::note(&format!("{}: without a filter of devices: {refused}", self.name))),
-            Err(_) => Err(refused),
+        if self.bundle("fits-bare", stamp)?.run()?.finish().is_err() {
+            return Err(refused);
         }
+        super::note(&format!("{}: without a filter of devices: {refused}", self.name));
+        Ok(())
     }
 
     /// Removes its control groups.
