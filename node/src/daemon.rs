@@ -128,6 +128,10 @@ impl Roles for Daemon {
         false
     }
 
+    fn is_removed(&self, _: NodeId) -> bool {
+        false
+    }
+
     fn is_manager(&self, _: NodeId) -> bool {
         false
     }

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod api;
 pub mod backup;
 pub mod bench;
+pub mod blobs;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -4,6 +4,7 @@ mod seat;
 
 use crate::agent::{self, Agent, Standing};
 use crate::api;
+use crate::blobs::{Blobs, Nodes};
 use crate::config::Config;
 use crate::executor::Executor;
 use crate::identity::Identity;
@@ -173,6 +174,9 @@ impl Member {
             refused,
         });
         member.serve(listener)?;
+        let managers = member.agent.known_managers();
+        let nodes = Nodes::new(node, member.dialer.clone(), Box::new(managers));
+        member.ground.images.ask_first(Some(Arc::new(nodes)));
         member.tracker.spawn(member.clone().follow_role());
         member.tracker.spawn(member.clone().watch_over());
         member.tracker.spawn(member.clone().renew());
@@ -222,6 +226,7 @@ impl Member {
             manager.stop().await;
             self.manager.store(None);
         }
+        self.ground.images.ask_first(None);
         self.stop.cancel();
         self.tracker.close();
         self.tracker.wait().await;
@@ -248,6 +253,10 @@ impl Member {
                     .max_encoding_message_size(MESSAGE_MAX),
             )
             .add_service(pb::agent_server::AgentServer::new(self.agent.doors()))
+            .add_service(pb::blobs_server::BlobsServer::new(Blobs::new(
+                self.ground.images.clone(),
+                manager.clone(),
+            )))
             .add_service(
                 pb::control_server::ControlServer::new(api::control::Control::of(self))
                     .max_encoding_message_size(MESSAGE_MAX),
@@ -337,6 +346,11 @@ impl Roles for Member {
             }
             None => false,
         }
+    }
+
+    fn is_removed(&self, node: NodeId) -> bool {
+        let manager = self.manager.load();
+        manager.as_ref().is_some_and(|manager| manager.cluster().state().removed_at(node).is_some())
     }
 
     fn is_manager(&self, node: NodeId) -> bool {

@@ -205,10 +205,7 @@ impl Cgroup {
                 let mut at = root.clone();
                 let names: Vec<_> = Path::new(&self.path).components().collect();
                 for name in &names {
-                    for controller in UNIFIED_CONTROLLERS {
-                        // A controller that is absent or not ours to pass on shows when a limit is set.
-                        let _ = fs::write(at.join("cgroup.subtree_control"), format!("+{controller}"));
-                    }
+                    pass_on_controllers(&at);
                     at.push(name);
                     make_directory(&at)?;
                 }
@@ -568,6 +565,20 @@ impl Cgroup {
         self.directory(controller)
             .and_then(|path| fs::read_to_string(path.join(file)).ok())
             .unwrap_or_default()
+    }
+}
+
+/// Lets the cgroups inside a cgroup have the controllers that we use, as far as it has them. Those that they have
+/// already are left alone: to write them down again would wait for all other cgroups that come or go.
+fn pass_on_controllers(directory: &Path) {
+    let listed = |file: &str| fs::read_to_string(directory.join(file)).unwrap_or_default();
+    let (has, passes_on) = (listed("cgroup.controllers"), listed("cgroup.subtree_control"));
+    let among = |list: &str, controller: &str| list.split_whitespace().any(|name| name == controller);
+    for controller in UNIFIED_CONTROLLERS {
+        if among(&has, controller) && !among(&passes_on, controller) {
+            // One that is not ours to pass on shows when a limit is set.
+            let _ = fs::write(directory.join("cgroup.subtree_control"), format!("+{controller}"));
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{copy, enter, work};
 use crate::api::doctor::{IN_DOUBT, loses};
 use crate::executor::{Executor, LogQuery, LogStream};
+use crate::image::Store;
 use crate::rfc3339::{nanos, stamp};
 use rswarm_control::ids::TaskId;
 use rswarm_netoverlay::Overlay;
@@ -22,6 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 /// The service `Agent`.
 pub struct Doors {
     executor: Arc<Executor>,
+    images: Arc<Store>,
     overlay: Overlay,
 }
 
@@ -37,9 +39,9 @@ type Stream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Se
 const AHEAD: usize = 16;
 
 impl Doors {
-    /// Opens on the containers of this executor, in this overlay.
-    pub fn new(executor: Arc<Executor>, overlay: Overlay) -> Self {
-        Self { executor, overlay }
+    /// Opens on the containers of this executor, in this overlay, and on these images.
+    pub fn new(executor: Arc<Executor>, images: Arc<Store>, overlay: Overlay) -> Self {
+        Self { executor, images, overlay }
     }
 }
 
@@ -161,6 +163,21 @@ impl pb::agent_server::Agent for Doors {
         });
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Response::new(pb::PeersAnswer { at_ms: at.as_millis() as u64, peers: peers.collect() }))
+    }
+
+    async fn find_image(
+        &self,
+        request: Request<pb::FindImageRequest>,
+    ) -> Result<Response<pb::FindImageAnswer>, Status> {
+        let (images, name) = (self.images.clone(), request.into_inner().name);
+        let found = tokio::task::spawn_blocking(move || images.known_as(&name)).await;
+        let found = found.map_err(|_| Status::internal("the image store has panicked"))?;
+        let answer = found.map(|known| pb::FindImageAnswer {
+            digest: known.digest.to_string(),
+            os: known.os,
+            architecture: known.architecture,
+        });
+        Ok(Response::new(answer.unwrap_or_default()))
     }
 }
 

@@ -17,6 +17,7 @@ mod work;
 use crate::executor::{self, Executor};
 use crate::identity::tls::Credentials;
 use crate::identity::{Identity, ManagerAddr, ca, write_atomically};
+use crate::image::Store;
 use crate::member::Ground;
 use crate::rpc::dial::Dialer;
 use anyhow::{Context, Result};
@@ -121,6 +122,7 @@ pub struct Agent {
     orders: watch::Receiver<Order>,
     clear: mpsc::Sender<oneshot::Sender<()>>,
     executor: Arc<Executor>,
+    images: Arc<Store>,
     overlay: Overlay,
     session: CancellationToken,
 }
@@ -200,9 +202,20 @@ impl Agent {
         agent.mend_networks().await;
         agent.watch_all();
         let session_stop = stop.child_token();
+        let images = ground.images.clone();
         tracker.spawn(session.keep(session_stop.clone()));
         tracker.spawn(agent.run(Inbox { heard, events, done, found, clears }, stop));
-        Ok(Self { managers, elsewhere, contact, orders, clear, executor, overlay, session: session_stop })
+        Ok(Self {
+            managers,
+            elsewhere,
+            contact,
+            orders,
+            clear,
+            executor,
+            images,
+            overlay,
+            session: session_stop,
+        })
     }
 
     /// When the leader was last heard, `None` until then.
@@ -223,6 +236,12 @@ impl Agent {
     /// The managers, as last heard.
     pub fn managers(&self) -> Vec<ManagerAddr> {
         self.managers.lock().unwrap_or_else(PoisonError::into_inner).known.clone()
+    }
+
+    /// A look at the managers, as last heard at that moment.
+    pub fn known_managers(&self) -> impl Fn() -> Vec<ManagerAddr> + Send + Sync + 'static {
+        let managers = self.managers.clone();
+        move || managers.lock().unwrap_or_else(PoisonError::into_inner).known.clone()
     }
 
     /// From now on looks for the managers at these addresses, `ip[:port]`, until one says where they all are.
@@ -260,7 +279,7 @@ impl Agent {
 
     /// The service `Agent`.
     pub fn doors(&self) -> Doors {
-        Doors::new(self.executor.clone(), self.overlay.clone())
+        Doors::new(self.executor.clone(), self.images.clone(), self.overlay.clone())
     }
 
     /// The overlay.

@@ -4,11 +4,11 @@ use super::logs::{self, Whose};
 use super::watch;
 use crate::identity::token::JoinToken;
 use crate::identity::{ca, random, token};
-use crate::image::{self, Reference};
+use crate::image::{self, Digest, Known, Reference};
 use crate::manager::cluster::{Cluster, refused_status};
 use crate::manager::{Manager, clock};
 use crate::member::{Ground, Member};
-use crate::rpc::dial::Dialer;
+use crate::rpc::dial::{Dialer, Line};
 use crate::rpc::forward::REQUEST_ID;
 use crate::rpc::stale::{Age, STALE, Seen};
 use rswarm_control::admission::{
@@ -16,12 +16,13 @@ use rswarm_control::admission::{
     find_task,
 };
 use rswarm_control::model::{
-    Availability, Filling, NodeStatus, Observed, Role, Secret, Service, ServiceSpec, Subnet, Task,
+    Availability, Filling, NodeStatus, Observed, Platform, Role, Secret, Service, ServiceSpec, Subnet, Task,
 };
 use rswarm_control::state::{NotARequestId, RequestId, State};
 use rswarm_control::{convergence, drain};
 use rswarm_proto::Problem;
 use rswarm_proto::v1 as pb;
+use rswarm_proto::v1::agent_client::AgentClient;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,6 +41,16 @@ pub struct Control {
 
 /// How long a registry may take to say what a name means.
 const LOOK_UP: Duration = Duration::from_secs(5);
+
+/// How long another manager may take to say what it has under a name.
+const MANAGER_ANSWER: Duration = Duration::from_secs(1);
+
+/// The digest of an image that a manager has, and what it is for.
+fn pinned(known: Known) -> (Digest, Vec<Platform>) {
+    let Known { digest, os, architecture: arch } = known;
+    let told = !os.is_empty() && !arch.is_empty();
+    (digest, told.then_some(Platform { os, arch }).into_iter().collect())
+}
 
 /// How long whoever changes a node's role waits until the managers count with it.
 const COUNTED: Duration = Duration::from_secs(5);
@@ -126,28 +137,72 @@ impl Control {
             container.image_digest = None;
             platforms = platforms.or(Some(Vec::new()));
             let Ok(reference) = container.image.parse::<Reference>() else { continue };
-            let here = ground.images.clone();
-            let name = reference.to_string();
-            let local =
-                tokio::task::spawn_blocking(move || here.resolve(&name).is_ok()).await.unwrap_or(false);
-            if image::is_builtin(&reference) || reference.digest().is_some() || local {
+            if image::is_builtin(&reference) || reference.digest().is_some() {
                 continue;
             }
-            let found =
-                tokio::time::timeout(LOOK_UP, ground.images.look_up(&reference, &ground.registries)).await;
-            match found {
-                Ok(Ok(found)) => {
-                    container.image_digest = Some(found.digest.to_string());
-                    platforms = Some(found.platforms);
+            let (images, name) = (ground.images.clone(), reference.to_string());
+            let here = tokio::task::spawn_blocking({
+                let name = name.clone();
+                move || images.known_as(&name).ok_or_else(|| images.resolve(&name).is_ok())
+            });
+            let found = match here.await.unwrap_or(Err(false)) {
+                Ok(known) => Ok(pinned(known)),
+                // By its id, which other nodes do not know.
+                Err(true) => continue,
+                Err(false) => {
+                    let others = tokio::spawn(self.on_managers(name));
+                    let asked = ground.images.look_up(&reference, &ground.registries);
+                    let words = match tokio::time::timeout(LOOK_UP, asked).await {
+                        Ok(Ok(found)) => Ok((found.digest, found.platforms)),
+                        Ok(Err(error)) => Err(error.to_string()),
+                        Err(_) => Err("the registry does not answer".into()),
+                    };
+                    match words {
+                        Ok(found) => {
+                            others.abort();
+                            Ok(found)
+                        }
+                        Err(words) => others.await.ok().flatten().map(pinned).ok_or(words),
+                    }
                 }
-                Ok(Err(error)) => warnings.push(unpinned(&container.image, &error.to_string())),
-                Err(_) => warnings.push(unpinned(&container.image, "the registry does not answer")),
+            };
+            match found {
+                Ok((digest, found)) => {
+                    container.image_digest = Some(digest.to_string());
+                    platforms = Some(found);
+                }
+                Err(words) => warnings.push(unpinned(&container.image, &words)),
             }
         }
         if let Some(platforms) = platforms {
             task.placement.platforms = platforms;
         }
         warnings
+    }
+
+    /// What another manager has under a name: somebody loaded it there. What is on workers is not asked for: they
+    /// are not trusted to say what a name means.
+    fn on_managers(&self, name: String) -> impl Future<Output = Option<Known>> + Send + 'static {
+        let me = (self.me)();
+        let (manager, dialer) = ((self.manager)(), (self.dialer)());
+        async move {
+            let (state, dialer) = (manager?.cluster().state(), dialer?);
+            let others = state.nodes().filter(|node| {
+                node.role == Role::Manager && node.status == NodeStatus::Ready && node.id.to_string() != me
+            });
+            let asked = others.map(|node| {
+                let channel = dialer.channel(&node.id.to_string(), &node.addr, Line::Calls);
+                let request = pb::FindImageRequest { name: name.clone() };
+                async move {
+                    let mut agent = AgentClient::new(channel.ok()?);
+                    let answer = tokio::time::timeout(MANAGER_ANSWER, agent.find_image(request)).await;
+                    let found = answer.ok()?.ok()?.into_inner();
+                    let digest = found.digest.parse().ok()?;
+                    Some(Known { digest, os: found.os, architecture: found.architecture })
+                }
+            });
+            futures_util::future::join_all(asked).await.into_iter().flatten().next()
+        }
     }
 
     pub(super) async fn admit(

@@ -2,6 +2,7 @@
 //! come figures under names that stay from release to release.
 
 mod cluster;
+pub mod exec;
 mod failover;
 mod figure;
 mod idle;
@@ -38,6 +39,8 @@ pub enum Kind {
     Idle,
     /// From a call to the first line of the program in a container
     Start,
+    /// Containers alone beside runc and crun: the first instruction, a hundred, and what a shim takes of memory
+    Exec,
     /// From a node's loss until its tasks run elsewhere
     NodeLoss,
     /// From the leader's end until something can be written again
@@ -58,7 +61,7 @@ pub enum Kind {
     Cluster,
     /// The containers' network beside the kernel's VXLAN, and what a lost node costs those who connect
     Overlay,
-    /// All of these, in this order
+    /// All of these but leader-kill and exec, in this order
     All,
 }
 
@@ -88,6 +91,9 @@ pub fn run(options: &Options, figures: &mut Vec<Figure>) -> Result<()> {
     if needs_root(options.kind) {
         rswarm_chaos::lab::require_root()?;
     }
+    if options.kind == Kind::Exec {
+        exec::prepare()?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let result = runtime.block_on(async {
@@ -111,6 +117,12 @@ async fn measure(options: &Options, figures: &mut Vec<Figure>, interrupted: Arc<
     }
     match options.kind {
         Kind::Raft | Kind::Join | Kind::Restart | Kind::Elections | Kind::Schedule => {}
+        Kind::Exec => {
+            machine::facts(&std::env::temp_dir())?.iter().for_each(|fact| note(fact));
+            let (trials, interrupted) = (options.trials.unwrap_or(40), interrupted.clone());
+            let measured = tokio::task::spawn_blocking(move || exec::run(trials, interrupted)).await;
+            figures.extend(measured.context("the benchmark broke off")?.context("exec")?);
+        }
         Kind::Overlay => machine::facts(&std::env::temp_dir())?.iter().for_each(|fact| note(fact)),
         _ => on_a_lab(options, figures, interrupted.clone()).await?,
     }

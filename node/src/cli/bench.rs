@@ -11,7 +11,7 @@ pub struct Command {
     /// What to measure
     #[arg(value_enum, default_value = "all")]
     kind: Kind,
-    /// How often each thing is done [default: 20; 100 for leader-kill, 10 for node-loss, 5 for raft, restart and schedule, 3 for cluster, 1 for join]
+    /// How often each thing is done [default: 20; 100 for leader-kill, 40 for exec, 10 for node-loss, 5 for raft, restart and schedule, 3 for cluster, 1 for join]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1000))]
     trials: Option<u16>,
     /// How long the cluster idles, or is watched for elections

@@ -182,7 +182,7 @@ pub fn author() -> String {
 
 /// Reads the process's arguments, carries the command out, and says how the process ends.
 pub fn main() -> ExitCode {
-    if let Some(code) = crate::bench::stamp::dispatch() {
+    if let Some(code) = crate::bench::stamp::dispatch().or_else(crate::bench::exec::floor::dispatch) {
         return code;
     }
     let cli = Cli::parse();

@@ -19,6 +19,7 @@ mod users;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -50,6 +51,8 @@ const META_FILE: &str = "container.json";
 const EVENTS_MAX: usize = 4096;
 /// How long a killed container may take to be gone. A process in uninterruptible sleep takes longer.
 const DEATH_MAX: Duration = Duration::from_secs(10);
+/// Containers that are written down at once, if their ids do not happen to meet.
+const CREATIONS: usize = 32;
 /// The code of a container whose end nobody saw.
 const CODE_LOST: i32 = 255;
 /// What is then said to have happened to it.
@@ -218,10 +221,21 @@ struct Inner {
     layout: Option<Layout>,
     lacks: Vec<Lack>,
     unlimited: Option<String>,
-    /// Held while a container is written down, so that two requests for one do not meet on the disk.
-    creation: tokio::sync::Mutex<()>,
+    /// One of these is held while a container is written down, by its id, so that two requests for one do not meet on
+    /// the disk.
+    creations: [tokio::sync::Mutex<()>; CREATIONS],
+    /// Held while one is written down that gets ids of its own.
+    giving_ids: tokio::sync::Mutex<()>,
     entries: Mutex<BTreeMap<String, Arc<Entry>>>,
     events: broadcast::Sender<Event>,
+}
+
+impl Inner {
+    fn creation(&self, id: &str) -> &tokio::sync::Mutex<()> {
+        let mut hasher = DefaultHasher::new();
+        id.hash(&mut hasher);
+        &self.creations[hasher.finish() as usize % CREATIONS]
+    }
 }
 
 impl Executor {
@@ -242,8 +256,9 @@ impl Executor {
             Err(reason) => (None, Vec::new(), Some(reason)),
         };
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        let (creation, entries) = Default::default();
-        let inner = Inner { config, program, layout, lacks, unlimited, creation, entries, events };
+        let (creations, giving_ids, entries) = Default::default();
+        let inner =
+            Inner { config, program, layout, lacks, unlimited, creations, giving_ids, entries, events };
         let executor = Self { inner: Arc::new(inner) };
         executor.adopt().await?;
         Ok(executor)
@@ -259,7 +274,11 @@ impl Executor {
         let executor = self.clone();
         undisturbed(async move {
             request::check(&request)?;
-            let _creation = executor.inner.creation.lock().await;
+            let _creation = executor.inner.creation(&request.id).lock().await;
+            let _ids = match request.own_users {
+                true => Some(executor.inner.giving_ids.lock().await),
+                false => None,
+            };
             if executor.entry(&request.id).is_ok() {
                 return Ok(());
             }
@@ -567,7 +586,7 @@ impl Executor {
         Ok(Arc::new(Entry::new(&inner.config, &request.id, meta, State::Created)))
     }
 
-    /// The ids of a container that has users of its own. Creations are one at a time, so nobody else takes them.
+    /// The ids of a container that has users of its own. Only one such is made at a time, so nobody else takes them.
     fn users(&self, request: &ContainerRequest) -> Result<Option<Ids>> {
         if !request.own_users {
             return Ok(None);

@@ -31,11 +31,15 @@ impl FromStr for UserIds {
             .and_then(|(first, count)| Some((first.parse::<u32>().ok()?, count.parse::<u32>().ok()?)));
         let (first, count) =
             numbers.ok_or_else(|| format!("`{text}` is not FIRST:COUNT, for example 1879048192:6553600"))?;
-        match () {
-            () if first == 0 => Err(format!("`{text}` begins with the machine's root")),
-            () if count < EACH => Err(format!("`{text}` is not enough for one container, which has {EACH}")),
-            () if first.checked_add(count).is_none() => Err(format!("`{text}` ends beyond the largest id")),
-            () => Ok(Self { first, count }),
+        if first == 0 {
+            return Err(format!("`{text}` begins with the machine's root"));
+        }
+        if count < EACH {
+            return Err(format!("`{text}` is not enough for one container, which has {EACH}"));
+        }
+        match first.checked_add(count) {
+            Some(_) => Ok(Self { first, count }),
+            None => Err(format!("`{text}` ends beyond the largest id")),
         }
     }
 }

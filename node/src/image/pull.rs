@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 use rswarm_control::model;
 
 use super::load::{Descriptor, Manifest, UNPACKERS, distinct};
+use super::neighbours::{Brought, Neighbourhood};
 use super::registry::{Remote, Trouble};
 use super::scratch::{Adding, Ingest, is_disk};
 use super::store::DOCUMENT_MAX;
@@ -52,7 +53,7 @@ pub enum Progress {
     Ready(Digest),
 }
 
-type Report<'a> = &'a (dyn Fn(Progress) + Send + Sync);
+pub(super) type Report<'a> = &'a (dyn Fn(Progress) + Send + Sync);
 
 /// Platforms of an image that are remembered.
 const PLATFORMS_MAX: usize = 32;
@@ -108,7 +109,10 @@ impl Store {
         for host in hosts {
             let source = Source::connect(self, &host, reference, registries, &workers).await;
             result = match source {
-                Ok(source) => self.pull_from(&source, platform, &report).await,
+                Ok(mut source) => {
+                    source.neighbourhood = self.inner.neighbourhood.load_full();
+                    self.pull_from(&source, platform, &report).await
+                }
                 Err(error) => Err(error),
             };
             match &result {
@@ -198,9 +202,14 @@ impl Store {
             report(Progress::Ready(layer.digest));
             Ok::<_, Error>(())
         };
-        let layers = distinct(manifest.layers.clone().into_iter().zip(diff_ids), |(layer, diff_id)| {
+        let mut layers = distinct(manifest.layers.clone().into_iter().zip(diff_ids), |(layer, diff_id)| {
             (layer.digest.clone(), diff_id.clone())
         });
+        if let Some(neighbourhood) = source.neighbourhood.as_ref().filter(|_| !layers.is_empty()) {
+            // Nodes that begin at once each begin with another layer, to have something for the others.
+            let first = neighbourhood.first(layers.len());
+            layers.rotate_left(first);
+        }
         futures_util::stream::iter(layers.into_iter().map(fetch))
             .buffer_unordered(DOWNLOADS.min(UNPACKERS))
             .try_collect::<()>()
@@ -267,6 +276,7 @@ struct Source<'a> {
     remote: Remote,
     host: &'a str,
     workers: &'a Workers,
+    neighbourhood: Option<Arc<Neighbourhood>>,
 }
 
 impl<'a> Source<'a> {
@@ -281,7 +291,7 @@ impl<'a> Source<'a> {
         // A credential helper may take its time.
         let credentials = workers.run(move || Ok(credentials::find(&settings, &registry))).await?;
         let remote = Remote::new(host, reference.repository(), "pull", registries, credentials)?;
-        Ok(Self { store, reference, remote, host, workers })
+        Ok(Self { store, reference, remote, host, workers, neighbourhood: None })
     }
 
     /// What the image is called within its repository.
@@ -302,6 +312,21 @@ impl<'a> Source<'a> {
 
     /// Fetches and stores the manifest the reference means, or the one with the digest given.
     async fn manifest(&self, digest: Option<&Digest>) -> Result<(Digest, Manifest)> {
+        let turn = match digest.or(self.reference.digest()) {
+            Some(digest) => match self.near(digest, None, None).await? {
+                Brought::Here => {
+                    let (store, digest) = (self.store.clone(), digest.clone());
+                    let read = move || {
+                        let manifest =
+                            Manifest::parse(&format!("manifest {digest}"), &store.document(&digest)?)?;
+                        Ok((digest, manifest))
+                    };
+                    return self.workers.run(read).await;
+                }
+                Brought::Not(turn) => turn,
+            },
+            None => None,
+        };
         let name = digest.map_or_else(|| self.name(), ToString::to_string);
         let mut attempts = Attempts::default();
         let bytes = loop {
@@ -321,7 +346,18 @@ impl<'a> Source<'a> {
         let manifest = Manifest::parse(&format!("manifest {got}"), &bytes)?;
         let store = self.store.clone();
         self.workers.run(move || store.put_document(&bytes)).await?;
+        if let Some(turn) = turn {
+            turn.fetched();
+        }
         Ok((got, manifest))
+    }
+
+    /// Brings a blob from another node, if one has it.
+    async fn near(&self, digest: &Digest, size: Option<u64>, report: Option<Report<'_>>) -> Result<Brought> {
+        match &self.neighbourhood {
+            Some(at) => at.bring(self.store, self.workers, digest, size, report).await,
+            None => Ok(Brought::Not(None)),
+        }
     }
 
     /// What an image was built for, in order: as its index says, or its only configuration.
@@ -359,6 +395,9 @@ impl<'a> Source<'a> {
         if blob.size > max {
             return refused(what(), format!("it has {} bytes, more than {max}", blob.size));
         }
+        let Brought::Not(turn) = self.near(&blob.digest, Some(blob.size), report).await? else {
+            return Ok(());
+        };
         let mut ingest = self.store.ingest(blob.size)?;
         let mut attempts = Attempts::default();
         loop {
@@ -381,7 +420,11 @@ impl<'a> Source<'a> {
             return refused(what(), format!("it has {} bytes instead of {}", ingest.size(), blob.size));
         }
         let digest = blob.digest.clone();
-        self.workers.run(move || ingest.commit(Some(&digest))).await.map(drop)
+        self.workers.run(move || ingest.commit(Some(&digest))).await?;
+        if let Some(turn) = turn {
+            turn.fetched();
+        }
+        Ok(())
     }
 
     /// Appends to `ingest` what comes. The outer error is final, the inner one may be tried again.

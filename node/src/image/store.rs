@@ -6,9 +6,11 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use arc_swap::ArcSwapOption;
 use rustix::fs::{FlockOperation, XattrFlags};
 
 use super::index::{Index, Record};
+use super::neighbours::{Neighbourhood, Neighbours};
 use super::scratch::{Adding, Ingest, Lock, Scratch, is_disk, sync_directory, sync_tree, unique};
 use super::unpack::{self, Marks};
 use super::{Digest, Doing, Error, ImageConfig, Reference, Result, builtin, config, refused};
@@ -85,6 +87,18 @@ pub(super) struct Inner {
     /// One pull for each name at a time; the second then finds everything there.
     pub(super) pulls: Mutex<BTreeMap<Reference, std::sync::Weak<tokio::sync::Mutex<()>>>>,
     builtin: Mutex<()>,
+    pub(super) neighbourhood: ArcSwapOption<Neighbourhood>,
+}
+
+/// What this store has under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// By which it is found on every node: as its registry calls it, or else the digest of its manifest.
+    pub digest: Digest,
+    /// What it is for; both empty where it may be for several.
+    pub os: String,
+    /// `amd64`, `arm64`, …
+    pub architecture: String,
 }
 
 impl Store {
@@ -118,6 +132,7 @@ impl Store {
                 marks,
                 pulls: Mutex::default(),
                 builtin: Mutex::default(),
+                neighbourhood: ArcSwapOption::empty(),
             }),
         };
         store.sweep()?;
@@ -157,6 +172,26 @@ impl Store {
         }
         named?;
         Err(Error::NotFound(name.into()))
+    }
+
+    /// What other nodes may be told to look for when they are to have what this one has under `name`.
+    pub fn known_as(&self, name: &str) -> Option<Known> {
+        let reference = name.parse::<Reference>().ok()?;
+        let index = self.index().ok()?;
+        let image = index.image(&index.find(&reference)?);
+        let pinned = image.repo_digests.iter().find(|pinned| pinned.name() == reference.name());
+        let digest = pinned.and_then(|pinned| pinned.digest()).unwrap_or(&image.digest).clone();
+        if digest != image.digest {
+            // An index: it may hold images for others as well.
+            return Some(Known { digest, os: String::new(), architecture: String::new() });
+        }
+        let config = self.config(&image).ok()?;
+        Some(Known { digest, os: config.os, architecture: config.architecture })
+    }
+
+    /// From now on blobs are first looked for there.
+    pub fn ask_first(&self, neighbours: Option<Arc<dyn Neighbours>>) {
+        self.inner.neighbourhood.store(neighbours.map(|at| Arc::new(Neighbourhood::new(at))));
     }
 
     /// All images, by name.

@@ -33,6 +33,8 @@ enum Allow {
     Anyone,
     /// A node that is a member now.
     Member,
+    /// A node with a certificate of this cluster, unless it is known here to have been removed.
+    Node,
     /// A node that is a manager now.
     Manager,
     /// A node that has a seat in the Raft group now. One that was demoted keeps it until its vote is removed.
@@ -40,8 +42,9 @@ enum Allow {
 }
 
 /// Paths that end in `*` cover a whole service.
-const TABLE: [(&str, Allow); 9] = [
+const TABLE: [(&str, Allow); 10] = [
     ("/rswarm.v1.Agent/*", Allow::Manager),
+    ("/rswarm.v1.Blobs/*", Allow::Node),
     ("/rswarm.v1.Control/*", Allow::Operator),
     ("/rswarm.v1.Dispatcher/*", Allow::Member),
     ("/rswarm.v1.EventLog/*", Allow::Local),
@@ -64,6 +67,8 @@ fn rule(path: &str) -> Option<Allow> {
 pub trait Roles: Send + Sync + 'static {
     /// Whether the node is a member of the cluster now.
     fn is_member(&self, node: NodeId) -> bool;
+    /// Whether it is no member any more, as far as this node knows.
+    fn is_removed(&self, node: NodeId) -> bool;
     /// Whether it is a manager now.
     fn is_manager(&self, node: NodeId) -> bool;
     /// Whether it has a seat in the Raft group now, or is to get one.
@@ -82,6 +87,7 @@ pub fn check(path: &str, peer: &Peer, roles: &dyn Roles) -> Result<(), Status> {
         Allow::Local => *peer == Peer::Local,
         Allow::Operator => *peer == Peer::Local || node.is_some_and(|node| roles.is_manager(node)),
         Allow::Member => node.is_some_and(|node| roles.is_member(node)),
+        Allow::Node => node.is_some_and(|node| !roles.is_removed(node)),
         Allow::Manager => node.is_some_and(|node| roles.is_manager(node)),
         Allow::Seated => node.is_some_and(|node| roles.is_seated(node)),
     };
@@ -232,6 +238,10 @@ mod tests {
             node.0 < 10
         }
 
+        fn is_removed(&self, node: NodeId) -> bool {
+            node.0 >= 10
+        }
+
         fn is_manager(&self, node: NodeId) -> bool {
             node.0 < 3
         }
@@ -259,6 +269,8 @@ mod tests {
             ("Raft/Append", [false, true, false, false, false]),
             ("Raft/Call", [false, true, false, false, false]),
             ("Raft2/Append", [false; 5]),
+            ("Blobs/Fetch", [false, true, true, false, false]),
+            ("Blobs/Turn", [false, true, true, false, false]),
             ("Agent/Enter", [false, true, false, false, false]),
             ("Tasks/Enter", [true, true, false, false, false]),
             ("Tasks/Ask", [true, true, false, false, false]),

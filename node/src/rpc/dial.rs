@@ -27,6 +27,8 @@ pub enum Line {
     Raft,
     /// Snapshots.
     Bulk,
+    /// Blobs of images.
+    Blobs,
 }
 
 /// Connections to other nodes, made when first needed and again when they break.
