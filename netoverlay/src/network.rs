@@ -27,6 +27,7 @@ use crate::{
         nft::Nft,
         tun,
     },
+    peer::{DATAGRAM_MAX, seal::OVERHEAD},
 };
 
 mod filter;
@@ -256,6 +257,10 @@ impl Network {
             }
         }
         there.ensure_address(far, address, self.spec.prefix_len).await?;
+        // Larger ones only cost more; and a kernel that does not know the setting works without it.
+        if let Err(error) = there.set_segments_max(far, segments_max(self.spec.mtu)).await {
+            tracing::debug!(%error, "large packets leave as they are");
+        }
         there.set_up(far).await?;
         if attachment.default_route {
             there.ensure_route(&Route::default_via(self.spec.gateway.into())).await?;
@@ -386,6 +391,12 @@ fn short_name(prefix: &str, id: &str) -> String {
     });
     let letters = (0..13).map(|place| char::from(LETTERS[(hash >> (place * 5)) as usize & 31]));
     prefix.chars().chain(letters).collect()
+}
+
+/// How many packets of `mtu` bytes fit into one call of the overlay's socket: a large packet that a container hands over
+/// should leave in one piece and arrive in one, not in one and a rest.
+fn segments_max(mtu: u32) -> u32 {
+    (DATAGRAM_MAX as u32 / (mtu + OVERHEAD as u32)).clamp(1, 64)
 }
 
 async fn open_tun(spec: &Spec, netns: &Netns, links: &Links) -> Result<Vec<OwnedFd>> {

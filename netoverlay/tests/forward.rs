@@ -93,7 +93,7 @@ fn an_outgoing_packet_goes_to_the_owner_of_its_destination() {
         (1, TCP, 1, 11, Err(Reason::ForeignSource)),
     ];
     for (network, protocol, source, destination, expected) in table {
-        let verdict = routes.outgoing(net(network), &packet(protocol, source, destination, &[8; 8]));
+        let verdict = routes.outgoing(net(network), &packet(protocol, source, destination, &[8; 8]), 0);
         assert_eq!(verdict, expected, "{source} to {destination} in network {network}");
     }
 }
@@ -145,7 +145,7 @@ fn a_source_of_another_network_is_not_believed() {
     // Nor does this node send it for a container of its own.
     let mut ours = packet(TCP, 0, 11, &[0; 20]);
     ours[12..16].copy_from_slice(&[10, 60, 0, 6]);
-    assert_eq!(routes.outgoing(net(1), &ours), Err(Reason::ForeignSource));
+    assert_eq!(routes.outgoing(net(1), &ours, 0), Err(Reason::ForeignSource));
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn a_gateway_may_report_errors_to_other_nodes() {
         let report = packet(ICMP, 1, 10, &[kind, 4, 0, 0, 0, 0, 0, 0]);
         assert_eq!(routes.incoming(net(1), B, &report).is_ok(), allowed, "ICMP type {kind}");
         let report = packet(ICMP, 1, 11, &[kind, 4, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(routes.outgoing(net(1), &report).is_ok(), allowed, "ICMP type {kind}");
+        assert_eq!(routes.outgoing(net(1), &report, 0).is_ok(), allowed, "ICMP type {kind}");
     }
 }
 
@@ -178,7 +178,7 @@ fn what_is_no_packet_is_dropped() {
     let mut headerless = good.clone();
     headerless[0] = 0x44;
     for bad in [&good[..19], &good[..30], &longer, &six, &headerless, &[]] {
-        assert_eq!(routes.outgoing(net(1), bad), Err(Reason::Malformed));
+        assert_eq!(routes.outgoing(net(1), bad, 0), Err(Reason::Malformed));
         assert_eq!(routes.incoming(net(1), B, bad), Err(Reason::Malformed));
     }
 }
@@ -192,7 +192,7 @@ proptest! {
             bytes[2..4].copy_from_slice(&length.to_be_bytes());
         }
         let routes = routes();
-        let _ = routes.outgoing(net(1), &bytes);
+        let _ = routes.outgoing(net(1), &bytes, 0);
         if routes.incoming(net(1), peer, &bytes).is_ok() {
             let source = Ipv4Addr::new(bytes[12], bytes[13], bytes[14], bytes[15]);
             let own = [Ipv4Addr::new(10, 50, 0, 11), Ipv4Addr::new(10, 50, 0, 12)];
@@ -217,6 +217,7 @@ fn replay(target: &str, each: impl Fn(&[u8])) {
 #[test]
 fn what_the_fuzzer_kept_does_no_harm() {
     replay("overlay_datagrams", hostile::datagrams);
+    replay("overlay_sealed", hostile::sealed);
     replay("overlay_packet", hostile::packet);
     replay("overlay_question", hostile::question);
 }
@@ -225,6 +226,7 @@ proptest! {
     #[test]
     fn no_bytes_do_harm(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         hostile::datagrams(&bytes);
+        hostile::sealed(&bytes);
         hostile::packet(&bytes);
         hostile::question(&bytes);
     }

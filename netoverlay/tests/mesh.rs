@@ -7,7 +7,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::fd::OwnedFd,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -336,6 +336,10 @@ struct Wire {
     cut: Arc<AtomicBool>,
     /// Longer ones are swallowed.
     carries: Arc<AtomicUsize>,
+    /// What has come from `near` that is not QUIC's.
+    sealed: Arc<Mutex<Vec<Vec<u8>>>>,
+    /// Sent to either end as if it came from the other.
+    forged: std::sync::mpsc::Sender<(bool, Vec<u8>)>,
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -348,6 +352,9 @@ impl Wire {
         let (is_cut, stopped) = (cut.clone(), stop.clone());
         let carries = Arc::new(AtomicUsize::new(usize::MAX));
         let limit = carries.clone();
+        let sealed = Arc::new(Mutex::new(Vec::new()));
+        let seen = sealed.clone();
+        let (forged, forgeries) = std::sync::mpsc::channel::<(bool, Vec<u8>)>();
         for socket in [&front, &back] {
             socket.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
         }
@@ -355,8 +362,17 @@ impl Wire {
             let mut near = None;
             let mut buffer = [0; 2000];
             while !stopped.load(Ordering::Relaxed) {
+                for (to_far, datagram) in forgeries.try_iter() {
+                    match near {
+                        Some(near) if !to_far => front.send_to(&datagram, near).unwrap(),
+                        _ => back.send_to(&datagram, far).unwrap(),
+                    };
+                }
                 if let Ok((length, from)) = front.recv_from(&mut buffer) {
                     near = Some(from);
+                    if buffer[0] & 0xc0 == 0 {
+                        seen.lock().unwrap().push(buffer[..length].to_vec());
+                    }
                     if !is_cut.load(Ordering::Relaxed) && length <= limit.load(Ordering::Relaxed) {
                         back.send_to(&buffer[..length], far).unwrap();
                     }
@@ -370,7 +386,7 @@ impl Wire {
                 }
             }
         });
-        Self { address, cut, carries, stop, thread: Some(thread) }
+        Self { address, cut, carries, sealed, forged, stop, thread: Some(thread) }
     }
 
     fn cut(&self, cut: bool) {
@@ -440,6 +456,79 @@ async fn a_path_that_carries_less_is_noticed_by_asking() {
     let dropped: u64 = Reason::ALL.iter().map(|reason| b.mesh.counters().dropped(*reason)).sum();
     assert_eq!(dropped, 0, "what only fills a packet is nobody's");
     assert!(!a.mesh.ask(NodeId::new("c")).await, "nobody of that name");
+}
+
+/// Two nodes with a wire between them, and devices; a packet from a to b with this payload is sent until one has gone
+/// without QUIC.
+async fn sealed_pair(authority: &Authority) -> ([Member; 2], Wire, [OwnedFd; 2]) {
+    let (mut a, b) = (start(authority, "a"), start(authority, "b"));
+    let wire = Wire::new(b.mesh.listen());
+    let devices = [device(&a.mesh), device(&b.mesh)];
+    let nodes = table(&[("a", a.mesh.listen()), ("b", wire.address)]);
+    a.mesh.route(Routes::new(&nodes, &a.id));
+    b.mesh.route(Routes::new(&nodes, &b.id));
+    wait_for(&mut a, Event::Connected(b.id.clone())).await;
+    seal_one(&wire, &devices).await;
+    ([a, b], wire, devices)
+}
+
+/// Sends packets until one goes without QUIC, and has arrived; returns it as it was on the wire.
+async fn seal_one(wire: &Wire, devices: &[OwnedFd; 2]) -> Vec<u8> {
+    let known = wire.sealed.lock().unwrap().len();
+    let sent = packet([10, 50, 0, 10], [10, 50, 0, 11], b"again and again");
+    eventually("a packet goes without QUIC", async || {
+        rustix::io::write(&devices[0], &sent).unwrap();
+        assert_eq!(read(&devices[1]).await, sent, "whichever way, it arrives");
+        wire.sealed.lock().unwrap().len() > known
+    })
+    .await;
+    wire.sealed.lock().unwrap()[known].clone()
+}
+
+#[tokio::test]
+async fn a_sealed_packet_is_taken_once_and_only_as_it_was_sealed() {
+    let authority = Authority::new();
+    let ([_a, b], wire, devices) = sealed_pair(&authority).await;
+    let sealed = seal_one(&wire, &devices).await;
+    let before = b.mesh.counters().received();
+    let mut forgeries = vec![sealed.clone()];
+    for at in [0, 1, 8, 9, sealed.len() - 1] {
+        let mut altered = sealed.clone();
+        altered[at] ^= 8;
+        forgeries.push(altered);
+    }
+    forgeries.push(sealed[..12].to_vec());
+    for forgery in &forgeries {
+        wire.forged.send((true, forgery.clone())).unwrap();
+    }
+    let refused = || b.mesh.counters().dropped(Reason::Forged) + b.mesh.counters().dropped(Reason::Malformed);
+    eventually("all are counted", async || refused() == forgeries.len() as u64).await;
+    assert_eq!(b.mesh.counters().received(), before);
+    assert!(rustix::io::read(&devices[1], &mut [0; 100][..]).is_err(), "nothing has come through");
+}
+
+#[tokio::test]
+async fn a_forgotten_key_is_followed_by_another_and_nothing_is_lost() {
+    let authority = Authority::new();
+    let ([_a, _b], wire, devices) = sealed_pair(&authority).await;
+    let before = seal_one(&wire, &devices).await;
+    // Says that the key is not known: whether b or somebody else makes no difference.
+    let unknown = [&[2], &before[1..5]].concat();
+    wire.forged.send((false, unknown)).unwrap();
+    eventually("another key is used", async || seal_one(&wire, &devices).await[1..5] != before[1..5]).await;
+}
+
+#[tokio::test]
+async fn a_path_that_carries_less_is_noticed_while_packets_are_sealed() {
+    let authority = Authority::new();
+    let ([a, _b], wire, devices) = sealed_pair(&authority).await;
+    wire.carries.store(1300, Ordering::Relaxed);
+    let large = packet([10, 50, 0, 10], [10, 50, 0, 11], &[1; 1380]);
+    eventually("it is noticed", async || {
+        rustix::io::write(&devices[0], &large).unwrap();
+        a.mesh.status().await[0].packet_max.unwrap() < 1300
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -6,14 +6,35 @@ use crate::table::NetworkId;
 
 /// Bytes before each packet: flags, and the network's number.
 pub const HEADER: usize = 4;
-/// In place of a network's number: nothing but padding follows.
-const PADDING: u32 = 0;
+/// In place of a network's number: no packet follows, but what nodes say to each other.
+const NO_NETWORK: u32 = 0;
+/// Flag, with no network: the rest is an [`Offer`]. Whoever does not know it takes it for padding.
+const OFFER: u8 = 2;
+
+/// A key for packets that are sealed without QUIC: whoever gets this may use it for what he sends to whom it is from.
+/// The key itself is not in it; both ends work it out from this and from what only the two of them share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
+    /// What packets name the key by. Later offers have later numbers, counted modulo 2³².
+    pub index: u32,
+    /// Random bytes.
+    pub salt: [u8; 32],
+}
+
+impl Offer {
+    /// As it is sent.
+    pub fn datagram(&self) -> Vec<u8> {
+        [&[OFFER, 0, 0, 0][..], &self.index.to_be_bytes(), &self.salt].concat()
+    }
+}
 
 /// A datagram that has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Datagram<'a> {
     /// Of a size that was tried, and nothing else.
     Padding,
+    /// A key.
+    Offer(Offer),
     /// A packet; nobody has looked into it yet.
     Packet {
         /// [`PARTIAL`] or 0.
@@ -38,7 +59,13 @@ pub fn read(datagram: &[u8]) -> Result<Datagram<'_>, Reason> {
     let (&[flags, a, b, c], packet) = datagram.split_first_chunk::<HEADER>().ok_or(Reason::Malformed)?;
     let network = NetworkId::new(u32::from_be_bytes([0, a, b, c])).expect("24 bits");
     match () {
-        () if network.number() == PADDING => Ok(Datagram::Padding),
+        () if network.number() == NO_NETWORK => Ok(match packet.split_first_chunk() {
+            Some((index, salt)) if flags == OFFER && salt.len() == 32 => {
+                let salt = salt.try_into().expect("of that length");
+                Datagram::Offer(Offer { index: u32::from_be_bytes(*index), salt })
+            }
+            _ => Datagram::Padding,
+        }),
         () if flags & !PARTIAL != 0 => Err(Reason::Malformed),
         () => Ok(Datagram::Packet { flags, network, packet }),
     }
@@ -57,6 +84,9 @@ mod tests {
         }
         assert_eq!(read(&header(2, network)), Err(Reason::Malformed), "of a later version");
         assert_eq!(read(&[0; 900]), Ok(Datagram::Padding));
+        let offer = Offer { index: 0x8000_0001, salt: [7; 32] };
+        assert_eq!(read(&offer.datagram()), Ok(Datagram::Offer(offer)));
+        assert_eq!(read(&offer.datagram()[..39]), Ok(Datagram::Padding), "of a later version");
         assert_eq!(read(&[0; 3]), Err(Reason::Malformed));
     }
 }

@@ -54,6 +54,8 @@ pub enum Reason {
     NotHere,
     /// Too many packets wait for a peer that is not connected or does not answer.
     PeerDown,
+    /// A sealed packet that is not genuine, has come before, or is sealed with a key of before a restart.
+    Forged,
     /// Larger than what the path to the peer carries.
     TooBig,
     /// The device did not take it.
@@ -62,7 +64,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Malformed,
         Self::UnknownNetwork,
         Self::NoRoute,
@@ -70,6 +72,7 @@ impl Reason {
         Self::Spoofed,
         Self::NotHere,
         Self::PeerDown,
+        Self::Forged,
         Self::TooBig,
         Self::Device,
     ];
@@ -85,6 +88,7 @@ impl fmt::Display for Reason {
             Self::Spoofed => "spoofed source",
             Self::NotHere => "not here",
             Self::PeerDown => "peer down",
+            Self::Forged => "not genuine",
             Self::TooBig => "too big",
             Self::Device => "device",
         })
@@ -129,12 +133,12 @@ impl Routes {
         self.nets.get(&network).map(|net| net.gateway)
     }
 
-    /// The peer an outgoing packet goes to.
-    pub fn outgoing(&self, network: NetworkId, packet: &[u8]) -> Result<Slot, Reason> {
-        let (source, destination) = addresses(packet)?;
+    /// The peer an outgoing packet goes to: `head` and `payload` more bytes, at least the headers in `head`.
+    pub fn outgoing(&self, network: NetworkId, head: &[u8], payload: usize) -> Result<Slot, Reason> {
+        let (source, destination) = addresses(head, payload)?;
         let net = self.nets.get(&network).ok_or(Reason::UnknownNetwork)?;
         let from_here =
-            net.owners.get(&source) == Some(&Owner::Local) || source == net.gateway && is_icmp_error(packet);
+            net.owners.get(&source) == Some(&Owner::Local) || source == net.gateway && is_icmp_error(head);
         if !from_here {
             return Err(Reason::ForeignSource);
         }
@@ -149,7 +153,7 @@ impl Routes {
     /// The gateway's address is the same on all nodes, so a peer with a task on the network may use it, but only to
     /// report errors.
     pub fn incoming(&self, network: NetworkId, peer: Slot, packet: &[u8]) -> Result<(), Reason> {
-        let (source, destination) = addresses(packet)?;
+        let (source, destination) = addresses(packet, 0)?;
         let net = self.nets.get(&network).ok_or(Reason::UnknownNetwork)?;
         let genuine = net.owners.get(&source) == Some(&Owner::Peer(peer))
             || source == net.gateway && net.members.contains(&peer) && is_icmp_error(packet);
@@ -163,11 +167,11 @@ impl Routes {
     }
 }
 
-fn addresses(packet: &[u8]) -> Result<(Ipv4Addr, Ipv4Addr), Reason> {
+fn addresses(packet: &[u8], rest: usize) -> Result<(Ipv4Addr, Ipv4Addr), Reason> {
     let header: &[u8; 20] = packet.first_chunk().ok_or(Reason::Malformed)?;
     let header_length = usize::from(header[0] & 15) * 4;
     let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
-    if header[0] >> 4 != 4 || header_length < 20 || length < header_length || length != packet.len() {
+    if header[0] >> 4 != 4 || header_length < 20 || length < header_length || length != packet.len() + rest {
         return Err(Reason::Malformed);
     }
     let address = |at: usize| Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]);

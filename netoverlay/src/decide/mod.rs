@@ -12,5 +12,6 @@ pub mod names;
 pub mod patience;
 pub mod policy;
 pub mod proxy;
+pub mod replay;
 pub mod segment;
 pub mod too_big;

@@ -244,6 +244,14 @@ impl Links {
         self.change(name, "set the mtu of", |link| link.mtu(mtu)).await
     }
 
+    /// Sets how many packets of the wire's size may leave through link `name` as one that has yet to be cut.
+    pub async fn set_segments_max(&self, name: &str, segments: u32) -> Result<()> {
+        self.change(name, "set the largest packets of", |link| {
+            link.append_extra_attribute(LinkAttribute::GsoMaxSegs(segments))
+        })
+        .await
+    }
+
     /// Gives link `name` an address, if it has it not yet.
     pub async fn ensure_address(&self, name: &str, address: IpAddr, prefix_len: u8) -> Result<()> {
         let link = self.get(name).await?;

@@ -2,6 +2,7 @@
 //! networks as datagrams and published ports as streams. A thread of its own drives them; [`Mesh`] is its handle.
 
 mod liveness;
+pub mod seal;
 mod socket;
 mod stream;
 mod thread;
@@ -22,6 +23,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot};
 
+pub(crate) use self::socket::DATAGRAM_MAX;
 pub use self::{
     liveness::{FIRST_CONTACT, SUSPECT_AFTER},
     stream::{Receiver, Reset, Sender, Stream},
@@ -99,7 +101,7 @@ pub struct PeerStatus {
     pub rtt: Option<Duration>,
     /// The largest packet of a network that the path carries, in bytes, while connected.
     pub packet_max: Option<u16>,
-    /// Packets sent on the connection that is used now.
+    /// Packets of QUIC sent on the connection that is used now; those sealed without it are not known to arrive.
     pub packets_sent: u64,
     /// How many of them were lost.
     pub packets_lost: u64,

@@ -9,24 +9,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use quinn_proto::{
     ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig, VarInt,
     crypto::rustls::NoInitialCipherSuite,
 };
+use ring::rand::{SecureRandom, SystemRandom};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::sync::mpsc;
 
 use self::{
     link::{Link, transmit_out},
+    outgoing::{Batch, Outgoing},
     peers::{CODE_DONE, DIAL_PATIENCE, Peer},
 };
-use super::{Command, Config, Counters, Event, OpenError, Stream, socket::Udp, tls, wake::Wake};
+use super::{
+    Command, Config, Counters, Event, OpenError, Stream,
+    seal::{self, Seals},
+    socket::Udp,
+    tls,
+    wake::Wake,
+};
 use crate::{
     decide::{
         datagram::{self, Datagram, HEADER},
         fast::FastMap,
-        forward::{Reason, Routes},
+        forward::{Reason, Routes, Slot},
         segment::{self, Coalescer, VIRTIO},
         too_big,
     },
@@ -34,7 +42,9 @@ use crate::{
 };
 
 mod link;
+mod outgoing;
 mod peers;
+mod sealed;
 
 /// Reads from the socket in one turn, each up to 64 KiB.
 const SOCKET_READS: usize = 8;
@@ -61,6 +71,13 @@ pub(super) struct Driver {
     /// In the order of `routes.peers`.
     peers: Vec<Peer>,
     links: FastMap<ConnectionHandle, Link>,
+    /// Whose each key is that was offered.
+    keys: FastMap<u32, ConnectionHandle>,
+    /// The next key's number.
+    next_key: u32,
+    random: SystemRandom,
+    /// When it was last said that a key is not known.
+    unknown_at: Option<Instant>,
     serial: u64,
     devices: FastMap<NetworkId, OwnedFd>,
     /// Packets of this turn for each device.
@@ -70,6 +87,8 @@ pub(super) struct Driver {
     incoming: BytesMut,
     buffer: Vec<u8>,
     out: Vec<u8>,
+    /// Sealed packets of this turn, for one peer.
+    batch: Batch,
     refusals_from: Option<Instant>,
     /// Something is left to send; the next sleep is none.
     busy: bool,
@@ -93,10 +112,17 @@ impl Driver {
         accepted: mpsc::Sender<(NodeId, Stream)>,
     ) -> Result<Self, NoInitialCipherSuite> {
         let (server, client) = tls::configs(&config.server, &config.client)?;
-        let endpoint_config = match &config.reset_key {
+        let mut endpoint_config = match &config.reset_key {
             Some(key) => EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, key))),
             None => EndpointConfig::default(),
         };
+        // So that what QUIC sends can be told from what is sealed without it.
+        endpoint_config.grease_quic_bit(false);
+        // Not where it was before a restart: a key of then must not be taken for one of now.
+        let random = SystemRandom::new();
+        let mut next_key = [0; 4];
+        // Nearly so is good enough, should there be no randomness; then there will be no keys, either.
+        let _ = random.fill(&mut next_key);
         Ok(Self {
             endpoint: Endpoint::new(Arc::new(endpoint_config), Some(server), true, None),
             config,
@@ -109,6 +135,10 @@ impl Driver {
             routes: Routes::default(),
             peers: Vec::new(),
             links: FastMap::default(),
+            keys: FastMap::default(),
+            next_key: u32::from_ne_bytes(next_key),
+            random,
+            unknown_at: None,
             serial: 0,
             devices: FastMap::default(),
             arrived: FastMap::default(),
@@ -116,6 +146,7 @@ impl Driver {
             incoming: BytesMut::new(),
             buffer: vec![0; 1 << 17],
             out: Vec::with_capacity(1 << 17),
+            batch: Batch::default(),
             refusals_from: None,
             busy: false,
         })
@@ -143,7 +174,7 @@ impl Driver {
             if self.ready.socket {
                 self.read_socket(now);
             }
-            self.read_devices();
+            self.read_devices(now);
             self.drive_links(now);
             self.write_devices();
             self.mind_peers(now);
@@ -244,6 +275,10 @@ impl Driver {
             let Some((mut all, received)) = self.socket.receive_into(&mut self.incoming) else { return };
             while !all.is_empty() {
                 let datagram = all.split_to(received.segment.min(all.len()));
+                if seal::is_foreign(&datagram) {
+                    self.read_sealed(datagram, received.from, now);
+                    continue;
+                }
                 self.out.clear();
                 let event = self.endpoint.handle(now, received.from, None, None, datagram, &mut self.out);
                 match event {
@@ -275,7 +310,7 @@ impl Driver {
             return;
         }
         match self.endpoint.accept(incoming, now, &mut self.out, None) {
-            Ok((handle, connection)) => self.add_link(handle, connection, None),
+            Ok((handle, connection)) => self.add_link(handle, connection, None, now),
             Err(error) => {
                 if let Some(transmit) = error.response {
                     transmit_out(&self.socket, &transmit, &self.out);
@@ -285,39 +320,56 @@ impl Driver {
         }
     }
 
-    fn add_link(&mut self, handle: ConnectionHandle, connection: Connection, dialled: Option<NodeId>) {
+    fn add_link(
+        &mut self,
+        handle: ConnectionHandle,
+        connection: Connection,
+        dialled: Option<NodeId>,
+        now: Instant,
+    ) {
         self.serial += 1;
         let serial = self.serial;
         self.links.insert(
             handle,
-            Link { connection, serial, dialled, peer: None, frames: 0, streams: HashMap::new() },
+            Link {
+                connection,
+                serial,
+                dialled,
+                peer: None,
+                heard: 0,
+                streams: HashMap::new(),
+                seals: Seals::default(),
+                tried: now,
+                untried: false,
+            },
         );
     }
 
-    fn read_devices(&mut self) {
+    fn read_devices(&mut self, now: Instant) {
         for network in &self.ready.devices {
             let Some(device) = self.devices.get(network) else { continue };
             for _ in 0..DEVICE_READS {
                 let Ok(length) = rustix::io::read(device, &mut self.buffer[..]) else { break };
-                let mut datagrams = BytesMut::with_capacity(length + 64 * (80 + HEADER));
                 let mut send = Outgoing {
+                    network: *network,
                     routes: &self.routes,
                     peers: &mut self.peers,
                     links: &mut self.links,
                     counters: &self.counters,
+                    socket: &self.socket,
+                    batch: &mut self.batch,
+                    now,
                     fits: None,
                 };
                 let cut = segment::split(&self.buffer[..length], |flags, head, payload| {
-                    datagrams.put_slice(&datagram::header(flags, *network));
-                    datagrams.put_slice(head);
-                    datagrams.put_slice(payload);
-                    send.packet(*network, datagrams.split().freeze());
+                    send.packet(flags, head, payload);
                 });
+                let fits = send.fits;
                 if cut.is_err() {
                     self.counters.count(Reason::Malformed);
                 }
                 // Whoever sent it has to make smaller ones.
-                if let Some(fits) = send.fits
+                if let Some(fits) = fits
                     && let Some(gateway) = self.routes.gateway(*network)
                     && let Some(report) = too_big::report(&self.buffer[VIRTIO..length], gateway, fits)
                 {
@@ -328,6 +380,7 @@ impl Driver {
                 }
             }
         }
+        self.batch.flush(&self.socket);
     }
 
     fn drive_links(&mut self, now: Instant) {
@@ -341,7 +394,8 @@ impl Driver {
                 self.link_event(handle, event, now);
             }
             self.hear(handle, now);
-            self.take_datagrams(handle);
+            self.take_datagrams(handle, now);
+            self.mind_keys(handle, now);
             let Some(link) = self.links.get_mut(&handle) else { continue };
             self.busy |= link.transmit(&self.socket, &mut self.out, now);
             while let Some(event) = link.connection.poll_endpoint_events() {
@@ -351,25 +405,41 @@ impl Driver {
             }
             if link.connection.is_drained() {
                 self.links.remove(&handle);
+                self.keys.retain(|_, whose| *whose != handle);
             }
         }
     }
 
-    fn take_datagrams(&mut self, handle: ConnectionHandle) {
-        let Some(link) = self.links.get_mut(&handle) else { return };
-        while let Some(datagram) = link.connection.datagrams().recv() {
+    fn take_datagrams(&mut self, handle: ConnectionHandle, now: Instant) {
+        while let Some(link) = self.links.get_mut(&handle)
+            && let Some(datagram) = link.connection.datagrams().recv()
+        {
             let Some(slot) = link.peer else { continue };
-            let network = match datagram::read(&datagram) {
-                Ok(Datagram::Padding) => continue,
-                Ok(Datagram::Packet { network, packet, .. }) => {
-                    self.routes.incoming(network, slot, packet).map(|()| network)
+            match datagram::read(&datagram) {
+                Ok(Datagram::Padding) => {}
+                Ok(Datagram::Offer(offer)) => link.seals.take_offer(&link.connection, &offer, now),
+                Ok(Datagram::Packet { .. }) => {
+                    link.seals.bypassed();
+                    self.arrive(slot, datagram);
                 }
-                Err(reason) => Err(reason),
-            };
-            match network {
-                Ok(network) => self.arrived.entry(network).or_default().push(datagram),
                 Err(reason) => self.counters.count(reason),
             }
+        }
+    }
+
+    /// Takes a datagram that proved to be from the peer at `slot`, if what is in it belongs here.
+    fn arrive(&mut self, slot: Slot, datagram: Bytes) {
+        let network = match datagram::read(&datagram) {
+            Ok(Datagram::Packet { network, packet, .. }) => {
+                self.routes.incoming(network, slot, packet).map(|()| network)
+            }
+            // Said by QUIC alone.
+            Ok(Datagram::Padding | Datagram::Offer(_)) => return,
+            Err(reason) => Err(reason),
+        };
+        match network {
+            Ok(network) => self.arrived.entry(network).or_default().push(datagram),
+            Err(reason) => self.counters.count(reason),
         }
     }
 
@@ -420,37 +490,6 @@ impl Driver {
         for link in self.links.values_mut() {
             link.connection.close(now, VarInt::from_u32(CODE_DONE), Bytes::from_static(b"stopping"));
             link.transmit(&self.socket, &mut self.out, now);
-        }
-    }
-}
-
-/// The way of one packet from a device to a peer.
-struct Outgoing<'a> {
-    routes: &'a Routes,
-    peers: &'a mut [Peer],
-    links: &'a mut FastMap<ConnectionHandle, Link>,
-    counters: &'a Counters,
-    /// The largest packet the path carries, once one was larger.
-    fits: Option<u16>,
-}
-
-impl Outgoing<'_> {
-    fn packet(&mut self, network: NetworkId, datagram: Bytes) {
-        let slot = match self.routes.outgoing(network, &datagram[HEADER..]) {
-            Ok(slot) => slot,
-            Err(reason) => return self.counters.count(reason),
-        };
-        let Some(peer) = self.peers.get_mut(slot as usize) else {
-            return self.counters.count(Reason::NoRoute);
-        };
-        if let Some(link) = peer.usable().and_then(|handle| self.links.get_mut(&handle)) {
-            if link.send(datagram, self.counters).is_err() {
-                self.fits = link.packet_max();
-            }
-        } else if peer.waiting.len() < WAITING {
-            peer.waiting.push_back(datagram);
-        } else {
-            self.counters.count(Reason::PeerDown);
         }
     }
 }

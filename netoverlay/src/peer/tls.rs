@@ -17,6 +17,9 @@ const ALPN: &[u8] = b"rswarm-overlay/1";
 const INITIAL_MTU: u16 = 1452;
 /// A connection this long without a packet is given up; suspicion comes far earlier.
 const IDLE: Duration = Duration::from_secs(30);
+/// QUIC says something this often, however much is sealed without it: else a busy connection would seem idle to it, and
+/// its measurements of the path would grow old.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Assumed round trip before the first is measured: a lost handshake packet is sent again after three of these.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
 /// Unacknowledged bytes in flight. The inner flows have their own congestion control, and a second one under them
@@ -73,6 +76,7 @@ fn transport() -> TransportConfig {
         .initial_mtu(INITIAL_MTU)
         .initial_rtt(INITIAL_RTT)
         .max_idle_timeout(Some(IdleTimeout::try_from(IDLE).expect("30 s fit")))
+        .keep_alive_interval(Some(KEEP_ALIVE))
         .ack_frequency_config(Some(ack))
         .datagram_receive_buffer_size(Some(16 << 20))
         .datagram_send_buffer_size(4 << 20)

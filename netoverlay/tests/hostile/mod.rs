@@ -3,14 +3,17 @@
 
 use rswarm_netoverlay::{
     decide::{
-        datagram::{self, Datagram},
+        datagram::{self, Datagram, Offer},
         forward::{Routes, Slot},
         names::{self, Answer, Names, Transport},
         segment::{Coalescer, VIRTIO, split},
         too_big,
     },
+    peer::seal::{self, HEAD, Key, MATERIAL, Outer, Seals},
     table::{Access, Endpoint, Network, NetworkId, Node, NodeId, Service, Table},
 };
+
+use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType};
 
@@ -93,14 +96,81 @@ pub fn datagrams(mut bytes: &[u8]) {
     assert!(again >= joined.len() && again <= taken.len());
 }
 
+/// What may happen on the way to packets that are sealed without QUIC: one byte says what, the next to which of them.
+/// Whatever comes of it, what is opened was sealed, and is opened once.
+pub fn sealed(bytes: &[u8]) {
+    let now = Instant::now();
+    let (mut from, mut to) = (Seals::default(), Seals::default());
+    let mut index = 0u32;
+    let mut sent: Vec<(Vec<u8>, Vec<u8>, bool)> = Vec::new();
+    let mut steps = bytes;
+    while let Some((&[what, which], rest)) = steps.split_first_chunk() {
+        steps = rest;
+        let mut arrives = None;
+        match what % 6 {
+            // Another key; it may get lost, come twice, or late.
+            0 => {
+                let offer = Offer { index: u32::MAX - 1, salt: [0; 32] };
+                let offers = [index, index.saturating_sub(1)]
+                    .map(|n| Offer { index: offer.index.wrapping_add(n), ..offer });
+                if which & 1 == 0 {
+                    to.add(Key::new(&[index as u8; MATERIAL]), offers[0], now);
+                    index += 1;
+                }
+                let taken = &offers[usize::from(which >> 1 & 1)];
+                from.take(taken, now, || {
+                    Some(Key::new(&[taken.index.wrapping_sub(offer.index) as u8; MATERIAL]))
+                });
+            }
+            1 => {
+                let packet = vec![which; usize::from(which)];
+                let mut datagram = vec![];
+                if from.ready(now) && from.seal([b"", &packet, &[]], &mut datagram) {
+                    assert!(seal::is_foreign(&datagram));
+                    assert!(
+                        sent.iter().all(|(other, ..)| other[..HEAD] != datagram[..HEAD]),
+                        "a number is used twice"
+                    );
+                    sent.push((datagram, packet, false));
+                }
+            }
+            2 => arrives = sent.get(usize::from(which)).map(|(datagram, ..)| datagram.clone()),
+            3 => {
+                arrives = sent.last().map(|(datagram, ..)| datagram.clone());
+                if let Some(byte) = arrives.as_mut().and_then(|datagram| datagram.get_mut(usize::from(which)))
+                {
+                    *byte ^= 1;
+                }
+            }
+            4 => arrives = Some(rest[..rest.len().min(usize::from(which))].to_vec()),
+            _ => {
+                to.bypassed();
+                if let Some(index) = to.retire(now + Duration::from_secs(u64::from(which))) {
+                    from.forget(index);
+                }
+            }
+        }
+        let Some(mut datagram) = arrives else { continue };
+        let original = datagram.clone();
+        if let Outer::Sealed { index, packet } = seal::read(&original)
+            && let Some(opened) = to.open(index, packet, &mut datagram, now)
+        {
+            let known = sent.iter_mut().find(|(sealed, ..)| *sealed == original).expect("it was sealed");
+            assert_eq!(datagram[HEAD..HEAD + opened.length], known.1);
+            assert!(!std::mem::replace(&mut known.2, true), "it is opened once");
+        }
+    }
+}
+
 /// A packet as the device hands it over: how it is cut, where it goes, and what is answered if it is too large.
 pub fn packet(bytes: &[u8]) {
     let routes = Routes::new(&table(), &NodeId::new("a"));
     let mut cut = 0;
     let _ = split(bytes, |_, head, payload| {
+        let slot = routes.outgoing(net(), head, payload.len());
         let packet = [head, payload].concat();
         cut += payload.len();
-        if let Ok(slot) = routes.outgoing(net(), &packet) {
+        if let Ok(slot) = slot {
             assert_eq!((slot, &packet[16..20]), (0, &[10, 50, 0, 11][..]));
         }
     });

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -11,11 +11,12 @@ use quinn_proto::{Connection, ConnectionHandle, SendDatagramError, StreamId, Tra
 
 use crate::{
     decide::{
-        datagram::HEADER,
+        datagram::{HEADER, Offer},
         forward::{Reason, Slot},
     },
     peer::{
         Command, Counters, Stream,
+        seal::Seals,
         socket::{DATAGRAM_MAX, Udp},
         stream,
         wake::Wake,
@@ -27,6 +28,10 @@ use crate::{
 const TRANSMITS: usize = 16;
 /// Segments in one transmit, at most.
 const SEGMENTS: usize = 64;
+/// Packets from this length on could be too large for a path, in bytes.
+const LARGE: usize = 1100;
+/// How often it is tried whether the path carries them, while they are sent.
+const TRY_EVERY: Duration = Duration::from_millis(200);
 
 pub(super) struct Link {
     pub connection: Connection,
@@ -35,9 +40,14 @@ pub(super) struct Link {
     pub dialled: Option<NodeId>,
     /// The peer, once its certificate has proved who it is.
     pub peer: Option<Slot>,
-    /// Frames that had arrived when last looked.
-    pub frames: u64,
+    /// What had been heard when last looked.
+    pub heard: u64,
     pub streams: HashMap<StreamId, stream::End>,
+    pub seals: Seals,
+    /// When it was last tried whether the path still carries large packets.
+    pub tried: Instant,
+    /// Large packets have been sent since, and nobody but their receiver knows whether they arrive.
+    pub untried: bool,
 }
 
 impl Link {
@@ -64,6 +74,40 @@ impl Link {
     pub fn packet_max(&mut self) -> Option<u16> {
         let datagram = self.connection.datagrams().max_size()?;
         u16::try_from(datagram.checked_sub(HEADER)?).ok()
+    }
+
+    /// Offers a key.
+    pub fn tell(&mut self, offer: &Offer) {
+        let _ = self.connection.datagrams().send(offer.datagram().into(), true);
+    }
+
+    /// Notes that a sealed packet of that length was sent.
+    pub fn sent(&mut self, length: usize) {
+        self.untried |= length >= LARGE;
+    }
+
+    /// From time to time, while large packets are sent that nobody acknowledges: one that QUIC misses if it gets lost.
+    pub fn try_path(&mut self, now: Instant) -> bool {
+        let due = self.untried && now.duration_since(self.tried) >= TRY_EVERY;
+        if due {
+            (self.tried, self.untried) = (now, false);
+        }
+        due
+    }
+
+    /// Sends a packet as large as the path is believed to carry.
+    pub fn fill(&mut self) {
+        if let Some(length) = self.connection.datagrams().max_size() {
+            let _ = self.connection.datagrams().send(Bytes::from(vec![0; length]), true);
+        }
+    }
+
+    /// How much has arrived that was genuine, of the kinds a living peer sends.
+    pub fn genuine(&self) -> u64 {
+        let got = self.connection.stats().frame_rx;
+        let frames =
+            got.acks + got.ping + got.datagram + got.stream + got.crypto + got.max_stream_data + got.max_data;
+        frames + self.seals.opened()
     }
 
     pub fn adopt(&mut self, handle: ConnectionHandle, id: StreamId, wake: &Arc<Wake<Command>>) -> Stream {
@@ -103,9 +147,3 @@ pub(super) fn transmit_out(socket: &Udp, transmit: &Transmit, bytes: &[u8]) {
 
 /// A packet is larger than the path carries.
 pub(super) struct TooBig;
-
-/// Frames that have arrived and were genuine, of the kinds a living peer sends.
-pub(super) fn frames(connection: &Connection) -> u64 {
-    let got = connection.stats().frame_rx;
-    got.acks + got.ping + got.datagram + got.stream + got.crypto + got.max_stream_data + got.max_data
-}

@@ -11,10 +11,7 @@ use bytes::Bytes;
 use quinn_proto::{ConnectionHandle, Dir, Event as QuicEvent, StreamEvent, VarInt};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{
-    Driver,
-    link::{Link, frames},
-};
+use super::{Driver, link::Link};
 use crate::{
     decide::{
         fast::FastMap,
@@ -120,12 +117,9 @@ impl Driver {
         peer.asking.push(reply);
         link.connection.ping();
         self.busy |= link.transmit(&self.socket, &mut self.out, now);
-        if question == Question::Path
-            && let Some(length) = link.connection.datagrams().max_size()
-        {
+        if question == Question::Path {
             // After the question, not in one packet with it, so that its loss is not the answer's.
-            let padding = Bytes::from(vec![0; length]);
-            let _ = link.connection.datagrams().send(padding, true);
+            link.fill();
             self.busy |= link.transmit(&self.socket, &mut self.out, now);
         }
     }
@@ -260,6 +254,8 @@ impl Driver {
             peer.links.clone_from(&older);
         }
         peer.links.push(handle);
+        self.offer(handle, now);
+        let peer = &mut self.peers[slot];
         let _ = self.events.send(Event::Connected(peer.id.clone()));
         tracing::debug!(peer = %peer.id, "overlay connection up");
         if mine {
@@ -277,11 +273,16 @@ impl Driver {
             if let Some(change) = peer.live.check(now) {
                 announce(&self.events, peer, change);
             }
-            if let Some(link) = peer.link().and_then(|handle| self.links.get_mut(&handle))
-                && peer.live.ask(now)
-            {
-                link.connection.ping();
-                self.busy |= link.transmit(&self.socket, &mut self.out, now);
+            if let Some(link) = peer.link().and_then(|handle| self.links.get_mut(&handle)) {
+                let try_path = link.try_path(now);
+                if peer.live.ask(now) || try_path {
+                    link.connection.ping();
+                    self.busy |= link.transmit(&self.socket, &mut self.out, now);
+                }
+                if try_path {
+                    link.fill();
+                    self.busy |= link.transmit(&self.socket, &mut self.out, now);
+                }
             }
             if let Some((handle, since)) = peer.dial
                 && now >= since + DIAL_PATIENCE
@@ -310,7 +311,7 @@ impl Driver {
             Ok((handle, connection)) => {
                 peer.dial = Some((handle, now));
                 let id = peer.id.clone();
-                self.add_link(handle, connection, Some(id));
+                self.add_link(handle, connection, Some(id), now);
                 if let Some(link) = self.links.get_mut(&handle) {
                     self.busy |= link.transmit(&self.socket, &mut self.out, now);
                 }
@@ -325,8 +326,8 @@ impl Driver {
     /// Notes that the peer behind `handle` lives, if anything it sealed has come.
     pub(super) fn hear(&mut self, handle: ConnectionHandle, now: Instant) {
         let Some(link) = self.links.get_mut(&handle) else { return };
-        let frames = frames(&link.connection);
-        if mem::replace(&mut link.frames, frames) == frames || link.connection.is_closed() {
+        let heard = link.genuine();
+        if mem::replace(&mut link.heard, heard) == heard || link.connection.is_closed() {
             return;
         }
         let Some(peer) = link.peer.and_then(|slot| self.peers.get_mut(slot as usize)) else { return };
@@ -357,6 +358,8 @@ pub(super) fn close(
     if let Some(link) = links.get_mut(&handle) {
         link.peer = None;
         link.streams.clear();
+        // What is left of their numbers goes with the connection.
+        link.seals.clear().for_each(drop);
         link.connection.close(now, VarInt::from_u32(code), Bytes::from_static(why));
     }
 }
