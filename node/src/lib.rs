@@ -21,3 +21,4 @@ mod rfc3339;
 pub mod rpc;
 pub mod telemetry;
 pub mod volume;
+mod wall;

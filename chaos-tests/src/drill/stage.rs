@@ -443,8 +443,58 @@ impl Scene<'_> {
         Ok(())
     }
 
+    /// Waits until every request that was sent until now has an answer or has failed.
+    pub fn settle(&mut self) {
+        let left = self.streams.iter().filter_map(|(name, stream)| Some((*name, stream.settled().err()?)));
+        let left: Vec<String> = left.map(|(name, error)| format!("{name}: {error:#}")).collect();
+        self.wrong.extend(left);
+    }
+
+    /// Waits until so many requests that are sent from now on have been answered, by each way.
+    pub fn flows(&self, count: usize) -> Result<()> {
+        for (name, stream) in &self.streams {
+            stream.flows(count, FLOW_PATIENCE).with_context(|| format!("{name}, under the harm"))?;
+        }
+        Ok(())
+    }
+
+    /// How long answers took that came since then, the slowest hundredth left out.
+    pub fn answer_times(&mut self, since: Duration, target: f64, limit: f64) {
+        for (way, name) in [("published port", "published_p99"), ("virtual IP", "vip_p99")] {
+            self.slowest(way, name, since, target, limit);
+        }
+    }
+
+    /// How long writes took that were begun since then, the slowest hundredth left out.
+    pub fn write_times(&mut self, since: Duration, target: f64, limit: f64) {
+        self.slowest("write", "write_p99", since, target, limit);
+    }
+
+    fn slowest(&mut self, way: &str, name: &str, since: Duration, target: f64, limit: f64) {
+        let shots = self.shots(way).into_iter().filter(|shot| shot.ok && shot.at >= since);
+        let mut times: Vec<Duration> = shots.map(|shot| shot.took).collect();
+        times.sort();
+        if let Some(last) = times.len().checked_sub(1) {
+            self.measure_time(name, times[last * 99 / 100], target, limit);
+        }
+    }
+
+    /// Asks a manager for all that was written; the answer is held against the others.
+    pub fn read_through(&self, node: &str) -> Result<()> {
+        let words = ["service", "ls", "--format", "{{.Name}}"];
+        self.history.read(|| written(&self.site.ask(node, &words)?))
+    }
+
+    /// Makes sure that a cut is one: the first node gets no answer from the second.
+    pub fn expect_cut(&mut self, from: &str, to: &str) -> Result<()> {
+        let heard = self.site.lab.node(from).reaches(to, Duration::from_millis(300))?;
+        self.expect(!heard, format!("{from} reaches {to} across the cut: the fault was not injected"));
+        Ok(())
+    }
+
     /// Counts requests that were sent since then and failed, in percent of all.
     pub fn failures(&mut self, since: Duration, target: f64, limit: f64) {
+        self.settle();
         for (way, name) in [("published port", "published_failed"), ("virtual IP", "vip_failed")] {
             let shots: Vec<Shot> =
                 self.shots(way).into_iter().filter(|shot| shot.at + shot.took >= since).collect();

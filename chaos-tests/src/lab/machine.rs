@@ -37,7 +37,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{
     cgroup::Groups,
-    groups_of, links,
+    disks, groups_of, links,
     process::Process,
     record::{NodeRecord, Record},
     rootless, wire,
@@ -52,6 +52,13 @@ pub(super) const SOCKET: &str = "/run/rswarm/rswarm.sock";
 
 /// Where a node's first process takes its orders, inside the node.
 pub(super) const ORDERS: &str = "/run/lab/init.sock";
+
+/// The variable of the environment that tells a daemon, and the command line in a node, by how much their clock is
+/// wrong; it names a file.
+const CLOCK: &str = "RSWARM_LAB_CLOCK";
+
+/// That file, in a node's directory.
+pub(super) const CLOCK_FILE: &str = "clock";
 
 /// The directory that holds `rswarm`, inside the node.
 const BIN: &str = "/run/lab/bin";
@@ -150,6 +157,8 @@ pub(super) fn announce_ready() -> Result<()> {
 struct Machine {
     command: Vec<OsString>,
     log: PathBuf,
+    /// By how much the node's clock is wrong.
+    clock: PathBuf,
     daemon: Daemon,
     orders: UnixListener,
     signals: SignalFd,
@@ -173,13 +182,27 @@ impl Machine {
             .context("cannot receive signals")?;
 
         sethostname(&node.name).context("cannot set the host name")?;
-        furnish(record, node)?;
+        furnish(directory, record, node)?;
         let orders = UnixListener::bind(ORDERS).with_context(|| format!("cannot listen on {ORDERS}"))?;
         let command = match &record.daemon {
             Some(words) => words.iter().map(OsString::from).collect(),
             None => daemon_command(&own, groups),
         };
-        Ok(Self { command, log: own.join("daemon.log"), daemon: Daemon::NeverStarted, orders, signals })
+        let clock = own.join(CLOCK_FILE);
+        // A daemon looks for it once, and reads it again and again.
+        File::options()
+            .create(true)
+            .append(true)
+            .open(&clock)
+            .with_context(|| format!("cannot make {}", clock.display()))?;
+        Ok(Self {
+            command,
+            log: own.join("daemon.log"),
+            clock,
+            daemon: Daemon::NeverStarted,
+            orders,
+            signals,
+        })
     }
 
     /// Reaps, takes orders, and returns once told to switch off.
@@ -261,6 +284,7 @@ impl Machine {
             .args(&self.command[1..])
             .env_clear()
             .envs(environment())
+            .env(CLOCK, &self.clock)
             .current_dir("/")
             .process_group(0)
             .stdin(Stdio::null())
@@ -326,9 +350,10 @@ fn environment() -> Vec<(OsString, OsString)> {
 
 /// Makes the mount namespace of a node: what identifies a machine is its own, all else is this
 /// machine's.
-fn furnish(record: &Record, node: &NodeRecord) -> Result<()> {
+fn furnish(directory: &Path, record: &Record, node: &NodeRecord) -> Result<()> {
     attach(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
     let_go_of_namespaces()?;
+    disks::let_go_of_others(directory, &directory.join(&node.name))?;
     let program = File::open(&record.program)
         .with_context(|| format!("cannot open the program {}", record.program.display()))?;
 
@@ -414,6 +439,7 @@ fn enter(arguments: &[OsString]) -> Result<ExitCode> {
 
     let mut command = Command::new(program);
     command.args(rest).env_clear().envs(environment());
+    command.env(CLOCK, directory.join(&*name).join(CLOCK_FILE));
     // The search for the program goes by this process's own path.
     // SAFETY: there is no other thread that could read the environment meanwhile.
     unsafe { std::env::set_var("PATH", lookup_path()) };

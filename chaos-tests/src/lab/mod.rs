@@ -9,8 +9,10 @@
 //! The lab drives the `rswarm` binary by path and knows nothing of what is in it.
 
 mod cgroup;
+mod disks;
 mod faults;
 mod form;
+mod grow;
 mod links;
 mod machine;
 mod node;
@@ -37,7 +39,8 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::Flock;
 
 use cgroup::Groups;
-pub use links::Link;
+pub use disks::DISK_MIN;
+pub use links::{Carried, Link};
 pub use machine::dispatch;
 pub use node::{Caller, Node, Ran};
 use process::Process;
@@ -61,6 +64,9 @@ pub struct Options {
     pub zones: u8,
     /// Labels of nodes: the name, and `KEY=VALUE`.
     pub labels: Vec<(String, String)>,
+    /// Sizes of disks in bytes: a node's, or without a name those of all nodes that are not named. Without any a node's
+    /// disk is this machine's.
+    pub disks: Vec<(Option<String>, u64)>,
     /// The `rswarm` binary. It must call [`dispatch`] first of all.
     pub program: PathBuf,
     /// The directory that holds labs; not below `/run`, `/proc`, `/sys` or `/dev`.
@@ -79,10 +85,16 @@ impl Options {
             managers: 3,
             zones: 1,
             labels: Vec::new(),
+            disks: Vec::new(),
             program: program.into(),
             base: base_directory(),
             daemon_command: None,
         }
+    }
+
+    fn disk_of(&self, name: &str) -> Option<u64> {
+        let of = |wanted: Option<&str>| self.disks.iter().rev().find(|(node, _)| node.as_deref() == wanted);
+        of(Some(name)).or_else(|| of(None)).map(|(_, size)| *size)
     }
 
     fn check(&self) -> Result<()> {
@@ -93,10 +105,17 @@ impl Options {
         if !(1..=self.nodes).contains(&self.managers) {
             bail!("of {} nodes, 1 to {} can be managers, not {}", self.nodes, self.nodes, self.managers);
         }
-        for (node, _) in &self.labels {
+        if let Some((_, size)) = self.disks.iter().find(|(_, size)| *size < DISK_MIN) {
+            bail!("a node cannot begin on a disk of {} MiB; {} is the least", size >> 20, DISK_MIN >> 20);
+        }
+        let disks = self.disks.iter().filter_map(|(node, _)| node.as_ref());
+        for node in self.labels.iter().map(|(node, _)| node).chain(disks) {
             let number = node.strip_prefix('n').and_then(|number| number.parse().ok());
             if !number.is_some_and(|number| (1..=self.nodes).contains(&number)) {
-                bail!("there will be no node \"{node}\" to label; they are n1 to n{}", self.nodes);
+                bail!(
+                    "there will be no node \"{node}\" to label or to give a disk; they are n1 to n{}",
+                    self.nodes
+                );
             }
         }
         if self.daemon_command.as_ref().is_some_and(Vec::is_empty) {

@@ -2,9 +2,9 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io::Read,
-    net::Ipv4Addr,
-    path::PathBuf,
+    io::{ErrorKind, Read},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc,
     thread,
@@ -12,8 +12,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use rswarm_netoverlay::device::netns::Netns;
 
-use super::{Lab, machine, process::Process, record::Record, running};
+use super::{Lab, form::CONTROL_PORT, machine, process::Process, record::Record, running};
 
 /// What a command in a node did.
 #[derive(Debug, Clone)]
@@ -70,6 +71,25 @@ impl Node<'_> {
     pub fn root(&self) -> Result<PathBuf> {
         let init = running(self.lab.record()?.node(self.name)?)?;
         Ok(format!("/proc/{}/root", init.pid).into())
+    }
+
+    /// Whether this node gets an answer from another one: whether a connection to its control port comes about, or
+    /// is refused, within `bound`.
+    ///
+    /// # Errors
+    /// If this node is off.
+    pub fn reaches(&self, other: &str, bound: Duration) -> Result<bool> {
+        let init = running(self.lab.record()?.node(self.name)?)?;
+        let target = SocketAddr::new(self.lab.node(other).address()?.into(), CONTROL_PORT);
+        let inside = Netns::open(Path::new(&format!("/proc/{}/ns/net", init.pid)))?;
+        match inside.run(|| TcpStream::connect_timeout(&target, bound))? {
+            Ok(_) => Ok(true),
+            Err(error) => match error.kind() {
+                ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Ok(true),
+                ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Ok(false),
+                _ => Err(error).with_context(|| format!("cannot ask {target} from {}", self.name)),
+            },
+        }
     }
 
     /// A command that runs `words` inside the node, with `rswarm` on the path and talking to the

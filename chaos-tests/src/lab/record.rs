@@ -51,6 +51,9 @@ pub(super) struct NodeRecord {
     /// From 1.
     pub number: u8,
     pub manager: bool,
+    /// How large its disk is in bytes, if it has one of its own.
+    #[serde(default)]
+    pub disk: Option<u64>,
     /// Its first process, from power on to power off.
     pub init: Option<Process>,
     /// How often it was switched on.

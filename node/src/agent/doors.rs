@@ -4,6 +4,7 @@ use super::{copy, enter, work};
 use crate::api::doctor::{IN_DOUBT, loses};
 use crate::executor::{Executor, LogQuery, LogStream};
 use crate::rfc3339::{nanos, stamp};
+use crate::wall;
 use rswarm_control::ids::TaskId;
 use rswarm_netoverlay::Overlay;
 use rswarm_netoverlay::peer::PeerStatus;
@@ -159,7 +160,7 @@ impl pb::agent_server::Agent for Doors {
             let answered = answered.get(&status.node).copied();
             peer(status, answered)
         });
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at = wall::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Response::new(pb::PeersAnswer { at_ms: at.as_millis() as u64, peers: peers.collect() }))
     }
 }

@@ -130,7 +130,8 @@ fn soak(minutes: u64, seed: Option<u64>, report: Vec<PathBuf>, out: &mut impl Wr
     watch_for_interrupts()?;
     let end = Instant::now() + Duration::from_secs(minutes * 60);
     let last = drill::find(LAST).context("there is no drill to end with")?;
-    let lab = run.open(last.nodes, last.managers)?;
+    let disk = drill::ALL.iter().find_map(|drill| drill.disk);
+    let lab = run.open(last.nodes, last.managers, disk)?;
     eprintln!("soak, seed {seed}, for {minutes} min");
     let (mut reports, mut trials, mut is_last) = (Vec::new(), Trials::default(), false);
     for turn in 0_u64.. {
@@ -209,11 +210,11 @@ impl Run {
 
     /// Runs every drill as often as asked, those of one shape on one lab.
     fn each(&self, drills: &[&Drill], heard: &mut dyn FnMut(Report) -> Result<()>) -> Result<()> {
-        let mut shapes: BTreeMap<(u8, u8), Vec<&Drill>> = BTreeMap::new();
+        let mut shapes: BTreeMap<(u8, u8, Option<u64>), Vec<&Drill>> = BTreeMap::new();
         for drill in drills {
-            shapes.entry((drill.nodes, drill.managers)).or_default().push(drill);
+            shapes.entry((drill.nodes, drill.managers, drill.disk)).or_default().push(drill);
         }
-        for ((nodes, managers), drills) in shapes {
+        for ((nodes, managers, disk), drills) in shapes {
             let mut open = None;
             for drill in drills {
                 for trial in 0..u64::from(self.trials) {
@@ -223,7 +224,7 @@ impl Run {
                     let seed = self.seed.map_or_else(fresh_seed, |seed| seed.wrapping_add(trial));
                     let lab = match open.take() {
                         Some(lab) => lab,
-                        None => self.open(nodes, managers)?,
+                        None => self.open(nodes, managers, disk)?,
                     };
                     let report = carried_out(drill, &lab, seed);
                     let passed = report.passed();
@@ -238,13 +239,14 @@ impl Run {
         Ok(())
     }
 
-    fn open(&self, nodes: u8, managers: u8) -> Result<Lab> {
+    fn open(&self, nodes: u8, managers: u8, disk: Option<u64>) -> Result<Lab> {
         let base = lab::base_directory();
         if let Some(name) = &self.lab {
             return Lab::open(&base, name);
         }
         let program = std::env::current_exe().context("cannot find the file of this program")?;
-        let options = Options { name: LAB.into(), nodes, managers, ..Options::new(program) };
+        let disks = disk.map(|size| (None, size)).into_iter().collect();
+        let options = Options { name: LAB.into(), nodes, managers, disks, ..Options::new(program) };
         Lab::up_with(&options, &mut |node, words| eprintln!("        {node} {words}"), &INTERRUPTED)
     }
 

@@ -2,6 +2,7 @@
 
 mod link;
 mod look;
+mod machine;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -73,6 +74,8 @@ enum Verb {
     Link(link::Worsen),
     /// Make all links whole
     Heal(Name),
+    Clock(machine::Clock),
+    Disk(machine::Disk),
     /// Show the end of the daemons' logs
     Logs {
         #[command(flatten)]
@@ -107,6 +110,9 @@ struct Up {
     /// Give a node a label
     #[arg(long, value_name = "NODE:KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
+    /// Give a node, or all of them, a small disk of its own, in memory
+    #[arg(long, value_name = "[NODE:]SIZE", value_parser = disk)]
+    disk: Vec<(Option<String>, u64)>,
     /// Run the built-in demo service and wait until it answers
     #[arg(long)]
     demo: bool,
@@ -180,6 +186,8 @@ impl Command {
                 writeln!(out, "cut; `rswarm lab heal{}` joins what was cut", lab.flag())?;
             }
             Verb::Link(link) => link.run(out)?,
+            Verb::Clock(clock) => clock.run(out)?,
+            Verb::Disk(disk) => disk.run(out)?,
             Verb::Logs { lab, lines, nodes } => look::logs(&lab.open()?, &nodes, lines, out)?,
             Verb::Top(lab) => look::top(&lab.open()?, out)?,
             Verb::Graph(lab) => look::graph(&lab.open()?, out)?,
@@ -230,6 +238,7 @@ impl Up {
             managers: self.managers.unwrap_or(3.min(self.nodes)),
             zones: self.zones,
             labels: self.label.clone(),
+            disks: self.disk.clone(),
             ..Options::new(own_program()?)
         };
         let painted = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -305,6 +314,15 @@ fn label(text: &str) -> Result<(String, String), String> {
     Ok((node.into(), label.into()))
 }
 
+/// `400m`, or `n2:400m`
+fn disk(text: &str) -> Result<(Option<String>, u64), String> {
+    let (node, size) = match text.split_once(':') {
+        Some((node, size)) => (Some(node.to_owned()), size),
+        None => (None, text),
+    };
+    Ok((node, crate::cli::output::units::parse_bytes(size)?))
+}
+
 /// One line a lab.
 fn list(format: Kind, out: &mut impl Write) -> Result<()> {
     let base = lab::base_directory();
@@ -357,6 +375,9 @@ fn show(lab: &Status, format: Kind, out: &mut impl Write) -> Result<()> {
         if !unheard.is_empty() {
             writeln!(out, "cut: {} does not hear {}", node.name, unheard.join(", "))?;
         }
+    }
+    for node in lab.nodes.iter().filter(|node| node.clock_ms != 0) {
+        writeln!(out, "{}", machine::told(&node.name, node.clock_ms))?;
     }
     for worse in &lab.links {
         writeln!(out, "link: {} to {}: {}", worse.from, worse.to, worse.link)?;
@@ -437,6 +458,8 @@ mod tests {
             "partition n1 n2",
             "link n1 n2 --loss 5%",
             "link all",
+            "clock n1 -45m",
+            "disk n1 --writes 3",
             "logs n1",
             "top",
             "graph",
