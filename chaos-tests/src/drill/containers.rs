@@ -46,8 +46,18 @@ pub fn container_oom(scene: &mut Scene<'_>) -> Result<()> {
     const NAME: &str = "drill-oom";
     const PORT: u16 = 8091;
     let (manager, publish) = (scene.manager()?, format!("{PORT}:80"));
-    let words =
-        ["service", "create", "--name", NAME, "--limit-memory", "48m", "--publish", &publish, "rswarm/demo"];
+    let words = [
+        "service",
+        "create",
+        "--detach",
+        "--name",
+        NAME,
+        "--limit-memory",
+        "48m",
+        "--publish",
+        &publish,
+        "rswarm/demo",
+    ];
     scene.site.act(&manager, &words)?;
     let address = scene.site.address(&scene.steady[0])?.into();
     until("it answers", Duration::from_secs(20), || load::get(address, PORT).map(drop))?;
@@ -76,7 +86,11 @@ pub fn container_oom(scene: &mut Scene<'_>) -> Result<()> {
 /// A service with a published port; answers where it is asked.
 fn serve(scene: &Scene<'_>, name: &str, port: u16, options: &[&str]) -> Result<std::net::IpAddr> {
     let (manager, publish) = (scene.manager()?, format!("{port}:80"));
-    let words = [&["service", "create", "--name", name, "--publish", &publish], options, &["rswarm/demo"]];
+    let words = [
+        &["service", "create", "--detach", "--name", name, "--publish", &publish],
+        options,
+        &["rswarm/demo"],
+    ];
     scene.site.act(&manager, &words.concat())?;
     let address = scene.site.address(&scene.steady[0])?.into();
     until("it answers", LONG, || load::get(address, port).map(drop))?;
@@ -112,7 +126,7 @@ pub fn log_flood(scene: &mut Scene<'_>) -> Result<()> {
     let address = serve(scene, "drill-flood", PORT, &[])?;
     let node = scene.site.runs(&scene.askable, "drill-flood", 1, LONG)?.remove(0).node;
     let (manager, place) = (scene.manager()?, format!("node.hostname=={node}"));
-    let words = ["service", "create", "--name", WHISPER, "--constraint", &place, "rswarm/demo"];
+    let words = ["service", "create", "--detach", "--name", WHISPER, "--constraint", &place, "rswarm/demo"];
     scene.site.act(&manager, &[&words[..], &["--print-every", "100ms"]].concat())?;
     let (site, askable) = (scene.site, scene.askable.clone());
     let heard = || -> Result<Vec<(u64, u64)>> {
@@ -228,6 +242,7 @@ pub fn fenced_node_cut(scene: &mut Scene<'_>) -> Result<()> {
     let words = [
         "service",
         "create",
+        "--detach",
         "--name",
         NAME,
         "--on-node-loss",

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::load::Shot;
 
@@ -58,7 +58,7 @@ pub struct Sample {
 }
 
 /// Whether the promise was kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// It was.
@@ -76,6 +76,8 @@ pub struct Report {
     pub promise: &'static str,
     /// What was found.
     pub verdict: Verdict,
+    /// What it was run on.
+    pub machine: String,
     /// What was measured.
     pub lines: Vec<Line>,
     /// What happened when.
@@ -140,6 +142,17 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+/// This machine, what else it was doing, and the kind of this build: times follow from all of it.
+pub fn machine() -> String {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let kernel = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0);
+    let busy = if load < processors as f64 { "not busy before" } else { "busy with other things" };
+    let build = if cfg!(debug_assertions) { "debug build" } else { "release build" };
+    format!("{processors} processors, Linux {}, {busy}, load by a {build}", kernel.unwrap_or_default())
 }
 
 /// The commit of the sources this is run from, or `unknown`.

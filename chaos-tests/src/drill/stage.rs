@@ -61,6 +61,7 @@ pub struct Scene<'a> {
     seed: u64,
     chance: u64,
     commit: String,
+    machine: String,
     zero: Instant,
     tell: &'a mut dyn FnMut(Duration, &str),
     timeline: Vec<Mark>,
@@ -85,6 +86,7 @@ pub(super) fn run(drill: &Drill, lab: &Lab, seed: u64, tell: &mut dyn FnMut(Dura
         seed,
         chance: seed,
         commit: result::commit(),
+        machine: result::machine(),
         zero: Instant::now(),
         tell,
         timeline: Vec::new(),
@@ -151,6 +153,7 @@ impl Scene<'_> {
         let web = [
             "service",
             "create",
+            "--detach",
             "--name",
             SERVICE,
             "--replicas",
@@ -165,6 +168,7 @@ impl Scene<'_> {
         let probe = [
             "service",
             "create",
+            "--detach",
             "--name",
             PROBE,
             "--constraint",
@@ -303,7 +307,7 @@ impl Scene<'_> {
     }
 
     fn report(self, drill: &Drill, samples: Vec<Sample>) -> Report {
-        let Self { mut wrong, lines, timeline, streams, .. } = self;
+        let Self { mut wrong, lines, timeline, streams, machine, .. } = self;
         for line in &lines {
             if line.limit.is_some_and(|limit| line.value > limit) {
                 let limit = line.limit.unwrap_or_default();
@@ -319,6 +323,7 @@ impl Scene<'_> {
         Report {
             drill: drill.name,
             promise: drill.promise,
+            machine,
             verdict: if wrong.is_empty() { Verdict::Passed } else { Verdict::Failed(wrong) },
             lines,
             timeline,

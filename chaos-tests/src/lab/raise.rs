@@ -127,6 +127,9 @@ impl Lab {
                 return Err(error);
             }
             for (init, port) in up {
+                if interrupted.load(Ordering::Relaxed) {
+                    bail!("interrupted");
+                }
                 wire::plug(switch, init, &port, subnet)?;
                 progress(&port.name, &format!("{} up", subnet.node(port.number)));
             }

@@ -36,6 +36,15 @@ enum Verb {
     },
     /// Run drills; it fails if a promise is not kept
     Run(Run),
+    /// Write the scorecard from reports of earlier runs
+    Card {
+        /// Reports as JSON
+        #[arg(required = true, value_name = "FILE")]
+        reports: Vec<PathBuf>,
+        /// Where to
+        #[arg(long, short, value_name = "FILE", default_value = "docs/scorecard.md")]
+        output: PathBuf,
+    },
     /// Run drills chosen by chance on one lab, one after the other, and an update under load at the end
     Soak {
         /// For how long
@@ -99,6 +108,7 @@ impl Command {
         match self.verb {
             Verb::List { json } => list(json, out),
             Verb::Run(run) => run.run(out),
+            Verb::Card { reports, output } => card(&reports, &output),
             Verb::Soak { minutes, seed, report } => soak(minutes, seed, report, out),
         }
     }
@@ -117,6 +127,17 @@ fn list(json: bool, out: &mut impl Write) -> Result<ExitCode> {
     for drill in drill::ALL {
         writeln!(out, "{:<32} {}", drill.name, drill.promise)?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn card(reports: &[PathBuf], output: &Path) -> Result<ExitCode> {
+    let mut trials = Trials::default();
+    for path in reports {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        trials.read(&text).with_context(|| path.display().to_string())?;
+    }
+    fs::write(output, drill::scorecard(&trials))
+        .with_context(|| format!("cannot write {}", output.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
