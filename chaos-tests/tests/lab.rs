@@ -233,6 +233,23 @@ fn down_leaves_nothing() -> Result<()> {
 }
 
 #[test]
+fn a_lab_holds_nothing_open_of_whoever_made_it() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let held = base.path().join("held");
+    let script = format!("exec 9>{}; exec {PROGRAM} lab-up {} holds", held.display(), base.path().display());
+    ensure!(Command::new("sh").args(["-c", &script]).stdout(Stdio::null()).status()?.success());
+    let lab = Lab::open(base.path(), "holds")?;
+    let open = |pid: i32| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file == held)
+    };
+    let holds: Vec<i32> = pids().filter(|pid| open(*pid)).collect();
+    ensure!(Lab::down(base.path(), lab.name())?);
+    ensure!(holds.is_empty(), "{holds:?} have it open");
+    Ok(())
+}
+
+#[test]
 fn an_interrupted_lab_is_removed() -> Result<()> {
     let Some(base) = workplace() else { return Ok(()) };
     for steps in 0..4 {

@@ -86,7 +86,7 @@ pub(super) fn run(drill: &Drill, lab: &Lab, seed: u64, tell: &mut dyn FnMut(Dura
         seed,
         chance: seed,
         commit: result::commit(),
-        machine: result::machine(),
+        machine: result::machine(lab),
         zero: Instant::now(),
         tell,
         timeline: Vec::new(),

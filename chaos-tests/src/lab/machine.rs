@@ -31,7 +31,7 @@ use nix::{
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{ForkResult, Pid, dup2_stdout, fork, sethostname, setsid},
+    unistd::{ForkResult, Pid, close, dup2_stdout, fork, sethostname, setsid},
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -96,6 +96,7 @@ pub fn dispatch() -> Option<ExitCode> {
 /// `lab-switch LAB_DIRECTORY`: holds the switch's network namespace and serves its worse links until it is killed.
 fn switch(arguments: &[OsString]) -> Result<ExitCode> {
     let [directory] = arguments else { bail!("usage: {SWITCH} LAB_DIRECTORY") };
+    close_inherited()?;
     leave_caller()?;
     groups_of(Path::new(directory)).enter()?;
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
@@ -109,6 +110,7 @@ fn switch(arguments: &[OsString]) -> Result<ExitCode> {
 /// `lab-init LAB_DIRECTORY NODE`: boots a node.
 fn init(arguments: &[OsString]) -> Result<ExitCode> {
     let [directory, name] = arguments else { bail!("usage: {INIT} LAB_DIRECTORY NODE") };
+    close_inherited()?;
     let (directory, name) = (Path::new(directory), name.to_string_lossy());
     let record = Record::read(directory)?.context("there is no lab here")?;
     let node = record.node(&name)?.clone();
@@ -124,6 +126,20 @@ fn init(arguments: &[OsString]) -> Result<ExitCode> {
         machine.run()?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lets go of whatever else the caller has open: a lock that it holds must not last as long as the lab.
+fn close_inherited() -> Result<()> {
+    let open = fs::read_dir("/proc/self/fd").context("cannot list what is open")?;
+    let numbers = open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    // Collected first: what lists them is one of them, and gone by then.
+    for number in numbers.filter(|number| *number > 2).collect::<Vec<_>>() {
+        match close(number) {
+            Ok(()) | Err(Errno::EBADF) => {}
+            Err(error) => return Err(error).context("cannot close what was inherited"),
+        }
+    }
+    Ok(())
 }
 
 /// Cuts the ties to terminal and directory of whoever typed the command.

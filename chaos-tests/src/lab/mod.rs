@@ -258,6 +258,11 @@ impl Lab {
         &self.directory
     }
 
+    /// The program that its nodes run.
+    pub fn program(&self) -> Result<PathBuf> {
+        Ok(self.record()?.program)
+    }
+
     /// The names of its nodes.
     pub fn names(&self) -> Result<Vec<String>> {
         Ok(self.record()?.nodes.into_iter().map(|node| node.name).collect())
