@@ -38,7 +38,7 @@ pub fn clock_jump(scene: &mut Scene<'_>) -> Result<()> {
             thread::sleep(Duration::from_millis(200));
         }
         let told =
-            site.ask(&scene.manager()?, &["network", "doctor"]).unwrap_or_else(|error| format!("{error:#}"));
+            site.act(&scene.manager()?, &["network", "doctor"]).unwrap_or_else(|error| format!("{error:#}"));
         scene.expect(
             told.contains("its clock is"),
             format!("no clock is found wrong: the fault was not injected: {told}"),

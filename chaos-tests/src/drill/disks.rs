@@ -83,11 +83,11 @@ fn fill(ballast: &Path) -> Result<()> {
 
 /// Slows a leader's disk down to a few writes a second.
 pub fn disk_slow(scene: &mut Scene<'_>) -> Result<()> {
-    const WRITES: u32 = 2;
+    const WRITES: u32 = 1;
     let leader = scene.victims[0].clone();
     expect_lead(scene, &leader)?;
     let (site, askable) = (scene.site, scene.askable.clone());
-    let since = scene.harm(&format!("the disk of {leader}, the leader, takes {WRITES} writes a second"));
+    let since = scene.harm(&format!("the disk of {leader}, the leader, takes {WRITES} write a second"));
     site.lab.throttle(&leader, Some(WRITES))?;
     until("another leads", LONG, || {
         let now = site.leader(&askable)?;

@@ -128,9 +128,9 @@ impl Groups {
     /// The files that say so, of the first version and of the unified hierarchy, where they are.
     fn throttles(&self) -> (Option<PathBuf>, Option<PathBuf>) {
         let leaf = |root: &PathBuf| below(root, &self.path).join(LEAF);
-        let old = self.hierarchies.v1.iter().map(|root| leaf(root).join("blkio.throttle.write_iops_device"));
-        let new = self.hierarchies.unified.iter().map(|root| leaf(root).join("io.max"));
-        (old.into_iter().find(|file| file.exists()), new.into_iter().find(|file| file.exists()))
+        let mut old = self.hierarchies.v1.iter().map(|root| leaf(root).join("blkio.throttle.write_iops_device"));
+        let mut new = self.hierarchies.unified.iter().map(|root| leaf(root).join("io.max"));
+        (old.find(|file| file.exists()), new.find(|file| file.exists()))
     }
 
     /// Stops all processes of the group where they are, and returns once they stand still.

@@ -27,6 +27,7 @@ impl Lab {
                 number,
                 manager: false,
                 disk: None,
+                capacity: None,
                 init: None,
                 boots: 0,
             });

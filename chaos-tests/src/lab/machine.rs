@@ -39,7 +39,7 @@ use super::{
     cgroup::Groups,
     disks, groups_of, links,
     process::Process,
-    record::{NodeRecord, Record},
+    record::{Capacity, NodeRecord, Record},
     rootless, wire,
 };
 
@@ -56,6 +56,9 @@ pub(super) const ORDERS: &str = "/run/lab/init.sock";
 /// The variable of the environment that tells a daemon, and the command line in a node, by how much their clock is
 /// wrong; it names a file.
 const CLOCK: &str = "RSWARM_LAB_CLOCK";
+
+/// The variable that tells a daemon what it shall say it has: billionths of processors, and bytes of memory.
+const CAPACITY: &str = "RSWARM_LAB_CAPACITY";
 
 /// That file, in a node's directory.
 pub(super) const CLOCK_FILE: &str = "clock";
@@ -175,6 +178,7 @@ struct Machine {
     log: PathBuf,
     /// By how much the node's clock is wrong.
     clock: PathBuf,
+    capacity: Option<Capacity>,
     daemon: Daemon,
     orders: UnixListener,
     signals: SignalFd,
@@ -215,6 +219,7 @@ impl Machine {
             command,
             log: own.join("daemon.log"),
             clock,
+            capacity: node.capacity,
             daemon: Daemon::NeverStarted,
             orders,
             signals,
@@ -301,6 +306,7 @@ impl Machine {
             .env_clear()
             .envs(environment())
             .env(CLOCK, &self.clock)
+            .envs(self.capacity.map(|has| (CAPACITY, format!("{} {}", has.nano_cpus, has.memory))))
             .current_dir("/")
             .process_group(0)
             .stdin(Stdio::null())

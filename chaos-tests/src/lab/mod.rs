@@ -44,7 +44,7 @@ pub use links::{Carried, Link};
 pub use machine::dispatch;
 pub use node::{Caller, Node, Ran};
 use process::Process;
-pub use record::{Cut, NODES_MAX, Subnet, Worse, base_directory};
+pub use record::{Capacity, Cut, NODES_MAX, Subnet, Worse, base_directory};
 use record::{NodeRecord, Record};
 pub use status::{NodeStatus, Power, Status};
 
@@ -67,6 +67,8 @@ pub struct Options {
     /// Sizes of disks in bytes: a node's, or without a name those of all nodes that are not named. Without any a node's
     /// disk is this machine's.
     pub disks: Vec<(Option<String>, u64)>,
+    /// What nodes say they have: a node, or without a name all that are not named.
+    pub capacities: Vec<(Option<String>, Capacity)>,
     /// The `rswarm` binary. It must call [`dispatch`] first of all.
     pub program: PathBuf,
     /// The directory that holds labs; not below `/run`, `/proc`, `/sys` or `/dev`.
@@ -86,6 +88,7 @@ impl Options {
             zones: 1,
             labels: Vec::new(),
             disks: Vec::new(),
+            capacities: Vec::new(),
             program: program.into(),
             base: base_directory(),
             daemon_command: None,
@@ -93,8 +96,11 @@ impl Options {
     }
 
     fn disk_of(&self, name: &str) -> Option<u64> {
-        let of = |wanted: Option<&str>| self.disks.iter().rev().find(|(node, _)| node.as_deref() == wanted);
-        of(Some(name)).or_else(|| of(None)).map(|(_, size)| *size)
+        said_of(&self.disks, name)
+    }
+
+    fn capacity_of(&self, name: &str) -> Option<Capacity> {
+        said_of(&self.capacities, name)
     }
 
     fn check(&self) -> Result<()> {
@@ -109,11 +115,12 @@ impl Options {
             bail!("a node cannot begin on a disk of {} MiB; {} is the least", size >> 20, DISK_MIN >> 20);
         }
         let disks = self.disks.iter().filter_map(|(node, _)| node.as_ref());
-        for node in self.labels.iter().map(|(node, _)| node).chain(disks) {
+        let capacities = self.capacities.iter().filter_map(|(node, _)| node.as_ref());
+        for node in self.labels.iter().map(|(node, _)| node).chain(disks).chain(capacities) {
             let number = node.strip_prefix('n').and_then(|number| number.parse().ok());
             if !number.is_some_and(|number| (1..=self.nodes).contains(&number)) {
                 bail!(
-                    "there will be no node \"{node}\" to label or to give a disk; they are n1 to n{}",
+                    "there will be no node \"{node}\" to give a label, a disk or a capacity; they are n1 to n{}",
                     self.nodes
                 );
             }
@@ -134,6 +141,12 @@ impl Options {
         }
         require_root()
     }
+}
+
+/// What was said last of a node, or else of all.
+fn said_of<T: Copy>(said: &[(Option<String>, T)], name: &str) -> Option<T> {
+    let of = |wanted: Option<&str>| said.iter().rev().find(|(node, _)| node.as_deref() == wanted);
+    of(Some(name)).or_else(|| of(None)).map(|(_, what)| *what)
 }
 
 /// Whether labs can be made here; the error says what is missing.

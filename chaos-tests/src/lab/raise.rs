@@ -39,6 +39,7 @@ impl Lab {
                 number,
                 manager: number <= options.managers,
                 disk: options.disk_of(&format!("n{number}")),
+                capacity: options.capacity_of(&format!("n{number}")),
                 init: None,
                 boots: 0,
             })

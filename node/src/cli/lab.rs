@@ -13,6 +13,7 @@ use std::{
     time::Instant,
 };
 
+use crate::cli::output::units::{parse_bytes, parse_cpus};
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -113,6 +114,9 @@ struct Up {
     /// Give a node, or all of them, a small disk of its own, in memory
     #[arg(long, value_name = "[NODE:]SIZE", value_parser = disk)]
     disk: Vec<(Option<String>, u64)>,
+    /// What a node, or every node, says it has: processors and memory, such as n1:2,1g; nothing enforces it
+    #[arg(long, value_name = "[NODE:]CPUS,MEMORY", value_parser = capacity)]
+    capacity: Vec<(Option<String>, lab::Capacity)>,
     /// Run the built-in demo service and wait until it answers
     #[arg(long)]
     demo: bool,
@@ -239,6 +243,7 @@ impl Up {
             zones: self.zones,
             labels: self.label.clone(),
             disks: self.disk.clone(),
+            capacities: self.capacity.clone(),
             ..Options::new(own_program()?)
         };
         let painted = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -314,13 +319,26 @@ fn label(text: &str) -> Result<(String, String), String> {
     Ok((node.into(), label.into()))
 }
 
+/// What is said of one node, or of all.
+fn of_node(text: &str) -> (Option<String>, &str) {
+    match text.split_once(':') {
+        Some((node, said)) => (Some(node.to_owned()), said),
+        None => (None, text),
+    }
+}
+
 /// `400m`, or `n2:400m`
 fn disk(text: &str) -> Result<(Option<String>, u64), String> {
-    let (node, size) = match text.split_once(':') {
-        Some((node, size)) => (Some(node.to_owned()), size),
-        None => (None, text),
-    };
-    Ok((node, crate::cli::output::units::parse_bytes(size)?))
+    let (node, size) = of_node(text);
+    Ok((node, parse_bytes(size)?))
+}
+
+/// `2,1g`, or `n2:0.5,512m`
+fn capacity(text: &str) -> Result<(Option<String>, lab::Capacity), String> {
+    let (node, said) = of_node(text);
+    let (cpus, memory) =
+        said.split_once(',').ok_or("a capacity is written [NODE:]CPUS,MEMORY, such as n1:2,1g")?;
+    Ok((node, lab::Capacity { nano_cpus: parse_cpus(cpus)?, memory: parse_bytes(memory)? }))
 }
 
 /// One line a lab.
@@ -445,6 +463,15 @@ mod tests {
         let Ok(Verb::Up(up)) = parse("up --demo") else { panic!("not an up") };
         assert_eq!((up.nodes, up.managers, up.demo, up.lab.name.as_str()), (3, None, true, "lab"));
         assert!(parse("up --nodes 0").is_err());
+    }
+
+    #[test]
+    fn disks_and_capacities_are_of_one_node_or_of_all() {
+        assert_eq!(disk("n2:1g"), Ok((Some("n2".into()), 1 << 30)));
+        assert_eq!(disk("300m"), Ok((None, 300 << 20)));
+        let half = lab::Capacity { nano_cpus: 500_000_000, memory: 512 << 20 };
+        assert_eq!(capacity("n1:0.5,512m"), Ok((Some("n1".into()), half)));
+        assert!(capacity("n1:2").is_err() && capacity("2,much").is_err() && disk("n1:").is_err());
     }
 
     #[test]
