@@ -128,7 +128,8 @@ impl Groups {
     /// The files that say so, of the first version and of the unified hierarchy, where they are.
     fn throttles(&self) -> (Option<PathBuf>, Option<PathBuf>) {
         let leaf = |root: &PathBuf| below(root, &self.path).join(LEAF);
-        let mut old = self.hierarchies.v1.iter().map(|root| leaf(root).join("blkio.throttle.write_iops_device"));
+        let mut old =
+            self.hierarchies.v1.iter().map(|root| leaf(root).join("blkio.throttle.write_iops_device"));
         let mut new = self.hierarchies.unified.iter().map(|root| leaf(root).join("io.max"));
         (old.find(|file| file.exists()), new.find(|file| file.exists()))
     }
