@@ -84,8 +84,14 @@ struct Told {
     drill: String,
     promise: String,
     verdict: Verdict,
+    /// Reports of earlier versions do not tell.
+    #[serde(default = "unknown")]
     machine: String,
     lines: Vec<Written>,
+}
+
+fn unknown() -> String {
+    "a machine that is not told".into()
 }
 
 /// What counts of a result.

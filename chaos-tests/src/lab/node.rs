@@ -166,7 +166,13 @@ fn finish(mut command: Command, spoken: String, bound: Duration) -> Result<Ran> 
     if !in_time.context("cannot wait for a command")? {
         child.kill().context("cannot kill a command")?;
         let _ = child.wait();
-        bail!("{spoken} did not end within {bound:?}");
+        let said = [collect(&stderr), collect(&stdout)].concat();
+        let lines: Vec<&str> = said.trim().lines().collect();
+        let last = lines[lines.len().saturating_sub(SAID)..].join("\n");
+        bail!(
+            "{spoken} did not end within {bound:?}{}{last}",
+            if last.is_empty() { "" } else { "; it said last:\n" }
+        );
     }
     let status = child.wait().context("cannot wait for a command")?;
     let code = status
@@ -177,7 +183,11 @@ fn finish(mut command: Command, spoken: String, bound: Duration) -> Result<Ran> 
 
 fn spoken<W: AsRef<OsStr>>(words: &[W], node: &str) -> String {
     let words: Vec<_> = words.iter().map(|word| word.as_ref().to_string_lossy()).collect();
-    format!("`{}` on {node}", words.join(" "))
+    let line = words.join(" ");
+    match line.char_indices().nth(SPOKEN_MAX) {
+        Some((at, _)) => format!("`{} …` on {node}", &line[..at]),
+        None => format!("`{line}` on {node}"),
+    }
 }
 
 /// Speaks with a node's daemon from this machine.
@@ -200,6 +210,12 @@ impl Caller {
         finish(command, spoken(arguments, &self.name), bound)
     }
 }
+
+/// At most so much of a command line is told, in characters.
+const SPOKEN_MAX: usize = 200;
+
+/// So many lines are told of what a command had said that did not end.
+const SAID: usize = 6;
 
 /// At most so much of a command's output is kept, in bytes.
 const OUTPUT_MAX: u64 = 16 << 20;
