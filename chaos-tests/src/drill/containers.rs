@@ -112,7 +112,7 @@ pub fn fork_bomb(scene: &mut Scene<'_>) -> Result<()> {
     scene.expect(started > 100, format!("it got {started} threads: the fault was not injected"));
     scene.measure("threads", started as f64, "count", Some(2_000.0), Some((WANTED - 1) as f64));
     // The threads stay; with them there, everything goes on.
-    scene.flows(50)?;
+    scene.flows(20)?;
     scene.answer_times(since, 500.0, 3_000.0);
     scene.failures(since, 0.0, 1.0);
     scene.restarts(&[])

@@ -100,7 +100,7 @@ pub fn disk_slow(scene: &mut Scene<'_>) -> Result<()> {
     scene.writable(since, 3_000.0, 15_000.0)?;
     // A slow follower holds nobody up.
     let since = scene.now();
-    scene.flows(50)?;
+    scene.flows(20)?;
     scene.write_times(since, 250.0, 2_000.0);
     let now = scene.leader()?;
     scene.expect(now != leader, format!("{leader} leads again although its disk is slow"));
