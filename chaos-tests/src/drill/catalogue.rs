@@ -108,7 +108,7 @@ pub const ALL: &[Drill] = &[
         disks::disk_corrupt,
     ),
     Drill {
-        disk: Some(400 << 20),
+        disk: Some(1 << 30),
         ..drill(
             "disk-full",
             "A leader without room on its disk says so and hands over, its containers go on, and so do writes.",

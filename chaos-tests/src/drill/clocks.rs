@@ -85,7 +85,7 @@ pub fn certificate_expiry(scene: &mut Scene<'_>) -> Result<()> {
     set_all(scene, OVER, "95 days later; the first certificates are no longer valid")?;
     restart_each(scene)?;
     scene.flows(20)?;
-    scene.failures(begun, 0.0, 1.0);
+    scene.failures_inside(begun, 0.0, 1.0);
     scene.restarts(&[])
 }
 

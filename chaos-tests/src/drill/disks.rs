@@ -72,7 +72,7 @@ fn fill(ballast: &Path) -> Result<()> {
         let there = fstatvfs(file.as_fd())?;
         ensure!(
             there.f_blocks * there.f_frsize <= 4 << 30,
-            "it is on a disk of {} GiB, which is not the lab's to fill: make the lab with --disk 400m",
+            "it is on a disk of {} GiB, which is not the lab's to fill: make the lab with --disk 1g",
             (there.f_blocks * there.f_frsize) >> 30
         );
         let room = (there.f_bavail * there.f_frsize).saturating_sub(LEFT);

@@ -500,14 +500,23 @@ impl Scene<'_> {
     /// Counts requests that were sent since then and failed, in percent of all.
     pub fn failures(&mut self, since: Duration, target: f64, limit: f64) {
         self.settle();
-        for (way, name) in [("published port", "published_failed"), ("virtual IP", "vip_failed")] {
-            let shots: Vec<Shot> =
-                self.shots(way).into_iter().filter(|shot| shot.at + shot.took >= since).collect();
-            let failed = shots.iter().filter(|shot| !shot.ok).count();
-            let percent = 100.0 * failed as f64 / shots.len().max(1) as f64;
-            self.measure(name, percent, "percent", Some(target), Some(limit));
-            self.expect(!shots.is_empty(), format!("no request went to the {way}"));
-        }
+        self.failed("published port", "published_failed", since, target, limit);
+        self.failed("virtual IP", "vip_failed", since, target, limit);
+    }
+
+    /// The same for virtual IPs alone: published ports are served by the daemons, and these are stopped.
+    pub fn failures_inside(&mut self, since: Duration, target: f64, limit: f64) {
+        self.settle();
+        self.failed("virtual IP", "vip_failed", since, target, limit);
+    }
+
+    fn failed(&mut self, way: &str, name: &str, since: Duration, target: f64, limit: f64) {
+        let shots: Vec<Shot> =
+            self.shots(way).into_iter().filter(|shot| shot.at + shot.took >= since).collect();
+        let failed = shots.iter().filter(|shot| !shot.ok).count();
+        let percent = 100.0 * failed as f64 / shots.len().max(1) as f64;
+        self.measure(name, percent, "percent", Some(target), Some(limit));
+        self.expect(!shots.is_empty(), format!("no request went to the {way}"));
     }
 
     /// Counts containers of the service that were running before the harm on nodes other than these, and are not
