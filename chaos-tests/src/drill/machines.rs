@@ -195,7 +195,7 @@ pub fn packet_loss(scene: &mut Scene<'_>) -> Result<()> {
         thread::sleep(Duration::from_millis(500));
     }
     let now = scene.site.lab.carried()?;
-    let (taken, given) = (now.taken - known.taken, now.given - known.given);
+    let (taken, given) = (now.taken.saturating_sub(known.taken), now.given.saturating_sub(known.given));
     let lost = 100.0 * taken.saturating_sub(given) as f64 / taken.max(1) as f64;
     scene.measure("packets", taken as f64, "count", None, None);
     scene.measure("packets_lost", lost, "percent", None, None);

@@ -68,8 +68,13 @@ pub struct Load {
 }
 
 /// What most drills put on it.
-const USUAL: Load =
-    Load { replicas: 6, options: &[], virtual_ip: 50, published: 75, write_pause: Duration::from_millis(150) };
+const USUAL: Load = Load {
+    replicas: 6,
+    options: &[],
+    virtual_ip: 50,
+    published: 75,
+    write_pause: Duration::from_millis(150),
+};
 
 /// The drill of this name.
 pub fn find(name: &str) -> Option<&'static Drill> {
