@@ -50,12 +50,13 @@ impl Disk {
     /// If the node is off, or lies on no disk that can be slowed down.
     pub fn run(self, out: &mut impl Write) -> Result<()> {
         self.lab.open()?.throttle(&self.node, self.writes)?;
-        Ok(match self.writes {
+        match self.writes {
             Some(writes) => {
-                writeln!(out, "{} writes {writes} times a second, until it is switched off", self.node)?
+                writeln!(out, "{} writes {writes} times a second, until it is switched off", self.node)?;
             }
             None => writeln!(out, "{} writes as fast as it can", self.node)?,
-        })
+        }
+        Ok(())
     }
 }
 
