@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use rswarm_chaos::lab::{Lab, Link, Options, Power};
+use rswarm_chaos::lab::{Capacity, Lab, Link, Options, Power};
 use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_lab-stand-in");
@@ -75,6 +75,8 @@ fn a_link_is_made_late_and_lossy_and_whole_again() -> Result<()> {
     expect_silence(&lab, "n1", "n2")?;
     lab.links(&[("n1".into(), "n2".into())], Link { loss: 10_000, ..Link::default() })?;
     expect_silence(&lab, "n2", "n1")?;
+    let carried = lab.carried()?;
+    ensure!(carried.given > 0 && carried.given == carried.taken, "what was late came: {carried:?}");
     let refused = lab.link("n1", "n1", Link { loss: 1, ..Link::default() }).unwrap_err().to_string();
     ensure!(refused.contains("no link to itself"), "{refused}");
 
@@ -229,6 +231,115 @@ fn down_leaves_nothing() -> Result<()> {
     ensure!(Lab::down(base.path(), "down")?);
     expect_no_trace(&directory, Some(&link))?;
     ensure!(!Lab::down(base.path(), "down")?, "a second time there is nothing to remove");
+    Ok(())
+}
+
+#[test]
+fn a_node_has_a_clock_and_a_capacity_of_its_own() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let capacities = vec![(None, Capacity { nano_cpus: 1_500_000_000, memory: 1024 })];
+    let lab = Lab::up(&Options { capacities, ..options(&base, "clock", 2) })?;
+    let says = |node: &str| lab.node(node).exec(&["sh", "-c", "cat $RSWARM_LAB_CLOCK"])?.ok();
+    ensure!(says("n1")?.is_empty(), "it begins right");
+    // Commands find it in a node; a daemon finds its capacity, too.
+    let daemon = lab.processes_of("n1")?.into_iter().nth(1).context("n1 has a daemon")?;
+    let environment = fs::read(format!("/proc/{daemon}/environ"))?;
+    ensure!(String::from_utf8_lossy(&environment).contains("RSWARM_LAB_CAPACITY=1500000000 1024"));
+    lab.set_clock("n1", -2_700_000)?;
+    ensure!(says("n1")?.trim() == "-2700000" && says("n2")?.is_empty());
+    lab.kill("n1")?;
+    lab.start("n1")?;
+    ensure!(lab.status()?.nodes.iter().map(|node| node.clock_ms).eq([-2_700_000, 0]), "it stays so");
+    lab.set_clock("n1", 0)?;
+    ensure!(lab.status()?.nodes[0].clock_ms == 0 && says("n1")?.trim() == "0");
+    Ok(())
+}
+
+#[test]
+fn a_disk_of_its_own_is_small_outlives_a_power_cycle_and_goes_with_the_lab() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let disks = vec![(Some("n1".to_string()), 300 << 20)];
+    let lab = Lab::up(&Options { disks, ..options(&base, "disk", 2) })?;
+    let (directory, link) = (lab.directory().to_path_buf(), link_of(&lab)?);
+    let size = |node: &str| -> Result<u64> {
+        let there = nix::sys::statvfs::statvfs(&directory.join(node).join("state"))?;
+        Ok(there.blocks() * there.fragment_size())
+    };
+    ensure!(size("n1")? == 300 << 20 && size("n2")? > 1 << 30, "{} {}", size("n1")?, size("n2")?);
+    let kept = directory.join("n1/state/kept");
+    lab.node("n1").exec(&["sh", "-c", &format!("echo kept > {}", kept.display())])?.ok()?;
+    lab.kill("n1")?;
+    lab.start("n1")?;
+    ensure!(lab.node("n1").exec(&["cat", &kept.display().to_string()])?.ok()? == "kept\n");
+    ensure!(lab.node("n2").exec(&["cat", &kept.display().to_string()])?.code != 0, "it is n1's alone");
+    ensure!(Lab::down(base.path(), lab.name())?);
+    expect_no_trace(&directory, Some(&link))?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    ensure!(!mounts.contains(&*directory.to_string_lossy()), "{mounts}");
+    let refused =
+        Lab::up(&Options { disks: vec![(None, 1 << 20)], ..options(&base, "tiny", 1) }).unwrap_err();
+    ensure!(refused.to_string().contains("cannot begin on a disk of 1 MiB"), "{refused}");
+    Ok(())
+}
+
+#[test]
+fn a_slow_disk_takes_so_many_writes_a_second() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let lab = Lab::up(&options(&base, "slow", 1))?;
+    if let Err(why) = lab.throttle("n1", Some(3)) {
+        eprintln!("skipped: {why:#}");
+        return Ok(());
+    }
+    let file = lab.directory().join("n1/state/file");
+    let write = |count: u32| -> Result<Duration> {
+        let words = format!("dd if=/dev/zero of={} bs=4k count={count} oflag=dsync 2>&1", file.display());
+        let began = Instant::now();
+        lab.node("n1").exec(&["sh", "-c", &words])?.ok()?;
+        Ok(began.elapsed())
+    };
+    let took = write(8)?;
+    ensure!(took >= Duration::from_millis(2_200), "eight writes at three a second took {took:?}");
+    lab.throttle("n1", None)?;
+    let took = write(8)?;
+    ensure!(took < Duration::from_millis(2_200), "as fast as it can: {took:?}");
+    Ok(())
+}
+
+#[test]
+fn a_lab_gets_more_nodes_and_fewer() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let mut form = options(&base, "grows", 2);
+    form.daemon_command = None;
+    let lab = Lab::up(&form)?;
+    ensure!(lab.grow(3)? == ["n3", "n4", "n5"]);
+    ensure!(lab.node("n1").reaches("n2", Duration::from_secs(5))?, "it refuses, and so is heard");
+    ensure!(lab.node("n1").reaches("n5", Duration::from_secs(5))?);
+    lab.cut("n5", "n1")?;
+    ensure!(!lab.node("n1").reaches("n5", Duration::from_millis(300))?);
+    lab.join_at_once(&["n3", "n4"])?;
+    eventually("they have joined", || {
+        Ok(fs::read_to_string(lab.node("n4").log())?.contains("token-of-a-worker"))
+    })?;
+    lab.shrink(&["n4".into(), "n5".into()])?;
+    ensure!(lab.names()? == ["n1", "n2", "n3"] && lab.status()?.cuts.is_empty());
+    ensure!(!lab.directory().join("n5").exists());
+    Ok(())
+}
+
+#[test]
+fn a_lab_holds_nothing_open_of_whoever_made_it() -> Result<()> {
+    let Some(base) = workplace() else { return Ok(()) };
+    let held = base.path().join("held");
+    let script = format!("exec 9>{}; exec {PROGRAM} lab-up {} holds", held.display(), base.path().display());
+    ensure!(Command::new("sh").args(["-c", &script]).stdout(Stdio::null()).status()?.success());
+    let lab = Lab::open(base.path(), "holds")?;
+    let open = |pid: i32| {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|file| file == held)
+    };
+    let holds: Vec<i32> = pids().filter(|pid| open(*pid)).collect();
+    ensure!(Lab::down(base.path(), lab.name())?);
+    ensure!(holds.is_empty(), "{holds:?} have it open");
     Ok(())
 }
 

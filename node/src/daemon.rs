@@ -14,6 +14,7 @@ use crate::rpc::access::{Gate, Roles};
 use crate::rpc::forward::{FindLeader, Forward, Leader};
 use crate::rpc::listen;
 use crate::volume::Volumes;
+use crate::wall;
 use anyhow::{Context, Result};
 use rswarm_control::ids::NodeId;
 use rswarm_proto::v1 as pb;
@@ -197,7 +198,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let daemon = Arc::new(Daemon {
         ground,
-        started_at: SystemTime::now(),
+        started_at: wall::now(),
         membership: RwLock::new(Membership::Inactive),
         changing: Mutex::new(()),
     });

@@ -22,3 +22,4 @@ mod rfc3339;
 pub mod rpc;
 pub mod telemetry;
 pub mod volume;
+mod wall;

@@ -16,7 +16,8 @@ pub fn hostname() -> String {
 pub fn describe(ground: &Ground) -> Description {
     let kernel = nix::sys::utsname::uname().ok();
     Description {
-        capacity: Resources { nano_cpus: cpus() * 1_000_000_000, memory_bytes: memory_bytes() },
+        capacity: said()
+            .unwrap_or(Resources { nano_cpus: cpus() * 1_000_000_000, memory_bytes: memory_bytes() }),
         os: std::env::consts::OS.into(),
         arch: std::env::consts::ARCH.into(),
         kernel: kernel.map(|names| names.release().to_string_lossy().into_owned()).unwrap_or_default(),
@@ -35,6 +36,17 @@ const LEVEL_MAX: &str = "RSWARM_LEVEL_MAX";
 fn level() -> u32 {
     let most = std::env::var(LEVEL_MAX).ok().and_then(|text| text.parse().ok());
     most.map_or(level::LATEST, |most: u32| most.clamp(level::OLDEST, level::LATEST))
+}
+
+/// For nodes of a lab, which share one machine and may be told to differ: `RSWARM_LAB_CAPACITY` holds billionths of
+/// processors and bytes of memory. Nothing else sets it.
+fn said() -> Option<Resources> {
+    read(&std::env::var("RSWARM_LAB_CAPACITY").ok()?)
+}
+
+fn read(text: &str) -> Option<Resources> {
+    let (cpus, memory) = text.split_once(' ')?;
+    Some(Resources { nano_cpus: cpus.parse().ok()?, memory_bytes: memory.parse().ok()? })
 }
 
 fn cpus() -> u64 {
@@ -66,4 +78,18 @@ pub fn memory_bytes() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
     line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capacity_that_cannot_be_read_is_that_of_the_machine() {
+        let two = Resources { nano_cpus: 2_000_000_000, memory_bytes: 1 << 30 };
+        assert_eq!(read("2000000000 1073741824"), Some(two));
+        for nonsense in ["", "2", "2 ", "two one", "-1 5"] {
+            assert_eq!(read(nonsense), None, "{nonsense}");
+        }
+    }
 }

@@ -300,6 +300,12 @@ impl Member {
             if wait > Duration::from_secs(3600) {
                 continue;
             }
+            // A daemon that has just started has heard of no leader yet, and need not try in vain.
+            let mut contact = self.agent.contact();
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                _ = contact.wait_for(Option::is_some) => {}
+            }
             if let Err(error) = self.renew_once().await {
                 tracing::warn!(error = format!("{error:#}"), "cannot renew the certificate yet");
                 tokio::select! {

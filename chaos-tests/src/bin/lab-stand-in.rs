@@ -20,20 +20,25 @@ fn main() -> ExitCode {
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let result = match words[..] {
+    let result = run(&words);
+    if let Err(error) = result {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn run(words: &[&str]) -> Result<()> {
+    match *words {
         ["answer", port] => answer(port),
         ["ask", address] => ask(address),
-        ["daemon", ..] => daemon(&words),
+        ["daemon", ..] => daemon(words),
         ["lab-up", base, name] => lab_up(base, name),
-        ["init" | "join" | "join-token" | "node" | "service", ..] => client(&words),
-        _ => Err("usage: lab-stand-in answer PORT | ask ADDRESS:PORT | daemon … | init … | join …".into()),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
+        ["--socket", socket, ref words @ ..] => client(socket, words),
+        ["init" | "join" | "join-token" | "node" | "service", ..] => {
+            client(&std::env::var("RSWARM_SOCKET")?, words)
         }
+        _ => Err("usage: lab-stand-in answer PORT | ask ADDRESS:PORT | daemon … | init … | join …".into()),
     }
 }
 
@@ -97,8 +102,8 @@ fn daemon(words: &[&str]) -> Result<()> {
 }
 
 /// Hands its command line to the daemon, and prints a word where one is expected.
-fn client(words: &[&str]) -> Result<()> {
-    let mut stream = UnixStream::connect(std::env::var("RSWARM_SOCKET")?)?;
+fn client(socket: &str, words: &[&str]) -> Result<()> {
+    let mut stream = UnixStream::connect(socket)?;
     writeln!(stream, "{}", words.join(" "))?;
     match words {
         ["join-token", role, ..] => println!("token-of-a-{role}"),

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 
 use super::stage::Scene;
-use super::{Drill, USUAL, containers, machines, updates};
+use super::{Drill, USUAL, clocks, containers, disks, joins, machines, updates};
 
 /// Most drills want three managers and two workers, with the usual load on them.
 const fn drill(
@@ -12,7 +12,7 @@ const fn drill(
     victims: fn(&mut Scene<'_>) -> Result<Vec<String>>,
     act: fn(&mut Scene<'_>) -> Result<()>,
 ) -> Drill {
-    Drill { name, promise, nodes: 5, managers: 3, load: USUAL, victims, act }
+    Drill { name, promise, nodes: 5, managers: 3, disk: None, load: USUAL, victims, act }
 }
 
 /// All there are.
@@ -105,7 +105,40 @@ pub const ALL: &[Drill] = &[
         "disk-corrupt",
         "A manager whose log was damaged does not speak for it, and the others lose nothing.",
         a_follower,
-        machines::disk_corrupt,
+        disks::disk_corrupt,
+    ),
+    Drill {
+        disk: Some(1 << 30),
+        ..drill(
+            "disk-full",
+            "A leader without room on its disk says so and hands over, its containers go on, and so do writes.",
+            the_leader,
+            disks::disk_full,
+        )
+    },
+    drill(
+        "disk-slow",
+        "A leader whose disk becomes slow hands over within three seconds, and as a follower holds nobody up.",
+        the_leader,
+        disks::disk_slow,
+    ),
+    drill(
+        "clock-jump",
+        "When the clocks of the leader and a worker jump by 45 minutes, nobody is given up and no task moves.",
+        the_leader_and_a_worker,
+        clocks::clock_jump,
+    ),
+    drill(
+        "certificate-expiry",
+        "Certificates are renewed before they end, and when the first ones have ended nobody notices.",
+        nobody,
+        clocks::certificate_expiry,
+    ),
+    drill(
+        "join-storm",
+        "Eight machines that join at once are ready within five seconds, and nobody else notices.",
+        nobody,
+        joins::join_storm,
     ),
     drill(
         "fenced-node-cut",

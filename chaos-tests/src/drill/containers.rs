@@ -46,8 +46,18 @@ pub fn container_oom(scene: &mut Scene<'_>) -> Result<()> {
     const NAME: &str = "drill-oom";
     const PORT: u16 = 8091;
     let (manager, publish) = (scene.manager()?, format!("{PORT}:80"));
-    let words =
-        ["service", "create", "--name", NAME, "--limit-memory", "48m", "--publish", &publish, "rswarm/demo"];
+    let words = [
+        "service",
+        "create",
+        "--detach",
+        "--name",
+        NAME,
+        "--limit-memory",
+        "48m",
+        "--publish",
+        &publish,
+        "rswarm/demo",
+    ];
     scene.site.act(&manager, &words)?;
     let address = scene.site.address(&scene.steady[0])?.into();
     until("it answers", Duration::from_secs(20), || load::get(address, PORT).map(drop))?;
@@ -76,7 +86,11 @@ pub fn container_oom(scene: &mut Scene<'_>) -> Result<()> {
 /// A service with a published port; answers where it is asked.
 fn serve(scene: &Scene<'_>, name: &str, port: u16, options: &[&str]) -> Result<std::net::IpAddr> {
     let (manager, publish) = (scene.manager()?, format!("{port}:80"));
-    let words = [&["service", "create", "--name", name, "--publish", &publish], options, &["rswarm/demo"]];
+    let words = [
+        &["service", "create", "--detach", "--name", name, "--publish", &publish],
+        options,
+        &["rswarm/demo"],
+    ];
     scene.site.act(&manager, &words.concat())?;
     let address = scene.site.address(&scene.steady[0])?.into();
     until("it answers", LONG, || load::get(address, port).map(drop))?;
@@ -97,33 +111,75 @@ pub fn fork_bomb(scene: &mut Scene<'_>) -> Result<()> {
         .with_context(|| format!("it does not say how many it got: {answer}"))?;
     scene.expect(started > 100, format!("it got {started} threads: the fault was not injected"));
     scene.measure("threads", started as f64, "count", Some(2_000.0), Some((WANTED - 1) as f64));
-    thread::sleep(Duration::from_secs(3));
+    // The threads stay; with them there, everything goes on.
+    scene.flows(20)?;
+    scene.answer_times(since, 500.0, 3_000.0);
     scene.failures(since, 0.0, 1.0);
     scene.restarts(&[])
 }
 
-/// Writes without end in a container.
+/// Writes without end in a container, beside one that says a little at a steady pace.
 pub fn log_flood(scene: &mut Scene<'_>) -> Result<()> {
     const PORT: u16 = 8093;
     const FLOOD: u64 = 256 << 20;
+    const WHISPER: &str = "drill-whisper";
     let address = serve(scene, "drill-flood", PORT, &[])?;
-    let tasks = scene.site.runs(&scene.askable, "drill-flood", 1, LONG)?;
-    let state = scene.site.lab.directory().join(&tasks[0].node).join("state");
-    let before = size_of(&state);
-    let since = scene.harm("a container writes 256 MiB to its log");
+    let node = scene.site.runs(&scene.askable, "drill-flood", 1, LONG)?.remove(0).node;
+    let (manager, place) = (scene.manager()?, format!("node.hostname=={node}"));
+    let words = ["service", "create", "--detach", "--name", WHISPER, "--constraint", &place, "rswarm/demo"];
+    scene.site.act(&manager, &[&words[..], &["--print-every", "100ms"]].concat())?;
+    let (site, askable) = (scene.site, scene.askable.clone());
+    let heard = || -> Result<Vec<(u64, u64)>> {
+        Ok(lines_of(&site.ask_any(&askable, &["service", "logs", WHISPER])?))
+    };
+    until("its neighbour is heard", LONG, || {
+        ensure!(heard()?.len() >= 5, "too few lines");
+        Ok(())
+    })?;
+
+    let state = site.lab.directory().join(&node).join("state");
+    let (before, said_before) = (size_of(&state), heard()?.len());
+    let since = scene.harm(&format!("a container on {node} writes 256 MiB to its log"));
     load::get_path(address, PORT, &format!("/shout?mem={FLOOD}"))?;
-    let mut most = 0;
+    let (mut most, mut silent) = (0, 0);
     until("it has said all", Duration::from_secs(120), || {
         most = most.max(size_of(&state).saturating_sub(before));
-        let answer = load::get_path(address, PORT, "/shouted")?;
+        let answer = load::get_path(address, PORT, "/shouted").inspect_err(|_| silent += 1)?;
         ensure!(answer.ends_with("done\n"), "it is still shouting");
         Ok(())
     })?;
+    let took = scene.now() - since;
+    // What the neighbour says from now on is heard: what it said meanwhile then is, too.
+    let mut lines = Vec::new();
+    let wanted = said_before + 5;
+    until("its neighbour is heard again", LONG, || {
+        lines = heard()?;
+        ensure!(lines.len() >= wanted, "{} of {wanted} lines", lines.len());
+        Ok(())
+    })?;
     scene.expect(most > 0, "nothing was written: the fault was not injected");
+    scene.expect(
+        silent == 0,
+        format!("the container that floods did not answer {silent} times: it is held up"),
+    );
+    scene.measure_time("said_after", took, 15_000.0, 100_000.0);
     let mib = most as f64 / f64::from(1 << 20);
     scene.measure("disk_taken", mib, "MiB", Some(64.0), Some(200.0));
+    let two = || lines.windows(2).map(|two| (two[0], two[1]));
+    let missing: u64 = two().map(|(one, next)| next.0.saturating_sub(one.0 + 1)).sum();
+    let pause = two().map(|(one, next)| next.1.saturating_sub(one.1)).max().unwrap_or(0);
+    scene.measure("neighbour_lines_lost", missing as f64, "count", Some(0.0), Some(0.0));
+    scene.measure("neighbour_longest_pause", pause as f64, "ms", Some(500.0), Some(3_000.0));
+    scene.answer_times(since, 500.0, 3_000.0);
     scene.failures(since, 0.0, 1.0);
     scene.restarts(&[])
+}
+
+/// Number and time of each line `line 7 after 700 ms`, as the demonstration prints them.
+fn lines_of(log: &str) -> Vec<(u64, u64)> {
+    let lines =
+        log.lines().filter_map(|line| line.split_once("line ")?.1.strip_suffix(" ms")?.split_once(" after "));
+    lines.filter_map(|(number, at)| Some((number.parse().ok()?, at.parse().ok()?))).collect()
 }
 
 /// How much is in the files below a directory, in bytes.
@@ -186,6 +242,7 @@ pub fn fenced_node_cut(scene: &mut Scene<'_>) -> Result<()> {
     let words = [
         "service",
         "create",
+        "--detach",
         "--name",
         NAME,
         "--on-node-loss",
@@ -229,4 +286,16 @@ pub fn fenced_node_cut(scene: &mut Scene<'_>) -> Result<()> {
     scene.note(&format!("it runs elsewhere after {took:.1?}; both ran for {overlap} ms"));
     let workers = scene.victims.clone();
     scene.restarts(&workers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_told_from_what_else_is_in_a_log() {
+        let log =
+            "w.1@n1    | HTTP on port 80\nw.1@n1    | line 1 after 0 ms\nw.1@n1    | line 12 after 1100 ms\n";
+        assert_eq!(lines_of(log), [(1, 0), (12, 1100)]);
+    }
 }

@@ -215,6 +215,7 @@ mod tests {
             drill: "leader-kill",
             promise: "Writes <go> on.",
             verdict: Verdict::Failed(vec!["it & that".into()]),
+            machine: "this one".into(),
             lines: Vec::new(),
             timeline: vec![Mark { at_ms: 1500, words: "harm".into(), harm: true }],
             samples: vec![Sample { at_ms: 100, term: 3, tasks: [("n1".to_owned(), 2)].into() }],

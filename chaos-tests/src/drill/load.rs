@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,8 @@ use super::requests::Aim;
 
 /// How long a request may take before it has failed.
 pub(super) const REQUEST: Duration = Duration::from_secs(3);
+/// How long requests that are open may take to end, each within its own time.
+const SETTLE: Duration = Duration::from_secs(15);
 /// More lines of errors than this are not kept, by their words.
 const ERRORS_MAX: usize = 20;
 
@@ -47,9 +49,49 @@ pub struct Account {
     errors: Mutex<BTreeMap<String, usize>>,
     stop: AtomicBool,
     numbers: AtomicU64,
+    /// Requests without an answer, by when they were sent and a number.
+    open: Mutex<BTreeSet<(Duration, u64)>>,
+    ended: Condvar,
+}
+
+/// A request that has no answer yet, until this is dropped.
+pub struct Open {
+    account: Arc<Account>,
+    key: (Duration, u64),
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        held(&self.account.open).remove(&self.key);
+        self.account.ended.notify_all();
+    }
 }
 
 impl Account {
+    /// A request is sent, at this time from the drill's beginning.
+    pub fn open(self: &Arc<Self>, at: Duration) -> Open {
+        let key = (at, self.numbers.fetch_add(1, Ordering::Relaxed));
+        held(&self.open).insert(key);
+        Open { account: self.clone(), key }
+    }
+
+    /// Waits until no request is open that was sent until `at`.
+    fn settled(&self, at: Duration) -> Result<()> {
+        let is_open =
+            |open: &mut BTreeSet<(Duration, u64)>| open.first().is_some_and(|(sent, _)| *sent <= at);
+        let (open, _) = self
+            .ended
+            .wait_timeout_while(held(&self.open), SETTLE, is_open)
+            .unwrap_or_else(PoisonError::into_inner);
+        let left = open.iter().filter(|(sent, _)| *sent <= at).count();
+        ensure!(
+            left == 0,
+            "{left} requests have neither an answer nor an error after {} s",
+            SETTLE.as_secs()
+        );
+        Ok(())
+    }
+
     /// Writes down a request, and why it failed if it did.
     pub fn note(&self, shot: Shot, why: Option<&str>) {
         held(&self.shots).push(shot);
@@ -93,12 +135,13 @@ impl Stream {
             let (account, request) = (account.clone(), request.clone());
             thread::spawn(move || {
                 while !account.is_closed() {
-                    let number = account.numbers.fetch_add(1, Ordering::Relaxed);
                     let began = Instant::now();
-                    let answer = request(number);
+                    let open = account.open(began - zero);
+                    let answer = request(open.key.1);
                     let took = began.elapsed();
                     let shot = Shot { at: began - zero, took, ok: answer.is_ok(), opened: None, port: 0 };
                     account.note(shot, answer.err().map(|error| format!("{error:#}")).as_deref());
+                    drop(open);
                     thread::sleep(pace.saturating_sub(took));
                 }
             })
@@ -122,6 +165,14 @@ impl Stream {
     /// Why requests failed, and how many for each reason.
     pub fn errors(&self) -> BTreeMap<String, usize> {
         held(&self.account.errors).clone()
+    }
+
+    /// Waits until every request that was sent until now has come to an end.
+    ///
+    /// # Errors
+    /// If one does not, although each has a time within which it fails.
+    pub fn settled(&self) -> Result<()> {
+        self.account.settled(self.zero.elapsed())
     }
 
     /// Waits until so many requests that were sent from now on have succeeded.
@@ -351,6 +402,21 @@ mod tests {
         fork.read(|| Ok(set(&["a"]))).unwrap();
         fork.read(|| Ok(set(&["b"]))).unwrap();
         assert!(fork.violations()[0].contains("what the other misses"));
+    }
+
+    #[test]
+    fn what_is_open_is_waited_for_and_what_comes_after_is_not() {
+        let (account, at) = (Arc::new(Account::default()), Duration::from_millis);
+        let (early, late) = (account.open(at(10)), account.open(at(30)));
+        let waits = account.clone();
+        let waiting = thread::spawn(move || waits.settled(at(20)));
+        let shot = Shot { at: at(10), took: at(1), ok: false, opened: None, port: 0 };
+        account.note(shot, None);
+        drop(early);
+        waiting.join().unwrap().unwrap();
+        assert!(!held(&account.open).is_empty());
+        drop(late);
+        account.settled(at(40)).unwrap();
     }
 
     #[test]

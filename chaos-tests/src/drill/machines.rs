@@ -1,8 +1,6 @@
 //! What is done to nodes, their links and their daemons.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,13 +8,13 @@ use anyhow::{Context, Result, ensure};
 
 use super::site::until;
 use super::stage::{SERVICE, Scene};
-use crate::lab::Link;
+use crate::lab::{Link, Power};
 
 /// How long one may wait for what should take a moment.
-const LONG: Duration = Duration::from_secs(60);
+pub(super) const LONG: Duration = Duration::from_secs(60);
 
 /// What is done to the leader must be done to the leader.
-fn expect_lead(scene: &Scene<'_>, chosen: &str) -> Result<()> {
+pub(super) fn expect_lead(scene: &Scene<'_>, chosen: &str) -> Result<()> {
     let leader = scene.leader()?;
     ensure!(
         leader == chosen,
@@ -48,16 +46,30 @@ pub fn power_off(scene: &mut Scene<'_>) -> Result<()> {
 
 /// Freezes the leader.
 pub fn leader_pause(scene: &mut Scene<'_>) -> Result<()> {
+    // Longer than any lease, so that it wakes up as a leader of a time that is over.
+    const STILL: Duration = Duration::from_secs(3);
     let leader = scene.victims[0].clone();
     expect_lead(scene, &leader)?;
     let since = scene.harm(&format!("{leader}, the leader, stands still"));
     scene.site.lab.pause(&leader)?;
+    let stands =
+        scene.site.lab.status()?.nodes.iter().any(|node| node.name == leader && node.power == Power::Paused);
+    scene.expect(stands, format!("{leader} does not stand still: the fault was not injected"));
     scene.writable(since, 1_000.0, 10_000.0)?;
-    thread::sleep(Duration::from_secs(3).saturating_sub(scene.now() - since));
+    let successor = scene.leader()?;
+    scene.expect(successor != leader, format!("{leader} still leads although it stands still"));
+    thread::sleep(STILL.saturating_sub(scene.now() - since));
     scene.note(&format!("{leader} goes on"));
     scene.site.lab.resume(&leader)?;
-    // It is asked along with the others: what it says must be so.
-    thread::sleep(Duration::from_secs(2));
+    // It is asked along with the others from its first moment on: what it says must be so.
+    let site = scene.site;
+    until(&format!("{leader} knows who leads"), LONG, || {
+        let _ = scene.read_through(&leader);
+        let known = site.account(&leader)?.leader;
+        ensure!(known.as_ref().is_some_and(|known| *known != leader), "it says {known:?}");
+        Ok(())
+    })?;
+    scene.read_through(&leader)?;
     scene.restarts(&[leader])
 }
 
@@ -69,6 +81,7 @@ pub fn partition_one_way(scene: &mut Scene<'_>) -> Result<()> {
     for node in scene.site.nodes()?.iter().filter(|node| **node != leader) {
         scene.site.lab.cut(node, &leader)?;
     }
+    scene.expect_cut(&scene.steady[0].clone(), &leader)?;
     scene.writable(since, 2_000.0, 15_000.0)?;
     let now = scene.leader()?;
     scene.expect(now != leader, format!("{leader} still leads"));
@@ -78,17 +91,23 @@ pub fn partition_one_way(scene: &mut Scene<'_>) -> Result<()> {
 /// Silences a worker again and again.
 pub fn node_flap(scene: &mut Scene<'_>) -> Result<()> {
     const SILENCE: Duration = Duration::from_millis(800);
-    let worker = scene.victims[0].clone();
+    let (worker, other) = (scene.victims[0].clone(), scene.steady[0].clone());
     let before = scene.site.tasks(&scene.askable, SERVICE)?;
+    let mut longest = Duration::ZERO;
     for _ in 0..5 {
-        scene.harm(&format!("{worker} falls silent"));
+        let since = scene.harm(&format!("{worker} falls silent"));
         scene.site.lab.partition(&[vec![worker.clone()]])?;
-        thread::sleep(SILENCE);
+        scene.expect_cut(&other, &worker)?;
+        thread::sleep(SILENCE.saturating_sub(scene.now() - since));
         scene.site.lab.heal()?;
-        thread::sleep(SILENCE * 2);
+        longest = longest.max(scene.now() - since);
+        let heard = scene.site.lab.node(&other).reaches(&worker, LONG)?;
+        scene.expect(heard, format!("{other} does not reach {worker} although the link is whole again"));
+        thread::sleep((SILENCE * 3).saturating_sub(scene.now() - since));
     }
     let after = scene.site.tasks(&scene.askable, SERVICE)?;
     let moved = after.iter().filter(|task| !before.iter().any(|known| known.id == task.id)).count();
+    scene.measure("longest_silence", longest.as_secs_f64() * 1e3, "ms", None, None);
     scene.measure("tasks_replaced", moved as f64, "count", Some(0.0), Some(0.0));
     scene.restarts(&[])
 }
@@ -120,6 +139,7 @@ pub fn partition_minority(scene: &mut Scene<'_>) -> Result<()> {
     let lost = scene.victims.clone();
     let since = scene.harm(&format!("{} are cut off", lost.join(" and ")));
     scene.site.lab.partition(std::slice::from_ref(&lost))?;
+    scene.expect_cut(&scene.steady[0].clone(), &lost[0])?;
     let wrong = acknowledges(scene, &lost[0]);
     scene.measure("acknowledged_by_minority", f64::from(u8::from(wrong)), "count", Some(0.0), Some(0.0));
     scene.replaced(&lost, since, 4_500.0, 30_000.0)?;
@@ -134,6 +154,7 @@ pub fn partition_leader(scene: &mut Scene<'_>) -> Result<()> {
     expect_lead(scene, &leader)?;
     let since = scene.harm(&format!("{leader}, the leader, is cut off"));
     scene.site.lab.partition(&[vec![leader.clone()]])?;
+    scene.expect_cut(&scene.steady[0].clone(), &leader)?;
     let wrong = acknowledges(scene, &leader);
     scene.measure("acknowledged_by_minority", f64::from(u8::from(wrong)), "count", Some(0.0), Some(0.0));
     scene.writable(since, 1_000.0, 10_000.0)?;
@@ -143,12 +164,12 @@ pub fn partition_leader(scene: &mut Scene<'_>) -> Result<()> {
 }
 
 /// The tasks of the service there were, and how many of them are no longer wanted.
-fn moved(scene: &Scene<'_>, before: &BTreeSet<String>) -> Result<usize> {
+pub(super) fn moved(scene: &Scene<'_>, before: &BTreeSet<String>) -> Result<usize> {
     let wanted: BTreeSet<String> = wanted(scene)?;
     Ok(before.difference(&wanted).count())
 }
 
-fn wanted(scene: &Scene<'_>) -> Result<BTreeSet<String>> {
+pub(super) fn wanted(scene: &Scene<'_>) -> Result<BTreeSet<String>> {
     let tasks = scene.site.tasks(&scene.askable, SERVICE)?;
     Ok(tasks.into_iter().filter(|task| task.is_wanted()).map(|task| task.id).collect())
 }
@@ -163,6 +184,7 @@ pub fn packet_loss(scene: &mut Scene<'_>) -> Result<()> {
         .iter()
         .flat_map(|from| nodes.iter().filter(move |to| *to != from).map(move |to| (from.clone(), to.clone())))
         .collect();
+    let known = scene.site.lab.carried()?;
     let since = scene.harm("one packet in twenty is lost on every link");
     scene.site.lab.links(&pairs, Link { loss: 500, ..Link::default() })?;
     let mut given_up = 0;
@@ -172,6 +194,15 @@ pub fn packet_loss(scene: &mut Scene<'_>) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(500));
     }
+    let now = scene.site.lab.carried()?;
+    let (taken, given) = (now.taken.saturating_sub(known.taken), now.given.saturating_sub(known.given));
+    let lost = 100.0 * taken.saturating_sub(given) as f64 / taken.max(1) as f64;
+    scene.measure("packets", taken as f64, "count", None, None);
+    scene.measure("packets_lost", lost, "percent", None, None);
+    scene.expect(
+        taken >= 1_000 && (3.0..=7.0).contains(&lost),
+        format!("of {taken} packets {lost:.1} % were lost: the fault was not injected"),
+    );
     let moved = moved(scene, &before)?;
     let terms = scene.site.account(&scene.manager()?)?.term - term;
     scene.measure("seen_not_ready", given_up as f64, "count", Some(0.0), Some(0.0));
@@ -273,63 +304,4 @@ pub fn daemon_crash(scene: &mut Scene<'_>) -> Result<()> {
 /// Stops each daemon in turn.
 pub fn daemon_upgrade(scene: &mut Scene<'_>) -> Result<()> {
     each_daemon(scene, "is stopped and started", |scene, node| scene.site.lab.daemon_stop(node))
-}
-
-/// Damages the middle of what a manager that is off has written last.
-pub fn disk_corrupt(scene: &mut Scene<'_>) -> Result<()> {
-    let node = scene.victims[0].clone();
-    let since = scene.harm(&format!("{node} loses power, and the middle of its log is damaged"));
-    scene.site.lab.kill(&node)?;
-    let state = scene.site.lab.directory().join(&node).join("state");
-    let (file, content) = newest_log(&state)?;
-    let used = content.iter().rposition(|byte| *byte != 0).context("the log is empty")?;
-    let mut damaged = content.clone();
-    damaged[used / 2] ^= 0x40;
-    fs::write(&file, damaged).with_context(|| format!("cannot write {}", file.display()))?;
-    scene.site.lab.start(&node)?;
-    // It may refuse, or find that it can do without what is damaged; either way the others go on.
-    thread::sleep(Duration::from_secs(4));
-    let of = |node: &crate::lab::NodeStatus| node.daemon.clone();
-    let status = scene.site.lab.status()?.nodes.iter().find(|one| one.name == node).map(of);
-    let refuses = !status.as_deref().is_some_and(|daemon| daemon.starts_with("running"));
-    let log = fs::read_to_string(scene.site.lab.node(&node).log()).unwrap_or_default();
-    let told = log.lines().rev().take(60).any(|line| line.contains("damaged"));
-    scene.expect(told, format!("{node} says nothing of the damage in its log"));
-    scene.note(&format!("{node} {}", if refuses { "refuses to run" } else { "runs" }));
-    let writable = scene.writable(since, 2_000.0, 10_000.0);
-    if refuses {
-        // The disk is given back as it was: what must be rejoined otherwise is not what this is about.
-        scene.site.lab.kill(&node)?;
-        fs::write(&file, content).with_context(|| format!("cannot write {}", file.display()))?;
-        scene.site.lab.start(&node)?;
-    }
-    writable?;
-    scene.restarts(&[node])
-}
-
-/// The segment of the replicated log that was written last, and what is in it.
-fn newest_log(state: &Path) -> Result<(PathBuf, Vec<u8>)> {
-    let mut found: Vec<(std::time::SystemTime, PathBuf)> = Vec::new();
-    let mut open = vec![state.join("raft")];
-    while let Some(directory) = open.pop() {
-        let entries =
-            fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
-        for entry in entries.flatten() {
-            let path = entry.path();
-            if path.is_dir() {
-                open.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "wal") {
-                found.push((entry.metadata()?.modified()?, path));
-            }
-        }
-    }
-    found.sort();
-    for (_, path) in found.into_iter().rev() {
-        let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        // Segments are made before they are needed.
-        if content.iter().skip(4096).any(|byte| *byte != 0) {
-            return Ok((path, content));
-        }
-    }
-    anyhow::bail!("there is no log in {}: the fault was not injected", state.display())
 }

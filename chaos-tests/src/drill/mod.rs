@@ -4,8 +4,11 @@
 //! A drill without load proves nothing: load must flow before the fault and again after it, or the drill fails.
 
 mod catalogue;
+mod clocks;
 mod containers;
+mod disks;
 mod html;
+mod joins;
 mod load;
 mod machines;
 mod requests;
@@ -39,6 +42,8 @@ pub struct Drill {
     pub nodes: u8,
     /// How many of them must be managers.
     pub managers: u8,
+    /// How large their disks are, in bytes, if the drill needs to know.
+    pub disk: Option<u64>,
     /// What is on the cluster meanwhile.
     load: Load,
     /// Names of the nodes it is going to harm, chosen before load is put on the others.
@@ -63,8 +68,13 @@ pub struct Load {
 }
 
 /// What most drills put on it.
-const USUAL: Load =
-    Load { replicas: 6, options: &[], virtual_ip: 50, published: 75, write_pause: Duration::from_millis(30) };
+const USUAL: Load = Load {
+    replicas: 6,
+    options: &[],
+    virtual_ip: 50,
+    published: 75,
+    write_pause: Duration::from_millis(150),
+};
 
 /// The drill of this name.
 pub fn find(name: &str) -> Option<&'static Drill> {

@@ -111,8 +111,9 @@ impl Aim {
 }
 
 /// One request, and what became of it.
-async fn one(zero: Instant, target: SocketAddr, account: &Account) {
+async fn one(zero: Instant, target: SocketAddr, account: &Arc<Account>) {
     let at = zero.elapsed();
+    let _open = account.open(at);
     let (mut opened, mut port) = (None, 0);
     let answer = async {
         let mut stream = TcpStream::connect(target).await.map_err(told).context("cannot connect")?;

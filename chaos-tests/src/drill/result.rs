@@ -5,9 +5,10 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::load::Shot;
+use crate::lab::Lab;
 
 /// One measured result.
 #[derive(Debug, Clone, Serialize)]
@@ -58,7 +59,7 @@ pub struct Sample {
 }
 
 /// Whether the promise was kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// It was.
@@ -76,6 +77,8 @@ pub struct Report {
     pub promise: &'static str,
     /// What was found.
     pub verdict: Verdict,
+    /// What it was run on.
+    pub machine: String,
     /// What was measured.
     pub lines: Vec<Line>,
     /// What happened when.
@@ -140,6 +143,23 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+/// This machine, what else it was doing, the kind of this build, and what the nodes run: times follow from all of it.
+pub fn machine(lab: &Lab) -> String {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let kernel = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0);
+    let busy = if load < processors as f64 { "not busy before" } else { "busy with other things" };
+    let build = if cfg!(debug_assertions) { "debug build" } else { "release build" };
+    let program = lab.program().unwrap_or_default();
+    let own = std::env::current_exe().is_ok_and(|own| own == program);
+    let nodes = match program.file_name() {
+        Some(name) if !own => format!(", nodes run `{}`", name.display()),
+        _ => String::new(),
+    };
+    format!("{processors} processors, Linux {}, {busy}, {build}{nodes}", kernel.unwrap_or_default())
 }
 
 /// The commit of the sources this is run from, or `unknown`.

@@ -3,18 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
 use super::result::{Report, Verdict};
 
 /// What many reports have come to.
 #[derive(Debug, Default)]
 pub struct Trials {
-    drills: BTreeMap<&'static str, Drilled>,
-    commit: String,
+    drills: BTreeMap<String, Drilled>,
+    commits: BTreeSet<String>,
+    machines: BTreeSet<String>,
 }
 
 #[derive(Debug, Default)]
 struct Drilled {
-    promise: &'static str,
+    promise: String,
     trials: usize,
     failed: usize,
     seeds: BTreeSet<u64>,
@@ -24,25 +28,81 @@ struct Drilled {
 #[derive(Debug, Default)]
 struct Measured {
     values: Vec<f64>,
-    unit: &'static str,
+    unit: String,
     target: Option<f64>,
 }
 
 impl Trials {
     /// Counts one more.
     pub fn add(&mut self, report: &Report) {
-        let drilled = self.drills.entry(report.drill).or_default();
-        drilled.promise = report.promise;
+        let line = |line: &super::Line| Written {
+            goal: line.goal.clone(),
+            value: line.value,
+            unit: line.unit.to_owned(),
+            target: line.target,
+            seed: line.seed,
+            commit: line.commit.clone(),
+        };
+        self.count(Told {
+            drill: report.drill.to_owned(),
+            promise: report.promise.to_owned(),
+            verdict: report.verdict.clone(),
+            machine: report.machine.clone(),
+            lines: report.lines.iter().map(line).collect(),
+        });
+    }
+
+    /// Counts those of a report that was written as JSON.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn read(&mut self, json: &str) -> Result<()> {
+        let told: Vec<Told> = serde_json::from_str(json).context("this is no report of drills")?;
+        told.into_iter().for_each(|told| self.count(told));
+        Ok(())
+    }
+
+    fn count(&mut self, told: Told) {
+        let drilled = self.drills.entry(told.drill).or_default();
+        drilled.promise = told.promise;
         drilled.trials += 1;
-        drilled.failed += usize::from(matches!(report.verdict, Verdict::Failed(_)));
-        for line in &report.lines {
-            self.commit.clone_from(&line.commit);
+        drilled.failed += usize::from(told.verdict != Verdict::Passed);
+        self.machines.insert(told.machine);
+        for line in told.lines {
+            self.commits.insert(line.commit);
             drilled.seeds.insert(line.seed);
-            let measured = drilled.results.entry(line.goal.clone()).or_default();
+            let measured = drilled.results.entry(line.goal).or_default();
             measured.values.push(line.value);
             (measured.unit, measured.target) = (line.unit, line.target);
         }
     }
+}
+
+/// What counts of a report.
+#[derive(Debug, Deserialize)]
+struct Told {
+    drill: String,
+    promise: String,
+    verdict: Verdict,
+    /// Reports of earlier versions do not tell.
+    #[serde(default = "unknown")]
+    machine: String,
+    lines: Vec<Written>,
+}
+
+fn unknown() -> String {
+    "a machine that is not told".into()
+}
+
+/// What counts of a result.
+#[derive(Debug, Deserialize)]
+struct Written {
+    goal: String,
+    value: f64,
+    unit: String,
+    target: Option<f64>,
+    seed: u64,
+    commit: String,
 }
 
 /// The page.
@@ -50,7 +110,10 @@ pub fn render(trials: &Trials) -> String {
     let mut text = "# Scorecard\n\nWritten by `rswarm drill run --all`, never by hand. Each row is one thing \
                     measured in a drill: the median and the largest of all trials beside what it should be at most.\n"
         .to_owned();
-    let _ = writeln!(text, "\nCommit `{}`.\n", trials.commit);
+    let listed = |all: &BTreeSet<String>| all.iter().cloned().collect::<Vec<_>>().join(", ");
+    let _ = writeln!(text, "\nCommit {}.", listed(&trials.commits));
+    let _ =
+        writeln!(text, "Measured on: {}.\n", trials.machines.iter().cloned().collect::<Vec<_>>().join("; "));
     text.push_str("| drill | promise | kept | trials | seeds |\n|---|---|---|---|---|\n");
     for (name, drilled) in &trials.drills {
         let kept =
@@ -106,6 +169,7 @@ mod tests {
             commit: "abc".into(),
         };
         Report {
+            machine: "two processors".into(),
             drill: "leader-kill",
             promise: "Writes go on.",
             verdict,
@@ -127,8 +191,12 @@ mod tests {
         assert!(page.contains("| leader-kill | Writes go on. | yes | 3 | 7 |"), "{page}");
         assert!(page.contains("| leader-kill.writable_after | ≤ 1000 | 500 | 700 | ms | 3 |"), "{page}");
 
-        trials.add(&report(1200.0, Verdict::Failed(vec!["it broke".into()])));
+        // Those that were written down count as well.
+        let failed = report(1200.0, Verdict::Failed(vec!["it broke".into()]));
+        trials.read(&serde_json::to_string(&[failed]).unwrap()).unwrap();
+        assert!(trials.read("{}").is_err());
         let page = render(&trials);
         assert!(page.contains("**no**, 1 failed") && page.contains("**missed**"), "{page}");
+        assert!(page.contains("Commit abc.") && page.contains("Measured on: two processors."), "{page}");
     }
 }

@@ -193,10 +193,21 @@ impl Site<'_> {
         })
     }
 
-    /// Undoes whatever was done to the lab: links, frozen nodes, power, daemons.
+    /// Undoes whatever was done to the lab: links, clocks, disks, frozen nodes, power, daemons.
     pub fn mend(&self) -> Result<()> {
         self.lab.heal()?;
-        for node in self.lab.status()?.nodes {
+        let nodes = self.lab.status()?.nodes;
+        // Where all have gone on, their certificates have, too: only who differs from the others is set right.
+        let mut clocks: Vec<i64> = nodes.iter().map(|node| node.clock_ms).collect();
+        clocks.sort_unstable();
+        let right = clocks.get(clocks.len() / 2).copied().unwrap_or(0);
+        for node in nodes {
+            if node.clock_ms != right {
+                self.lab.set_clock(&node.name, right)?;
+            }
+            if node.power != Power::Off {
+                self.lab.throttle(&node.name, None)?;
+            }
             match node.power {
                 Power::Off => self.lab.start(&node.name)?,
                 Power::Paused => self.lab.resume(&node.name)?,

@@ -61,6 +61,7 @@ pub struct Scene<'a> {
     seed: u64,
     chance: u64,
     commit: String,
+    machine: String,
     zero: Instant,
     tell: &'a mut dyn FnMut(Duration, &str),
     timeline: Vec<Mark>,
@@ -85,6 +86,7 @@ pub(super) fn run(drill: &Drill, lab: &Lab, seed: u64, tell: &mut dyn FnMut(Dura
         seed,
         chance: seed,
         commit: result::commit(),
+        machine: result::machine(lab),
         zero: Instant::now(),
         tell,
         timeline: Vec::new(),
@@ -151,6 +153,7 @@ impl Scene<'_> {
         let web = [
             "service",
             "create",
+            "--detach",
             "--name",
             SERVICE,
             "--replicas",
@@ -165,6 +168,7 @@ impl Scene<'_> {
         let probe = [
             "service",
             "create",
+            "--detach",
             "--name",
             PROBE,
             "--constraint",
@@ -303,7 +307,7 @@ impl Scene<'_> {
     }
 
     fn report(self, drill: &Drill, samples: Vec<Sample>) -> Report {
-        let Self { mut wrong, lines, timeline, streams, .. } = self;
+        let Self { mut wrong, lines, timeline, streams, machine, .. } = self;
         for line in &lines {
             if line.limit.is_some_and(|limit| line.value > limit) {
                 let limit = line.limit.unwrap_or_default();
@@ -319,6 +323,7 @@ impl Scene<'_> {
         Report {
             drill: drill.name,
             promise: drill.promise,
+            machine,
             verdict: if wrong.is_empty() { Verdict::Passed } else { Verdict::Failed(wrong) },
             lines,
             timeline,
@@ -443,16 +448,75 @@ impl Scene<'_> {
         Ok(())
     }
 
+    /// Waits until every request that was sent until now has an answer or has failed.
+    pub fn settle(&mut self) {
+        let left = self.streams.iter().filter_map(|(name, stream)| Some((*name, stream.settled().err()?)));
+        let left: Vec<String> = left.map(|(name, error)| format!("{name}: {error:#}")).collect();
+        self.wrong.extend(left);
+    }
+
+    /// Waits until so many requests that are sent from now on have been answered, by each way.
+    pub fn flows(&self, count: usize) -> Result<()> {
+        for (name, stream) in &self.streams {
+            stream.flows(count, FLOW_PATIENCE).with_context(|| format!("{name}, under the harm"))?;
+        }
+        Ok(())
+    }
+
+    /// How long answers took that came since then, the slowest hundredth left out.
+    pub fn answer_times(&mut self, since: Duration, target: f64, limit: f64) {
+        for (way, name) in [("published port", "published_p99"), ("virtual IP", "vip_p99")] {
+            self.slowest(way, name, since, target, limit);
+        }
+    }
+
+    /// How long writes took that were begun since then, the slowest hundredth left out.
+    pub fn write_times(&mut self, since: Duration, target: f64, limit: f64) {
+        self.slowest("write", "write_p99", since, target, limit);
+    }
+
+    fn slowest(&mut self, way: &str, name: &str, since: Duration, target: f64, limit: f64) {
+        let shots = self.shots(way).into_iter().filter(|shot| shot.ok && shot.at >= since);
+        let mut times: Vec<Duration> = shots.map(|shot| shot.took).collect();
+        times.sort();
+        if let Some(last) = times.len().checked_sub(1) {
+            self.measure_time(name, times[last * 99 / 100], target, limit);
+        }
+    }
+
+    /// Asks a manager for all that was written; the answer is held against the others.
+    pub fn read_through(&self, node: &str) -> Result<()> {
+        let words = ["service", "ls", "--format", "{{.Name}}"];
+        self.history.read(|| written(&self.site.ask(node, &words)?))
+    }
+
+    /// Makes sure that a cut is one: the first node gets no answer from the second.
+    pub fn expect_cut(&mut self, from: &str, to: &str) -> Result<()> {
+        let heard = self.site.lab.node(from).reaches(to, Duration::from_millis(300))?;
+        self.expect(!heard, format!("{from} reaches {to} across the cut: the fault was not injected"));
+        Ok(())
+    }
+
     /// Counts requests that were sent since then and failed, in percent of all.
     pub fn failures(&mut self, since: Duration, target: f64, limit: f64) {
-        for (way, name) in [("published port", "published_failed"), ("virtual IP", "vip_failed")] {
-            let shots: Vec<Shot> =
-                self.shots(way).into_iter().filter(|shot| shot.at + shot.took >= since).collect();
-            let failed = shots.iter().filter(|shot| !shot.ok).count();
-            let percent = 100.0 * failed as f64 / shots.len().max(1) as f64;
-            self.measure(name, percent, "percent", Some(target), Some(limit));
-            self.expect(!shots.is_empty(), format!("no request went to the {way}"));
-        }
+        self.settle();
+        self.failed("published port", "published_failed", since, target, limit);
+        self.failed("virtual IP", "vip_failed", since, target, limit);
+    }
+
+    /// The same for virtual IPs alone: published ports are served by the daemons, and these are stopped.
+    pub fn failures_inside(&mut self, since: Duration, target: f64, limit: f64) {
+        self.settle();
+        self.failed("virtual IP", "vip_failed", since, target, limit);
+    }
+
+    fn failed(&mut self, way: &str, name: &str, since: Duration, target: f64, limit: f64) {
+        let shots: Vec<Shot> =
+            self.shots(way).into_iter().filter(|shot| shot.at + shot.took >= since).collect();
+        let failed = shots.iter().filter(|shot| !shot.ok).count();
+        let percent = 100.0 * failed as f64 / shots.len().max(1) as f64;
+        self.measure(name, percent, "percent", Some(target), Some(limit));
+        self.expect(!shots.is_empty(), format!("no request went to the {way}"));
     }
 
     /// Counts containers of the service that were running before the harm on nodes other than these, and are not

@@ -148,9 +148,12 @@ fn strike(scene: &mut Scene<'_>, victim: &str) -> Result<Loss> {
 /// What became of the requests.
 fn account(scene: &mut Scene<'_>, since: Duration, loss: Option<&Loss>) {
     let (mut failed, mut cut) = (0, 0);
+    let until = scene.now();
+    scene.settle();
     for way in ["virtual IP", "published port"] {
-        let shots: Vec<Shot> = scene.shots(way).into_iter().filter(|shot| shot.at >= since).collect();
-        let seconds = (scene.now() - since).as_secs_f64();
+        let sent = |shot: &Shot| (since..=until).contains(&shot.at);
+        let shots: Vec<Shot> = scene.shots(way).into_iter().filter(sent).collect();
+        let seconds = (until - since).as_secs_f64();
         let rate = shots.len() as f64 / seconds.max(0.001);
         scene.measure(&format!("{}_rate", way.replace(' ', "_")), rate, "per s", None, None);
         if way == "virtual IP" {

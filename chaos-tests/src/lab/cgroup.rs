@@ -100,6 +100,40 @@ impl Groups {
         Ok(())
     }
 
+    /// Lets the node's own processes write to a disk so often a second at most. `disk` is its number, as `254:0`.
+    pub fn throttle(&self, disk: &str, writes: u32) -> Result<()> {
+        let (old, new) = self.throttles();
+        let (file, line) = match (old, new) {
+            (Some(old), _) => (old, format!("{disk} {writes}")),
+            (None, Some(new)) => (new, format!("{disk} wiops={writes}")),
+            (None, None) => bail!("this machine's control groups cannot slow a disk down (no blkio, no io)"),
+        };
+        fs::write(&file, line).with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// Lets them write as they like.
+    pub fn unthrottle(&self) -> Result<()> {
+        let (old, new) = self.throttles();
+        for (file, rest) in [(old, "0"), (new, "wiops=max")] {
+            let Some(file) = file else { continue };
+            let set = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            for disk in set.lines().filter_map(|line| line.split(' ').next()) {
+                fs::write(&file, format!("{disk} {rest}"))
+                    .with_context(|| format!("cannot write {}", file.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The files that say so, of the first version and of the unified hierarchy, where they are.
+    fn throttles(&self) -> (Option<PathBuf>, Option<PathBuf>) {
+        let leaf = |root: &PathBuf| below(root, &self.path).join(LEAF);
+        let mut old =
+            self.hierarchies.v1.iter().map(|root| leaf(root).join("blkio.throttle.write_iops_device"));
+        let mut new = self.hierarchies.unified.iter().map(|root| leaf(root).join("io.max"));
+        (old.find(|file| file.exists()), new.find(|file| file.exists()))
+    }
+
     /// Stops all processes of the group where they are, and returns once they stand still.
     pub fn freeze(&self) -> Result<()> {
         self.set_frozen(true)

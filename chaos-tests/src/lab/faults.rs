@@ -1,12 +1,17 @@
 //! What can be done to a lab: power, freezing, cables, and the daemons alone.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    os::unix::fs::FileExt,
+};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use super::{
-    Lab,
-    links::Link,
+    Lab, connected,
+    links::{self, Carried, Link},
+    machine::CLOCK_FILE,
     process::Process,
     record::{Cut, Worse},
     running, standstill,
@@ -117,12 +122,33 @@ impl Lab {
         })
     }
 
+    /// What links that are not whole have carried and lost. Counted from the switch's beginning, all together.
+    pub fn carried(&self) -> Result<Carried> {
+        let (switch, _) = connected(&self.record()?)?;
+        let path = format!("/proc/{}/net/dev", switch.pid);
+        let table = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        Ok(links::carried(&table))
+    }
+
     /// Makes every link whole again.
     pub fn heal(&self) -> Result<()> {
         self.change(|record| {
             record.cuts.clear();
             record.links.clear();
             self.pass(record)
+        })
+    }
+
+    /// Sets a node's clock so many milliseconds ahead of this machine's, or behind it; its daemon notices at once. It
+    /// stays so over a power cycle. What containers see is this machine's.
+    pub fn set_clock(&self, name: &str, ahead_ms: i64) -> Result<()> {
+        self.change(|record| {
+            let path = self.directory.join(&record.node(name)?.name).join(CLOCK_FILE);
+            // Always of one length: it is read at any time, also while it is written.
+            let text = format!("{ahead_ms:<21}\n");
+            let file = File::options().create(true).write(true).truncate(false).open(&path);
+            file.and_then(|file| file.write_all_at(text.as_bytes(), 0))
+                .with_context(|| format!("cannot write {}", path.display()))
         })
     }
 

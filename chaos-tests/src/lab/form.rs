@@ -4,7 +4,10 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     os::unix::net::UnixStream,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -19,10 +22,16 @@ use super::{
 };
 
 /// The port of the control plane, on every node.
-const CONTROL_PORT: u16 = 2377;
+pub(super) const CONTROL_PORT: u16 = 2377;
 
 /// Where the demonstration is published, on every node.
 pub const DEMO_PORT: u16 = 8080;
+
+/// So many workers join at a time.
+const WORKERS_AT_ONCE: usize = 8;
+
+/// How long one command may take.
+const COMMAND: Duration = Duration::from_secs(60);
 
 /// How long the demonstration may take from its creation to its first answer.
 const DEMO_PATIENCE: Duration = Duration::from_secs(120);
@@ -40,17 +49,60 @@ impl Lab {
         self.run(&first.name, &["init", "--advertise-addr", &address.to_string()])?;
         progress(&first.name, &format!("{address} manager, cluster made in {}", seconds(began)));
 
-        let meeting_point = format!("{address}:{CONTROL_PORT}");
-        for node in &nodes[1..] {
+        // Managers one after the other: each changes who votes. Workers change nothing for one another.
+        let (managers, workers): (Vec<_>, Vec<_>) = nodes[1..].iter().partition(|node| node.manager);
+        for (role, at_once, nodes) in [("manager", 1, managers), ("worker", WORKERS_AT_ONCE, workers)] {
+            if nodes.is_empty() {
+                continue;
+            }
+            let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
+            self.join(&names, role, at_once, progress, interrupted)?;
+        }
+        Ok(())
+    }
+
+    /// Has nodes join as workers, all at the same time.
+    pub fn join_at_once(&self, names: &[&str]) -> Result<()> {
+        self.join(names, "worker", names.len().max(1), &mut |_, _| (), &AtomicBool::new(false))
+    }
+
+    /// Has nodes join the cluster of the first one.
+    pub(super) fn join(
+        &self,
+        names: &[&str],
+        role: &str,
+        at_once: usize,
+        progress: Progress<'_>,
+        interrupted: &AtomicBool,
+    ) -> Result<()> {
+        let first = self.record()?.nodes.first().context("a lab has a node")?.name.clone();
+        let meeting_point = format!("{}:{CONTROL_PORT}", self.node(&first).address()?);
+        let token = self.run(&first, &["join-token", role, "-q"])?;
+        for some in names.chunks(at_once) {
             if interrupted.load(Ordering::Relaxed) {
                 bail!("interrupted");
             }
-            let began = Instant::now();
-            let role = if node.manager { "manager" } else { "worker" };
-            let token = self.run(&first.name, &["join-token", role, "-q"])?;
-            self.run(&node.name, &["join", "--token", token.trim(), &meeting_point])?;
-            let own = self.node(&node.name).address()?;
-            progress(&node.name, &format!("{own} {role}, joined in {}", seconds(began)));
+            let (told, said) = mpsc::channel();
+            thread::scope(|scope| {
+                for name in some {
+                    let (told, token, meeting_point) = (told.clone(), token.trim(), &meeting_point);
+                    scope.spawn(move || {
+                        let began = Instant::now();
+                        let joined = self.run(name, &["join", "--token", token, meeting_point]);
+                        // Nobody listens any more only when another has failed.
+                        let _ = told.send((*name, joined.map(|_| seconds(began))));
+                    });
+                }
+                drop(told);
+                let mut all = Ok(());
+                for (name, joined) in said {
+                    match joined.and_then(|took| Ok((self.node(name).address()?, took))) {
+                        Ok((own, took)) => progress(name, &format!("{own} {role}, joined in {took}")),
+                        Err(error) => all = Err(error),
+                    }
+                }
+                all
+            })?;
         }
         Ok(())
     }
@@ -117,11 +169,11 @@ impl Lab {
     }
 
     fn run(&self, node: &str, words: &[&str]) -> Result<String> {
-        let ran = self.node(node).rswarm(words).and_then(Ran::ok);
+        let ran = self.node(node).call(words, COMMAND).and_then(Ran::ok);
         ran.with_context(|| self.last_words(node))
     }
 
-    fn await_daemon(&self, name: &str, interrupted: &AtomicBool) -> Result<()> {
+    pub(super) fn await_daemon(&self, name: &str, interrupted: &AtomicBool) -> Result<()> {
         let init = running(self.record()?.node(name)?)?;
         let socket = format!("/proc/{}/root{SOCKET}", init.pid);
         let end = Instant::now() + PATIENCE;

@@ -94,6 +94,24 @@ impl std::fmt::Display for Link {
     }
 }
 
+/// What worse links have carried since the switch runs, in packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Led into them.
+    pub taken: u64,
+    /// Led on from them, those that came twice counted twice.
+    pub given: u64,
+}
+
+/// By what the kernel counts at the device, in a process's network as `/proc/PID/net/dev` shows it.
+pub(super) fn carried(table: &str) -> Carried {
+    let line = table.lines().find_map(|line| line.trim_start().strip_prefix(DEVICE)?.strip_prefix(':'));
+    let fields: Vec<u64> = line.unwrap_or_default().split_whitespace().flat_map(str::parse).collect();
+    let field = |at: usize| fields.get(at).copied().unwrap_or(0);
+    // What the kernel sends is what the switch's process takes.
+    Carried { taken: field(9), given: field(1) }
+}
+
 /// Decides when packets go on.
 struct Shaper {
     links: BTreeMap<(Ipv4Addr, Ipv4Addr), Link>,
@@ -268,6 +286,14 @@ mod tests {
         assert!((700..900).contains(&count(2)), "{}", count(2));
         assert!((0..1_000).all(|_| shaper.take(&packet(B, A), now) == [now]));
         assert_eq!(shaper.take(b"no packet", now), [now]);
+    }
+
+    #[test]
+    fn what_was_carried_is_read_of_the_kernels_table() {
+        let table = "Inter-|   Receive  |  Transmit\n face |bytes packets errs\n  host: 1 2 0 0 0 0 0 0 3 4 0 0 0 0 0 0\n\
+                     worse: 900 95 0 0 0 0 0 0 1000 100 0 0 0 0 0 0\n";
+        assert_eq!(carried(table), Carried { taken: 100, given: 95 });
+        assert_eq!(carried("  host: 1 2"), Carried::default());
     }
 
     #[test]

@@ -31,15 +31,15 @@ use nix::{
         signalfd::{SfdFlags, SignalFd},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{ForkResult, Pid, dup2_stdout, fork, sethostname, setsid},
+    unistd::{ForkResult, Pid, close, dup2_stdout, fork, sethostname, setsid},
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{
     cgroup::Groups,
-    groups_of, links,
+    disks, groups_of, links,
     process::Process,
-    record::{NodeRecord, Record},
+    record::{Capacity, NodeRecord, Record},
     rootless, wire,
 };
 
@@ -52,6 +52,16 @@ pub(super) const SOCKET: &str = "/run/rswarm/rswarm.sock";
 
 /// Where a node's first process takes its orders, inside the node.
 pub(super) const ORDERS: &str = "/run/lab/init.sock";
+
+/// The variable of the environment that tells a daemon, and the command line in a node, by how much their clock is
+/// wrong; it names a file.
+const CLOCK: &str = "RSWARM_LAB_CLOCK";
+
+/// The variable that tells a daemon what it shall say it has: billionths of processors, and bytes of memory.
+const CAPACITY: &str = "RSWARM_LAB_CAPACITY";
+
+/// That file, in a node's directory.
+pub(super) const CLOCK_FILE: &str = "clock";
 
 /// The directory that holds `rswarm`, inside the node.
 const BIN: &str = "/run/lab/bin";
@@ -89,6 +99,7 @@ pub fn dispatch() -> Option<ExitCode> {
 /// `lab-switch LAB_DIRECTORY`: holds the switch's network namespace and serves its worse links until it is killed.
 fn switch(arguments: &[OsString]) -> Result<ExitCode> {
     let [directory] = arguments else { bail!("usage: {SWITCH} LAB_DIRECTORY") };
+    close_inherited()?;
     leave_caller()?;
     groups_of(Path::new(directory)).enter()?;
     unshare(CloneFlags::CLONE_NEWNET).context("cannot make a network namespace")?;
@@ -102,6 +113,7 @@ fn switch(arguments: &[OsString]) -> Result<ExitCode> {
 /// `lab-init LAB_DIRECTORY NODE`: boots a node.
 fn init(arguments: &[OsString]) -> Result<ExitCode> {
     let [directory, name] = arguments else { bail!("usage: {INIT} LAB_DIRECTORY NODE") };
+    close_inherited()?;
     let (directory, name) = (Path::new(directory), name.to_string_lossy());
     let record = Record::read(directory)?.context("there is no lab here")?;
     let node = record.node(&name)?.clone();
@@ -117,6 +129,20 @@ fn init(arguments: &[OsString]) -> Result<ExitCode> {
         machine.run()?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Lets go of whatever else the caller has open: a lock that it holds must not last as long as the lab.
+fn close_inherited() -> Result<()> {
+    let open = fs::read_dir("/proc/self/fd").context("cannot list what is open")?;
+    let numbers = open.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    // Collected first: what lists them is one of them, and gone by then.
+    for number in numbers.filter(|number| *number > 2).collect::<Vec<_>>() {
+        match close(number) {
+            Ok(()) | Err(Errno::EBADF) => {}
+            Err(error) => return Err(error).context("cannot close what was inherited"),
+        }
+    }
+    Ok(())
 }
 
 /// Cuts the ties to terminal and directory of whoever typed the command.
@@ -150,6 +176,9 @@ pub(super) fn announce_ready() -> Result<()> {
 struct Machine {
     command: Vec<OsString>,
     log: PathBuf,
+    /// By how much the node's clock is wrong.
+    clock: PathBuf,
+    capacity: Option<Capacity>,
     daemon: Daemon,
     orders: UnixListener,
     signals: SignalFd,
@@ -173,13 +202,28 @@ impl Machine {
             .context("cannot receive signals")?;
 
         sethostname(&node.name).context("cannot set the host name")?;
-        furnish(record, node)?;
+        furnish(directory, record, node)?;
         let orders = UnixListener::bind(ORDERS).with_context(|| format!("cannot listen on {ORDERS}"))?;
         let command = match &record.daemon {
             Some(words) => words.iter().map(OsString::from).collect(),
             None => daemon_command(&own, groups),
         };
-        Ok(Self { command, log: own.join("daemon.log"), daemon: Daemon::NeverStarted, orders, signals })
+        let clock = own.join(CLOCK_FILE);
+        // A daemon looks for it once, and reads it again and again.
+        File::options()
+            .create(true)
+            .append(true)
+            .open(&clock)
+            .with_context(|| format!("cannot make {}", clock.display()))?;
+        Ok(Self {
+            command,
+            log: own.join("daemon.log"),
+            clock,
+            capacity: node.capacity,
+            daemon: Daemon::NeverStarted,
+            orders,
+            signals,
+        })
     }
 
     /// Reaps, takes orders, and returns once told to switch off.
@@ -261,6 +305,8 @@ impl Machine {
             .args(&self.command[1..])
             .env_clear()
             .envs(environment())
+            .env(CLOCK, &self.clock)
+            .envs(self.capacity.map(|has| (CAPACITY, format!("{} {}", has.nano_cpus, has.memory))))
             .current_dir("/")
             .process_group(0)
             .stdin(Stdio::null())
@@ -326,9 +372,10 @@ fn environment() -> Vec<(OsString, OsString)> {
 
 /// Makes the mount namespace of a node: what identifies a machine is its own, all else is this
 /// machine's.
-fn furnish(record: &Record, node: &NodeRecord) -> Result<()> {
+fn furnish(directory: &Path, record: &Record, node: &NodeRecord) -> Result<()> {
     attach(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
     let_go_of_namespaces()?;
+    disks::let_go_of_others(directory, &directory.join(&node.name))?;
     let program = File::open(&record.program)
         .with_context(|| format!("cannot open the program {}", record.program.display()))?;
 
@@ -414,6 +461,7 @@ fn enter(arguments: &[OsString]) -> Result<ExitCode> {
 
     let mut command = Command::new(program);
     command.args(rest).env_clear().envs(environment());
+    command.env(CLOCK, directory.join(&*name).join(CLOCK_FILE));
     // The search for the program goes by this process's own path.
     // SAFETY: there is no other thread that could read the environment meanwhile.
     unsafe { std::env::set_var("PATH", lookup_path()) };

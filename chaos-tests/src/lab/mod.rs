@@ -9,8 +9,10 @@
 //! The lab drives the `rswarm` binary by path and knows nothing of what is in it.
 
 mod cgroup;
+mod disks;
 mod faults;
 mod form;
+mod grow;
 mod links;
 mod machine;
 mod node;
@@ -37,11 +39,12 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::Flock;
 
 use cgroup::Groups;
-pub use links::Link;
+pub use disks::DISK_MIN;
+pub use links::{Carried, Link};
 pub use machine::dispatch;
 pub use node::{Caller, Node, Ran};
 use process::Process;
-pub use record::{Cut, NODES_MAX, Subnet, Worse, base_directory};
+pub use record::{Capacity, Cut, NODES_MAX, Subnet, Worse, base_directory};
 use record::{NodeRecord, Record};
 pub use status::{NodeStatus, Power, Status};
 
@@ -61,6 +64,11 @@ pub struct Options {
     pub zones: u8,
     /// Labels of nodes: the name, and `KEY=VALUE`.
     pub labels: Vec<(String, String)>,
+    /// Sizes of disks in bytes: a node's, or without a name those of all nodes that are not named. Without any a node's
+    /// disk is this machine's.
+    pub disks: Vec<(Option<String>, u64)>,
+    /// What nodes say they have: a node, or without a name all that are not named.
+    pub capacities: Vec<(Option<String>, Capacity)>,
     /// The `rswarm` binary. It must call [`dispatch`] first of all.
     pub program: PathBuf,
     /// The directory that holds labs; not below `/run`, `/proc`, `/sys` or `/dev`.
@@ -79,10 +87,20 @@ impl Options {
             managers: 3,
             zones: 1,
             labels: Vec::new(),
+            disks: Vec::new(),
+            capacities: Vec::new(),
             program: program.into(),
             base: base_directory(),
             daemon_command: None,
         }
+    }
+
+    fn disk_of(&self, name: &str) -> Option<u64> {
+        said_of(&self.disks, name)
+    }
+
+    fn capacity_of(&self, name: &str) -> Option<Capacity> {
+        said_of(&self.capacities, name)
     }
 
     fn check(&self) -> Result<()> {
@@ -93,10 +111,18 @@ impl Options {
         if !(1..=self.nodes).contains(&self.managers) {
             bail!("of {} nodes, 1 to {} can be managers, not {}", self.nodes, self.nodes, self.managers);
         }
-        for (node, _) in &self.labels {
+        if let Some((_, size)) = self.disks.iter().find(|(_, size)| *size < DISK_MIN) {
+            bail!("a node cannot begin on a disk of {} MiB; {} is the least", size >> 20, DISK_MIN >> 20);
+        }
+        let disks = self.disks.iter().filter_map(|(node, _)| node.as_ref());
+        let capacities = self.capacities.iter().filter_map(|(node, _)| node.as_ref());
+        for node in self.labels.iter().map(|(node, _)| node).chain(disks).chain(capacities) {
             let number = node.strip_prefix('n').and_then(|number| number.parse().ok());
             if !number.is_some_and(|number| (1..=self.nodes).contains(&number)) {
-                bail!("there will be no node \"{node}\" to label; they are n1 to n{}", self.nodes);
+                bail!(
+                    "there will be no node \"{node}\" to give a label, a disk or a capacity; they are n1 to n{}",
+                    self.nodes
+                );
             }
         }
         if self.daemon_command.as_ref().is_some_and(Vec::is_empty) {
@@ -115,6 +141,12 @@ impl Options {
         }
         require_root()
     }
+}
+
+/// What was said last of a node, or else of all.
+fn said_of<T: Copy>(said: &[(Option<String>, T)], name: &str) -> Option<T> {
+    let of = |wanted: Option<&str>| said.iter().rev().find(|(node, _)| node.as_deref() == wanted);
+    of(Some(name)).or_else(|| of(None)).map(|(_, what)| *what)
 }
 
 /// Whether labs can be made here; the error says what is missing.
@@ -237,6 +269,11 @@ impl Lab {
     /// `init.log` and `state`.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// The program that its nodes run.
+    pub fn program(&self) -> Result<PathBuf> {
+        Ok(self.record()?.program)
     }
 
     /// The names of its nodes.

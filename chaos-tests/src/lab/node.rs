@@ -2,9 +2,9 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io::Read,
-    net::Ipv4Addr,
-    path::PathBuf,
+    io::{ErrorKind, Read},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc,
     thread,
@@ -12,8 +12,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use rswarm_netoverlay::device::netns::Netns;
 
-use super::{Lab, machine, process::Process, record::Record, running};
+use super::{Lab, form::CONTROL_PORT, machine, process::Process, record::Record, running};
 
 /// What a command in a node did.
 #[derive(Debug, Clone)]
@@ -70,6 +71,25 @@ impl Node<'_> {
     pub fn root(&self) -> Result<PathBuf> {
         let init = running(self.lab.record()?.node(self.name)?)?;
         Ok(format!("/proc/{}/root", init.pid).into())
+    }
+
+    /// Whether this node gets an answer from another one: whether a connection to its control port comes about, or
+    /// is refused, within `bound`.
+    ///
+    /// # Errors
+    /// If this node is off.
+    pub fn reaches(&self, other: &str, bound: Duration) -> Result<bool> {
+        let init = running(self.lab.record()?.node(self.name)?)?;
+        let target = SocketAddr::new(self.lab.node(other).address()?.into(), CONTROL_PORT);
+        let inside = Netns::open(Path::new(&format!("/proc/{}/ns/net", init.pid)))?;
+        match inside.run(|| TcpStream::connect_timeout(&target, bound))? {
+            Ok(_) => Ok(true),
+            Err(error) => match error.kind() {
+                ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Ok(true),
+                ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Ok(false),
+                _ => Err(error).with_context(|| format!("cannot ask {target} from {}", self.name)),
+            },
+        }
     }
 
     /// A command that runs `words` inside the node, with `rswarm` on the path and talking to the
@@ -146,7 +166,13 @@ fn finish(mut command: Command, spoken: String, bound: Duration) -> Result<Ran> 
     if !in_time.context("cannot wait for a command")? {
         child.kill().context("cannot kill a command")?;
         let _ = child.wait();
-        bail!("{spoken} did not end within {bound:?}");
+        let said = [collect(&stderr), collect(&stdout)].concat();
+        let lines: Vec<&str> = said.trim().lines().collect();
+        let last = lines[lines.len().saturating_sub(SAID)..].join("\n");
+        bail!(
+            "{spoken} did not end within {bound:?}{}{last}",
+            if last.is_empty() { "" } else { "; it said last:\n" }
+        );
     }
     let status = child.wait().context("cannot wait for a command")?;
     let code = status
@@ -157,7 +183,11 @@ fn finish(mut command: Command, spoken: String, bound: Duration) -> Result<Ran> 
 
 fn spoken<W: AsRef<OsStr>>(words: &[W], node: &str) -> String {
     let words: Vec<_> = words.iter().map(|word| word.as_ref().to_string_lossy()).collect();
-    format!("`{}` on {node}", words.join(" "))
+    let line = words.join(" ");
+    match line.char_indices().nth(SPOKEN_MAX) {
+        Some((at, _)) => format!("`{} …` on {node}", &line[..at]),
+        None => format!("`{line}` on {node}"),
+    }
 }
 
 /// Speaks with a node's daemon from this machine.
@@ -180,6 +210,12 @@ impl Caller {
         finish(command, spoken(arguments, &self.name), bound)
     }
 }
+
+/// At most so much of a command line is told, in characters.
+const SPOKEN_MAX: usize = 200;
+
+/// So many lines are told of what a command had said that did not end.
+const SAID: usize = 6;
 
 /// At most so much of a command's output is kept, in bytes.
 const OUTPUT_MAX: u64 = 16 << 20;

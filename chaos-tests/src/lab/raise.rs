@@ -5,18 +5,23 @@ use std::{
     fs,
     process::Stdio,
     sync::atomic::{AtomicBool, Ordering},
+    thread,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::Signal;
 
 use super::{
-    Lab, Options, PATIENCE, Progress, connected, links, machine,
+    Lab, Options, PATIENCE, Progress, connected, disks, links, machine,
     process::Process,
     record::{self, NodeRecord, Record},
+    running,
     talk::{order, spawn},
     wire::{self, Passing, Port},
 };
+
+/// So many nodes come up at a time.
+const AT_ONCE: usize = 8;
 
 impl Lab {
     pub(super) fn build(
@@ -33,6 +38,8 @@ impl Lab {
                 name: format!("n{number}"),
                 number,
                 manager: number <= options.managers,
+                disk: options.disk_of(&format!("n{number}")),
+                capacity: options.capacity_of(&format!("n{number}")),
                 init: None,
                 boots: 0,
             })
@@ -42,15 +49,9 @@ impl Lab {
         record.write(&self.directory)?;
         let subnet = record.subnet.context("a connected lab has a subnet")?;
         progress(&self.name, &format!("{} nodes on {subnet}", options.nodes));
-        for node in record.nodes.clone() {
-            if interrupted.load(Ordering::Relaxed) {
-                bail!("interrupted");
-            }
-            self.boot(&mut record, &node.name)?;
-            record.write(&self.directory)?;
-            progress(&node.name, &format!("{} up", subnet.node(node.number)));
-        }
-        Ok(())
+        let nodes: Vec<String> = record.nodes.iter().map(|node| node.name.clone()).collect();
+        self.boot_all(&mut record, &nodes, progress, interrupted)?;
+        record.write(&self.directory)
     }
 
     /// Makes sure that there is a switch and that this machine is connected to it.
@@ -70,22 +71,76 @@ impl Lab {
     }
 
     pub(super) fn boot(&self, record: &mut Record, name: &str) -> Result<()> {
-        let own = self.directory.join(name);
-        record::private_directory(&own.join("state"))?;
-        self.groups().node(name).create()?;
+        self.boot_all(record, &[name.to_owned()], &mut |_, _| (), &AtomicBool::new(false))
+    }
+
+    /// Switches nodes on, some at a time, and starts their daemons once all cables are laid.
+    pub(super) fn boot_all(
+        &self,
+        record: &mut Record,
+        names: &[String],
+        progress: Progress<'_>,
+        interrupted: &AtomicBool,
+    ) -> Result<()> {
+        for name in names {
+            let state = self.directory.join(name).join("state");
+            record::private_directory(&state)?;
+            disks::insert(&state, record.node(name)?)?;
+            self.groups().node(name).create()?;
+        }
         // A new boot must find the facts it is to boot by.
         record.write(&self.directory)?;
-
-        let arguments = [self.directory.as_os_str(), OsStr::new(name)];
-        let init = spawn(&record.program, machine::INIT, &arguments, Stdio::null(), &own.join("init.log"))?;
-        let node = record.node_mut(name)?;
-        node.init = Some(init);
-        node.boots += 1;
-        let port = Port { name: node.name.clone(), number: node.number };
         let (switch, subnet) = connected(record)?;
-        wire::plug(switch, init, &port, subnet)?;
+        for some in names.chunks(AT_ONCE) {
+            if interrupted.load(Ordering::Relaxed) {
+                bail!("interrupted");
+            }
+            let program = &record.program;
+            let raised = thread::scope(|scope| {
+                let raise = |name: &'_ String| {
+                    let (name, own) = (name.clone(), self.directory.join(name));
+                    scope.spawn(move || {
+                        let arguments = [self.directory.as_os_str(), OsStr::new(&name)];
+                        let log = own.join("init.log");
+                        (spawn(program, machine::INIT, &arguments, Stdio::null(), &log), name)
+                    })
+                };
+                let threads: Vec<_> = some.iter().map(raise).collect();
+                threads.into_iter().map(thread::ScopedJoinHandle::join).collect::<Vec<_>>()
+            });
+            // All that have come to life are noted before anything can go wrong: they are to be removed.
+            let mut failed = None;
+            let mut up = Vec::new();
+            for one in raised {
+                let (init, name) = one.map_err(|_| anyhow!("a thread that boots a node panicked"))?;
+                match init {
+                    Ok(init) => {
+                        let node = record.node_mut(&name)?;
+                        node.init = Some(init);
+                        node.boots += 1;
+                        up.push((init, Port { name, number: node.number }));
+                    }
+                    Err(error) => failed = failed.or(Some(error)),
+                }
+            }
+            record.write(&self.directory)?;
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            for (init, port) in up {
+                if interrupted.load(Ordering::Relaxed) {
+                    bail!("interrupted");
+                }
+                wire::plug(switch, init, &port, subnet)?;
+                progress(&port.name, &format!("{} up", subnet.node(port.number)));
+            }
+        }
         self.pass(record)?;
-        order(init, "start").with_context(|| format!("cannot start the daemon of {name}")).map(drop)
+        for name in names {
+            let init = running(record.node(name)?)?;
+            order(init, "start").with_context(|| format!("cannot start the daemon of {name}"))?;
+        }
+        Ok(())
     }
 
     pub(super) fn power_off(&self, record: &Record, node: &NodeRecord) -> Result<()> {

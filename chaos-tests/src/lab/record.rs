@@ -51,10 +51,25 @@ pub(super) struct NodeRecord {
     /// From 1.
     pub number: u8,
     pub manager: bool,
+    /// How large its disk is in bytes, if it has one of its own.
+    #[serde(default)]
+    pub disk: Option<u64>,
+    /// What it says it has, if that is not what this machine has.
+    #[serde(default)]
+    pub capacity: Option<Capacity>,
     /// Its first process, from power on to power off.
     pub init: Option<Process>,
     /// How often it was switched on.
     pub boots: u32,
+}
+
+/// What a node has for containers, as its daemon tells the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// In billionths of a processor.
+    pub nano_cpus: u64,
+    /// In bytes.
+    pub memory: u64,
 }
 
 /// A link that passes nothing from one node to another.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use super::{
-    Lab, PATIENCE, machine,
+    Lab, PATIENCE, disks, machine,
     process::{self, Process},
     record::Record,
     rootless, wire,
@@ -21,6 +21,7 @@ impl Lab {
             lock => lock?,
         };
         self.stop_everything()?;
+        disks::remove(&self.directory)?;
         let removed = fs::remove_dir_all(&self.directory);
         removed.with_context(|| format!("cannot remove {}", self.directory.display()))?;
         drop(lock);

@@ -1,12 +1,13 @@
 //! A lab as it is now, for people and for programs.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{fs, net::Ipv4Addr, path::PathBuf};
 
 use anyhow::Result;
 use serde::Serialize;
 
 use super::{
     Lab,
+    machine::CLOCK_FILE,
     process::Process,
     record::{Cut, NodeRecord, Record, Subnet, Worse},
     standstill,
@@ -51,6 +52,8 @@ pub struct NodeStatus {
     pub processes: usize,
     /// How often it was switched on.
     pub boots: u32,
+    /// By how many milliseconds its clock is ahead of this machine's.
+    pub clock_ms: i64,
 }
 
 /// Whether a node has power.
@@ -116,7 +119,13 @@ impl Lab {
             daemon,
             processes,
             boots: node.boots,
+            clock_ms: self.clock_of(&node.name),
         }
+    }
+
+    fn clock_of(&self, name: &str) -> i64 {
+        let said = fs::read_to_string(self.directory.join(name).join(CLOCK_FILE));
+        said.ok().and_then(|said| said.trim().parse().ok()).unwrap_or(0)
     }
 
     /// All processes of its nodes, containers' included, as this machine numbers them.

@@ -5,6 +5,7 @@ use crate::api::doctor::{IN_DOUBT, loses};
 use crate::executor::{Executor, LogQuery, LogStream};
 use crate::image::Store;
 use crate::rfc3339::{nanos, stamp};
+use crate::wall;
 use rswarm_control::ids::TaskId;
 use rswarm_netoverlay::Overlay;
 use rswarm_netoverlay::peer::PeerStatus;
@@ -161,7 +162,7 @@ impl pb::agent_server::Agent for Doors {
             let answered = answered.get(&status.node).copied();
             peer(status, answered)
         });
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at = wall::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Ok(Response::new(pb::PeersAnswer { at_ms: at.as_millis() as u64, peers: peers.collect() }))
     }
 

@@ -3,6 +3,7 @@
 
 use crate::executor::{Executor, Probe as Ask, Running};
 use crate::image::ImageConfig;
+use crate::wall;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use prost::Message;
@@ -14,7 +15,7 @@ use rswarm_control::worker::Seen;
 use rswarm_proto::v1 as pb;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -149,7 +150,7 @@ struct Clock {
 
 impl Clock {
     fn start() -> Self {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unix = wall::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self { began: Instant::now(), began_at: Timestamp(u64::try_from(unix.as_millis()).unwrap_or(0)) }
     }
 

@@ -7,6 +7,7 @@ use crate::identity::{Identity, ManagerAddr, ca, random};
 use crate::manager::{self, cluster};
 use crate::member::Member;
 use crate::rpc::listen;
+use crate::wall;
 use anyhow::{Context, Result, anyhow, ensure};
 use bytes::{Buf, Bytes};
 use rswarm_control::admission::{Founder, Restored, restore};
@@ -16,7 +17,6 @@ use rswarm_proto::v1::store::BackupHeader;
 use rswarm_raft::{Incarnation, RaftId};
 use std::io::{self, Read, Write};
 use std::pin::Pin;
-use std::time::SystemTime;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -166,7 +166,7 @@ impl Local {
         let root = ca::Root { cert_pem: cluster.ca_cert_pem.clone(), key_pem: cluster.ca_key_pem.0.clone() };
         let (key_pem, csr) = ca::request()?;
         let (node, cluster_id) = (node.to_string(), cluster.id.to_string());
-        let now = SystemTime::now();
+        let now = wall::now();
         let cert_pem = root.sign(&csr, &node, &cluster_id, now, cluster.settings.cert_expiry)?;
         let (_, manager_token) = local::root_tokens(&cluster.ca_cert_pem, &cluster.tokens)?;
         let identity = Identity {

@@ -6,6 +6,7 @@ use crate::manager::roster::Roster;
 use crate::manager::{Manager, clock};
 use crate::rpc::access::{self, Peer};
 use crate::rpc::forward::CALLER;
+use crate::wall;
 use anyhow::Result;
 use rswarm_control::admission::{self, Answer};
 use rswarm_control::model::{Availability, Node, Secret};
@@ -14,7 +15,7 @@ use rswarm_proto::Problem;
 use rswarm_proto::v1 as pb;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 /// The service `Join`.
@@ -134,7 +135,7 @@ fn sign(state: &State, node: &str, csr_pem: &str) -> Result<String> {
     let cluster = state.cluster().ok_or_else(|| anyhow::anyhow!("the cluster is not initialised"))?;
     let root = ca::Root { cert_pem: cluster.ca_cert_pem.clone(), key_pem: cluster.ca_key_pem.0.clone() };
     let life = cluster.settings.cert_expiry;
-    root.sign(csr_pem, node, &cluster.id.to_string(), SystemTime::now(), life)
+    root.sign(csr_pem, node, &cluster.id.to_string(), wall::now(), life)
 }
 
 /// How long until a node should ask for a new certificate: a point between half and four fifths of its life,

@@ -11,6 +11,7 @@ use crate::member::{self, Ground, Member};
 use crate::point;
 use crate::rpc::dial::{self, Line};
 use crate::rpc::{forward, listen};
+use crate::wall;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rswarm_control::admission;
 use rswarm_control::ids::RaftId;
@@ -21,7 +22,7 @@ use rswarm_raft::Incarnation;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 /// How long `init` waits for its own first term, and `join` for its first session.
@@ -63,7 +64,7 @@ impl Local {
         let availability = availability(request.availability())?;
         let listener = listen::bind(listen_addr).await?;
 
-        let now = SystemTime::now();
+        let now = wall::now();
         let seed = u64::from_le_bytes(random());
         let (cluster, node) = admission::first_ids(seed);
         let node = node.to_string();

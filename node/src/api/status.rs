@@ -5,6 +5,7 @@ use crate::daemon::{Daemon, Membership};
 use crate::manager::cluster::FREE;
 use crate::manager::{self, Manager};
 use crate::member::{GIVE_UP, Member, believed};
+use crate::wall;
 use rswarm_control::model::{Availability, NodeStatus, Observed, Role};
 use rswarm_control::state::State;
 use rswarm_control::{convergence, drain, liveness, spare};
@@ -19,7 +20,7 @@ fn millis(time: SystemTime) -> u64 {
 }
 
 fn ago(time: Duration) -> u64 {
-    millis(SystemTime::now()).saturating_sub(time.as_millis() as u64)
+    millis(wall::now()).saturating_sub(time.as_millis() as u64)
 }
 
 /// Answers `rswarm status`.

@@ -36,6 +36,15 @@ enum Verb {
     },
     /// Run drills; it fails if a promise is not kept
     Run(Run),
+    /// Write the scorecard from reports of earlier runs
+    Card {
+        /// Reports as JSON
+        #[arg(required = true, value_name = "FILE")]
+        reports: Vec<PathBuf>,
+        /// Where to
+        #[arg(long, short, value_name = "FILE", default_value = "docs/scorecard.md")]
+        output: PathBuf,
+    },
     /// Run drills chosen by chance on one lab, one after the other, and an update under load at the end
     Soak {
         /// For how long
@@ -99,6 +108,7 @@ impl Command {
         match self.verb {
             Verb::List { json } => list(json, out),
             Verb::Run(run) => run.run(out),
+            Verb::Card { reports, output } => card(&reports, &output),
             Verb::Soak { minutes, seed, report } => soak(minutes, seed, report, out),
         }
     }
@@ -120,6 +130,17 @@ fn list(json: bool, out: &mut impl Write) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn card(reports: &[PathBuf], output: &Path) -> Result<ExitCode> {
+    let mut trials = Trials::default();
+    for path in reports {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        trials.read(&text).with_context(|| path.display().to_string())?;
+    }
+    fs::write(output, drill::scorecard(&trials))
+        .with_context(|| format!("cannot write {}", output.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Faults in an order that follows from the seed, all on the lab that the ones before have left. The last drill shows
 /// that it is alive: no fault, an update under full load.
 fn soak(minutes: u64, seed: Option<u64>, report: Vec<PathBuf>, out: &mut impl Write) -> Result<ExitCode> {
@@ -130,7 +151,9 @@ fn soak(minutes: u64, seed: Option<u64>, report: Vec<PathBuf>, out: &mut impl Wr
     watch_for_interrupts()?;
     let end = Instant::now() + Duration::from_secs(minutes * 60);
     let last = drill::find(LAST).context("there is no drill to end with")?;
-    let lab = run.open(last.nodes, last.managers)?;
+    let lab = run.open(last.nodes, last.managers, None)?;
+    // Some want a lab that is made for them.
+    let drills: Vec<&Drill> = drill::ALL.iter().filter(|drill| drill.disk.is_none()).collect();
     eprintln!("soak, seed {seed}, for {minutes} min");
     let (mut reports, mut trials, mut is_last) = (Vec::new(), Trials::default(), false);
     for turn in 0_u64.. {
@@ -139,7 +162,7 @@ fn soak(minutes: u64, seed: Option<u64>, report: Vec<PathBuf>, out: &mut impl Wr
             bail!("interrupted");
         }
         let chance = drill::chance(seed, turn);
-        let drill = if is_last { last } else { &drill::ALL[chance as usize % drill::ALL.len()] };
+        let drill = if is_last { last } else { drills[chance as usize % drills.len()] };
         let report = carried_out(drill, &lab, chance);
         writeln!(out, "\n{report}")?;
         out.flush()?;
@@ -209,11 +232,11 @@ impl Run {
 
     /// Runs every drill as often as asked, those of one shape on one lab.
     fn each(&self, drills: &[&Drill], heard: &mut dyn FnMut(Report) -> Result<()>) -> Result<()> {
-        let mut shapes: BTreeMap<(u8, u8), Vec<&Drill>> = BTreeMap::new();
+        let mut shapes: BTreeMap<(u8, u8, Option<u64>), Vec<&Drill>> = BTreeMap::new();
         for drill in drills {
-            shapes.entry((drill.nodes, drill.managers)).or_default().push(drill);
+            shapes.entry((drill.nodes, drill.managers, drill.disk)).or_default().push(drill);
         }
-        for ((nodes, managers), drills) in shapes {
+        for ((nodes, managers, disk), drills) in shapes {
             let mut open = None;
             for drill in drills {
                 for trial in 0..u64::from(self.trials) {
@@ -223,7 +246,7 @@ impl Run {
                     let seed = self.seed.map_or_else(fresh_seed, |seed| seed.wrapping_add(trial));
                     let lab = match open.take() {
                         Some(lab) => lab,
-                        None => self.open(nodes, managers)?,
+                        None => self.open(nodes, managers, disk)?,
                     };
                     let report = carried_out(drill, &lab, seed);
                     let passed = report.passed();
@@ -238,13 +261,14 @@ impl Run {
         Ok(())
     }
 
-    fn open(&self, nodes: u8, managers: u8) -> Result<Lab> {
+    fn open(&self, nodes: u8, managers: u8, disk: Option<u64>) -> Result<Lab> {
         let base = lab::base_directory();
         if let Some(name) = &self.lab {
             return Lab::open(&base, name);
         }
         let program = std::env::current_exe().context("cannot find the file of this program")?;
-        let options = Options { name: LAB.into(), nodes, managers, ..Options::new(program) };
+        let disks = disk.map(|size| (None, size)).into_iter().collect();
+        let options = Options { name: LAB.into(), nodes, managers, disks, ..Options::new(program) };
         Lab::up_with(&options, &mut |node, words| eprintln!("        {node} {words}"), &INTERRUPTED)
     }
 

@@ -2,6 +2,7 @@
 
 mod link;
 mod look;
+mod machine;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -12,6 +13,7 @@ use std::{
     time::Instant,
 };
 
+use crate::cli::output::units::{parse_bytes, parse_cpus};
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -73,6 +75,8 @@ enum Verb {
     Link(link::Worsen),
     /// Make all links whole
     Heal(Name),
+    Clock(machine::Clock),
+    Disk(machine::Disk),
     /// Show the end of the daemons' logs
     Logs {
         #[command(flatten)]
@@ -107,6 +111,12 @@ struct Up {
     /// Give a node a label
     #[arg(long, value_name = "NODE:KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
+    /// Give a node, or all of them, a small disk of its own, in memory
+    #[arg(long, value_name = "[NODE:]SIZE", value_parser = disk)]
+    disk: Vec<(Option<String>, u64)>,
+    /// What a node, or every node, says it has: processors and memory, such as n1:2,1g; nothing enforces it
+    #[arg(long, value_name = "[NODE:]CPUS,MEMORY", value_parser = capacity)]
+    capacity: Vec<(Option<String>, lab::Capacity)>,
     /// Run the built-in demo service and wait until it answers
     #[arg(long)]
     demo: bool,
@@ -180,6 +190,8 @@ impl Command {
                 writeln!(out, "cut; `rswarm lab heal{}` joins what was cut", lab.flag())?;
             }
             Verb::Link(link) => link.run(out)?,
+            Verb::Clock(clock) => clock.run(out)?,
+            Verb::Disk(disk) => disk.run(out)?,
             Verb::Logs { lab, lines, nodes } => look::logs(&lab.open()?, &nodes, lines, out)?,
             Verb::Top(lab) => look::top(&lab.open()?, out)?,
             Verb::Graph(lab) => look::graph(&lab.open()?, out)?,
@@ -230,6 +242,8 @@ impl Up {
             managers: self.managers.unwrap_or(3.min(self.nodes)),
             zones: self.zones,
             labels: self.label.clone(),
+            disks: self.disk.clone(),
+            capacities: self.capacity.clone(),
             ..Options::new(own_program()?)
         };
         let painted = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -305,6 +319,28 @@ fn label(text: &str) -> Result<(String, String), String> {
     Ok((node.into(), label.into()))
 }
 
+/// What is said of one node, or of all.
+fn of_node(text: &str) -> (Option<String>, &str) {
+    match text.split_once(':') {
+        Some((node, said)) => (Some(node.to_owned()), said),
+        None => (None, text),
+    }
+}
+
+/// `400m`, or `n2:400m`
+fn disk(text: &str) -> Result<(Option<String>, u64), String> {
+    let (node, size) = of_node(text);
+    Ok((node, parse_bytes(size)?))
+}
+
+/// `2,1g`, or `n2:0.5,512m`
+fn capacity(text: &str) -> Result<(Option<String>, lab::Capacity), String> {
+    let (node, said) = of_node(text);
+    let (cpus, memory) =
+        said.split_once(',').ok_or("a capacity is written [NODE:]CPUS,MEMORY, such as n1:2,1g")?;
+    Ok((node, lab::Capacity { nano_cpus: parse_cpus(cpus)?, memory: parse_bytes(memory)? }))
+}
+
 /// One line a lab.
 fn list(format: Kind, out: &mut impl Write) -> Result<()> {
     let base = lab::base_directory();
@@ -357,6 +393,9 @@ fn show(lab: &Status, format: Kind, out: &mut impl Write) -> Result<()> {
         if !unheard.is_empty() {
             writeln!(out, "cut: {} does not hear {}", node.name, unheard.join(", "))?;
         }
+    }
+    for node in lab.nodes.iter().filter(|node| node.clock_ms != 0) {
+        writeln!(out, "{}", machine::told(&node.name, node.clock_ms))?;
     }
     for worse in &lab.links {
         writeln!(out, "link: {} to {}: {}", worse.from, worse.to, worse.link)?;
@@ -427,6 +466,15 @@ mod tests {
     }
 
     #[test]
+    fn disks_and_capacities_are_of_one_node_or_of_all() {
+        assert_eq!(disk("n2:1g"), Ok((Some("n2".into()), 1 << 30)));
+        assert_eq!(disk("300m"), Ok((None, 300 << 20)));
+        let half = lab::Capacity { nano_cpus: 500_000_000, memory: 512 << 20 };
+        assert_eq!(capacity("n1:0.5,512m"), Ok((Some("n1".into()), half)));
+        assert!(capacity("n1:2").is_err() && capacity("2,much").is_err() && disk("n1:").is_err());
+    }
+
+    #[test]
     fn every_verb_takes_a_name() {
         for line in [
             "status",
@@ -437,6 +485,8 @@ mod tests {
             "partition n1 n2",
             "link n1 n2 --loss 5%",
             "link all",
+            "clock n1 -45m",
+            "disk n1 --writes 3",
             "logs n1",
             "top",
             "graph",

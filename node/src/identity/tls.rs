@@ -1,6 +1,7 @@
 //! TLS 1.3 between nodes: who is on the other end of a connection, and the configurations that prove it.
 
 use super::ca;
+use crate::wall::Wall;
 use anyhow::{Context, Result, anyhow};
 use arc_swap::ArcSwap;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -82,7 +83,7 @@ pub fn server(
         verifier = verifier.allow_unauthenticated();
     }
     let verifier = verifier.build().context("cannot verify certificates with this root")?;
-    let mut config = ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_details(provider(), Arc::new(Wall))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .context("TLS 1.3 is not available")?
         .with_client_cert_verifier(verifier)
@@ -93,7 +94,7 @@ pub fn server(
 
 /// For dialling a node: the name that is asked for decides which node it must be.
 pub fn client(credentials: Arc<Credentials>, ca_pem: &str, alpn: &[u8]) -> Result<Arc<ClientConfig>> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_details(provider(), Arc::new(Wall))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .context("TLS 1.3 is not available")?
         .with_root_certificates(roots(ca_pem)?)
@@ -105,7 +106,7 @@ pub fn client(credentials: Arc<Credentials>, ca_pem: &str, alpn: &[u8]) -> Resul
 /// For joining: no certificate of one's own yet, and the other side is any node of the cluster whose root has
 /// this digest.
 pub fn joining(digest: &str, alpn: &[u8]) -> Result<Arc<ClientConfig>> {
-    let mut config = ClientConfig::builder_with_provider(provider())
+    let mut config = ClientConfig::builder_with_details(provider(), Arc::new(Wall))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .context("TLS 1.3 is not available")?
         .dangerous()
