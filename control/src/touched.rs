@@ -3,7 +3,7 @@
 
 use crate::diff::sides;
 use crate::ids::NodeId;
-use crate::model::{Health, Node, Observed, Role, Task};
+use crate::model::{Health, Node, Role, Task};
 use crate::state::State;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,6 +23,17 @@ impl Touched {
         match self {
             Self::Everyone => true,
             Self::These(nodes) => nodes.contains(&node),
+        }
+    }
+
+    /// These and those.
+    pub fn with(self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::These(mut nodes), Self::These(others)) => {
+                nodes.extend(others);
+                Self::These(nodes)
+            }
+            _ => Self::Everyone,
         }
     }
 }
@@ -53,10 +64,10 @@ pub fn between(before: &State, after: &State) -> Touched {
     Touched::These(nodes)
 }
 
-/// What its node is told of a task, as far as it can change.
+/// What its node is told of a task, as far as it can change. That the managers know it to be started is told with the
+/// whole alone.
 fn held(task: &Task) -> impl PartialEq {
-    let started = task.observed >= Observed::Starting;
     let unhealthy = task.status.health == Health::Unhealthy;
-    let life = (task.desired, task.is_live(), started, unhealthy);
+    let life = (task.desired, task.is_live(), unhealthy);
     (task.node, life, Arc::as_ptr(&task.spec), task.addresses.clone(), task.claims.clone())
 }

@@ -484,7 +484,7 @@ impl Keeper {
             let listed = |node: &&NodeId| table.nodes.iter().any(|listed| listed.id == **node);
             view.suspects.iter().filter(listed).cloned().collect()
         };
-        self.view.send_replace(View { suspects: Arc::new(suspects), ..View::new(table) });
+        self.view.send_replace(View::new(table).suspecting(suspects));
     }
 
     /// What has ended may be used again if the managers insist.

@@ -10,13 +10,12 @@ mod update;
 
 pub(crate) use global::{holders, wanted};
 pub(crate) use job::{completed, is_done};
-pub(crate) use slots::{is_given_up, slots};
+pub(crate) use slots::{Known, Slots, is_given_up, slots};
 pub(crate) use update::{AUTHOR, is_settled_on, seconds, unblock};
 
 use crate::ids::ServiceId;
 use crate::model::{Mode, Service};
 use crate::plan::Draft;
-use crate::state::State;
 
 /// Slots that are opened, or closed, in one turn. A plan is one entry of the log, which should not grow without bound;
 /// the next turn goes on.
@@ -31,9 +30,9 @@ pub(crate) fn share(services: usize) -> usize {
 }
 
 /// Whether a service shares what can be created in one turn with others: it is to have another number of slots.
-pub(crate) fn is_scaling(state: &State, service: &Service) -> bool {
+pub(crate) fn is_scaling(draft: &mut Draft, service: &Service) -> bool {
     match service.spec.mode {
-        Mode::Replicated { replicas } => replicated::is_scaling(state, service, replicas),
+        Mode::Replicated { replicas } => draft.slots(service.id).len() != replicas as usize,
         Mode::Global | Mode::ReplicatedJob { .. } | Mode::GlobalJob { .. } => false,
     }
 }
