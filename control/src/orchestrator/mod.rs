@@ -18,8 +18,9 @@ use crate::model::{Mode, Service};
 use crate::plan::Draft;
 
 /// Slots that are opened, or closed, in one turn. A plan is one entry of the log, which should not grow without bound;
-/// the next turn goes on.
-const TURN_MAX: usize = 1_000;
+/// the next turn goes on. Who asks for something meanwhile waits for a turn, and most of a turn's cost is that of what it
+/// opens.
+const TURN_MAX: usize = 500;
 /// Slots that each service may open or close in one turn, however many others do: a small one does not wait until the
 /// large ones are done.
 const SHARE_MIN: usize = 20;

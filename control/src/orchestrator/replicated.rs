@@ -13,8 +13,10 @@ pub(super) fn scale(draft: &mut Draft, service: &Service, replicas: u32) {
     let slots = draft.slots(service.id);
     let open = u32::try_from(slots.len()).unwrap_or(u32::MAX);
     let missing = (replicas.saturating_sub(open) as usize).min(draft.share);
+    // Where no number was left out, the next ones are free.
+    let first = if slots.contains_key(&Slot::Replica(open)) { open + 1 } else { 1 };
     let free: Vec<Slot> =
-        (1..).map(Slot::Replica).filter(|slot| !slots.contains_key(slot)).take(missing).collect();
+        (first..).map(Slot::Replica).filter(|slot| !slots.contains_key(slot)).take(missing).collect();
     if !free.is_empty() {
         let occupied = draft.state().occupied(service.id);
         for slot in free {
@@ -37,6 +39,9 @@ struct Missed {
 }
 
 fn surplus(draft: &Draft, slots: &Slots, count: usize) -> Vec<Slot> {
+    if count == 0 {
+        return Vec::new();
+    }
     // Slots of a kind are missed in the order of their numbers, so only the highest of each is compared.
     let mut kinds: BTreeMap<(bool, Option<NodeId>), Vec<Slot>> = BTreeMap::new();
     let mut on_node: BTreeMap<Option<NodeId>, usize> = BTreeMap::new();

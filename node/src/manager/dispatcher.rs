@@ -9,7 +9,7 @@ use crate::rpc::access;
 use bytes::Bytes;
 use prost::Message;
 use rswarm_control::admission::{self, Answer, Refused};
-use rswarm_control::assignment::{self, AssignedTask};
+use rswarm_control::assignment::{self, AssignedTask, Assignment};
 use rswarm_control::ids::{NodeId, RaftId};
 use rswarm_control::model::Role;
 use rswarm_control::state::{Change, Report, State};
@@ -288,6 +288,30 @@ async fn mind_seat(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result
     Ok(())
 }
 
+/// What a node is to hold, and how it is told.
+struct Hold {
+    assignment: Assignment,
+    message: Option<Down>,
+    /// Whether a task is asked to end by that.
+    ends: bool,
+}
+
+impl Hold {
+    fn of(state: &State, node: NodeId, told: Option<&Assignment>) -> Self {
+        let (assignment, generation) = (assignment::of(state, node), state.index());
+        let is_to_end = AssignedTask::is_to_end;
+        let Some(told) = told else {
+            let message = Down::Assignment(pb::Assignment { generation, ..(&assignment).into() });
+            let ends = assignment.tasks.values().any(is_to_end);
+            return Self { assignment, message: Some(message), ends };
+        };
+        let news = assignment.since(told);
+        let message = || Down::Difference(pb::AssignmentDifference { generation, ..(&news).into() });
+        let message = (!news.is_empty()).then(message);
+        Self { assignment, message, ends: news.tasks.iter().any(is_to_end) }
+    }
+}
+
 fn is_large(table: &Down) -> bool {
     match table {
         Down::News(news) => news.parts.iter().map(Bytes::len).sum::<usize>() > LARGE,
@@ -392,6 +416,7 @@ impl Session {
         missed: bool,
     ) -> Result<(), ()> {
         let (state, index) = (&latest.state, latest.state.index());
+        let turn = self.office.tables.turn().await;
         let is_touched = told.held.is_none()
             || editions.as_ref().is_none_or(|all| all.iter().any(|edition| edition.touches(self.node)));
         let table = match self.follows_news {
@@ -403,46 +428,41 @@ impl Session {
             }
             false => told.table(latest, self.node).map(Down::Table),
         };
-        let news = table.is_some();
+        let hold = is_touched.then(|| Hold::of(state, self.node, told.held.as_ref()));
+        // Whoever waits for a thread has it before another session is looked after.
+        tokio::task::yield_now().await;
+        drop(turn);
+
+        self.send_table(table, index).await?;
+        told.edition = latest.number;
+        let Some(Hold { assignment, message, ends }) = hold else { return Ok(()) };
+        if ends {
+            // A task is asked to end when nobody sends it anything new.
+            self.office.routes.settled(index).await;
+        }
+        told.held = Some(assignment);
+        match message {
+            Some(message) => self.send(message).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn send_table(&self, table: Option<Down>, index: u64) -> Result<(), ()> {
+        let is_news = table.is_some();
         let turn = match &table {
-            Some(table) if is_large(table) => self.office.tables.turn().await,
+            Some(table) if is_large(table) => self.office.tables.large_turn().await,
             _ => None,
         };
         if let Some(table) = table {
             self.send(table).await?;
         }
-        told.edition = latest.number;
-        self.office.routes.seen(self.node, self.epoch, index, news);
+        self.office.routes.seen(self.node, self.epoch, index, is_news);
         if let Some(turn) = turn {
             let mut taken = self.taken.subscribe();
             let _ = tokio::time::timeout(LARGE_PATIENCE, taken.wait_for(|taken| *taken >= index)).await;
             drop(turn);
         }
-        if !is_touched {
-            return Ok(());
-        }
-        let hold = assignment::of(state, self.node);
-        let news = told.held.as_ref().map(|before| hold.since(before));
-        let ends = match &news {
-            Some(news) => news.tasks.iter().any(AssignedTask::is_to_end),
-            None => hold.tasks.values().any(AssignedTask::is_to_end),
-        };
-        if ends {
-            // A task is asked to end when nobody sends it anything new.
-            self.office.routes.settled(index).await;
-        }
-        let message = match &news {
-            None => Some(Down::Assignment(pb::Assignment { generation: index, ..(&hold).into() })),
-            Some(news) if news.is_empty() => None,
-            Some(news) => {
-                Some(Down::Difference(pb::AssignmentDifference { generation: index, ..news.into() }))
-            }
-        };
-        told.held = Some(hold);
-        match message {
-            Some(message) => self.send(message).await,
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     async fn send(&self, what: Down) -> Result<(), ()> {

@@ -96,11 +96,14 @@ pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
                 Err(_) => return,
             },
         };
+        let (thought, changes) = (began.elapsed(), plan.changes.len());
         if !plan.changes.is_empty() {
             let committed = tokio::select! {
                 () = stop.cancelled() => return,
                 committed = cluster.commit(plan.changes, now) => committed,
             };
+            let (thought_ms, took_ms) = (thought.as_millis() as u64, began.elapsed().as_millis() as u64);
+            tracing::debug!(changes, thought_ms, took_ms, "a turn");
             match committed {
                 Ok(_) => continue,
                 Err(WriteError::Propose(error)) => tracing::debug!(%error, "cannot propose"),
@@ -113,11 +116,10 @@ pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
             }
         }
         drop(numbers);
-        let took = began.elapsed();
-        if took > QUICK {
+        if thought > QUICK {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep((took * REST).min(REST_MAX)) => {}
+                () = tokio::time::sleep((thought * REST).min(REST_MAX)) => {}
                 () = differs(&cluster, &state) => {}
             }
         }

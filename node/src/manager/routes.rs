@@ -133,15 +133,14 @@ impl Routes {
         self.lock().of.len()
     }
 
-    /// There is an edition of the state as of `index`, and some nodes are to look at it.
-    pub fn pass(&self, index: u64, touched: &Touched) {
+    /// There is an edition of the state as of `index`, and some nodes are to look at it: first those that it touches,
+    /// and then, if it has news of tables, all others.
+    pub fn pass(&self, index: u64, touched: &Touched, is_news: bool) {
         self.change(|sessions| {
             sessions.passed = index;
-            let concerned: Vec<NodeId> = match touched {
-                Touched::Everyone => sessions.of.keys().copied().collect(),
-                Touched::These(nodes) => nodes.iter().copied().collect(),
-            };
-            for node in concerned {
+            let (first, others): (Vec<_>, Vec<_>) =
+                sessions.of.keys().copied().partition(|node| touched.has(*node));
+            for node in first.into_iter().chain(others.into_iter().filter(|_| is_news)) {
                 sessions.update(node, |progress| {
                     progress.due = index;
                     progress.wake.notify_one();
@@ -240,7 +239,7 @@ mod tests {
         let (wakes_a, wakes_b) = (routes.open(A, 1), routes.open(B, 1));
         routes.seen(A, 1, 5, false);
         routes.seen(B, 1, 5, false);
-        routes.pass(6, &Touched::These([A].into()));
+        routes.pass(6, &Touched::These([A].into()), false);
         wakes_a.notified().await;
         assert!(tokio::time::timeout(PATIENCE, wakes_b.notified()).await.is_err(), "it is not woken");
 
@@ -303,7 +302,7 @@ mod tests {
             routes.taken(node, 1, 5);
         }
         routes.rested(0).await;
-        routes.pass(6, &Touched::Everyone);
+        routes.pass(6, &Touched::These([].into()), true);
         routes.rested(2).await;
         let began = Instant::now();
         let taking = async {

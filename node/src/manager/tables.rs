@@ -19,6 +19,8 @@ use tokio::time::Instant;
 
 /// Editions that are kept for sessions that are behind; who is further behind is told everything anew.
 const KEPT: usize = 32;
+/// Sessions that are looked after at once: calls of users should not stand in line behind a thousand.
+const AT_ONCE: usize = 16;
 /// Nodes that are told much at once.
 const LARGE_AT_ONCE: usize = 16;
 /// What all sessions together are sent in a second, at the most.
@@ -40,8 +42,8 @@ const REST_BUT_PART: usize = 8;
 pub struct Tables {
     editions: Mutex<Editions>,
     wanted: Notify,
-    /// To be held by who tells a node much.
-    turns: Semaphore,
+    /// To be held by who tells a node something, and by who tells it much.
+    turns: [Semaphore; 2],
 }
 
 struct Editions {
@@ -106,7 +108,7 @@ impl Tables {
         let first = Edition { number: 1, touched: Touched::Everyone, parts: BTreeMap::new() };
         let latest = Latest::new(first.number, state);
         let editions = Editions { kept: [Arc::new(first)].into(), latest, forgotten: 0, wanted: 0 };
-        let turns = Semaphore::new(LARGE_AT_ONCE);
+        let turns = [Semaphore::new(AT_ONCE), Semaphore::new(LARGE_AT_ONCE)];
         Self { editions: Mutex::new(editions), wanted: Notify::new(), turns }
     }
 
@@ -117,10 +119,15 @@ impl Tables {
         (editions.latest.clone(), (number >= editions.forgotten).then(later))
     }
 
-    /// The right to tell a node much; others wait until it is given back.
+    /// The right to find out what a node is to be told; others wait until it is given back.
     pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
         // Nobody closes it.
-        self.turns.acquire().await.ok()
+        self.turns[0].acquire().await.ok()
+    }
+
+    /// The right to tell a node much.
+    pub async fn large_turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turns[1].acquire().await.ok()
     }
 
     /// Asks for an edition in which an entry of the log is applied, without putting it off.
@@ -137,7 +144,7 @@ impl Tables {
     pub async fn publish(&self, view: View, routes: &Routes) {
         let mut watch = view.watch();
         let mut last = self.editions().latest.state.clone();
-        routes.pass(last.index(), &Touched::Everyone);
+        routes.pass(last.index(), &Touched::Everyone, false);
         let mut looked_at = last.clone();
         let mut is_urgent = false;
         let mut pace = Pace::default();
@@ -150,7 +157,9 @@ impl Tables {
                 tokio::select! {
                     biased;
                     () = pace.wait(is_urgent_now, routes) => {
+                        let began = Instant::now();
                         let size = self.bring_out(&last, &state, routes).await;
+                        tracing::debug!(index = state.index(), size, took = ?began.elapsed(), is_urgent_now, "an edition");
                         pace = Pace::after(size, routes.sessions());
                         (last, is_urgent) = (state, false);
                     }
@@ -182,7 +191,7 @@ impl Tables {
         state: &Arc<State>,
         routes: &Routes,
     ) -> u64 {
-        let (size, concerned) = {
+        let (size, touched, is_news) = {
             let mut editions = self.editions();
             let number = editions.latest.number + 1;
             let (touched, parts) = made.unwrap_or_else(|error| {
@@ -192,13 +201,13 @@ impl Tables {
                 (Touched::Everyone, BTreeMap::new())
             });
             let size = parts.values().map(|part| part.len() as u64).sum();
-            let concerned = if parts.is_empty() { touched.clone() } else { Touched::Everyone };
+            let (concerned, is_news) = (touched.clone(), !parts.is_empty());
             editions.kept.push_back(Arc::new(Edition { number, touched, parts }));
             editions.forget();
             editions.latest = Latest::new(number, state.clone());
-            (size, concerned)
+            (size, concerned, is_news)
         };
-        routes.pass(state.index(), &concerned);
+        routes.pass(state.index(), &touched, is_news);
         size
     }
 
