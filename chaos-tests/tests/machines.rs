@@ -86,6 +86,12 @@ fn a_killed_daemon_finds_its_containers_again() {
         let processes = processes_of(&before)?;
         cluster.answers(&["n1", "n2"], 8080, 10)?;
         let addresses = told_addresses(cluster, 4)?;
+        let huge = |pid: i32| {
+            anyhow::Ok(std::fs::read_to_string(format!("/proc/{pid}/status"))?.contains("THP_enabled:\t1"))
+        };
+        let frugal = |pid: i32| huge(pid).is_ok_and(|huge| !huge);
+        ensure!(daemons(cluster, "n2")?.into_iter().any(frugal), "a daemon holds no more than it uses");
+        ensure!(huge(container(&before[0].id)?.0)?, "and a container may do as it likes");
 
         // A worker's, a manager's, and both.
         for nodes in [&["n2"][..], &["n1"], &["n1", "n2"]] {

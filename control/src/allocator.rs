@@ -30,8 +30,9 @@ pub(crate) fn allocate(draft: &mut Draft) {
         .cloned()
         .collect();
     new.sort_by_key(|task| task.meta.number);
+    let mut used_up = BTreeSet::new();
     for task in new {
-        match addresses(draft.state(), &task) {
+        match addresses(draft.state(), &task, &mut used_up) {
             Ok(addresses) => draft.propose(Change::Allocate { task: task.id, addresses }),
             Err(note) if note != task.note => draft.propose(Change::Note { task: task.id, note }),
             Err(_) => {}
@@ -39,11 +40,24 @@ pub(crate) fn allocate(draft: &mut Draft) {
     }
 }
 
-fn addresses(state: &State, task: &Task) -> Result<Vec<(NetworkId, Ipv4Addr)>, String> {
+/// In networks that were found to be `used_up` nothing is looked for again: nothing is given back meanwhile, and each
+/// search would look at every address.
+fn addresses(
+    state: &State,
+    task: &Task,
+    used_up: &mut BTreeSet<NetworkId>,
+) -> Result<Vec<(NetworkId, Ipv4Addr)>, String> {
     let mut addresses: Vec<(NetworkId, Ipv4Addr)> = Vec::new();
     for id in &task.spec.networks {
         let Some(network) = state.network(*id) else { return Err(format!("network {id} is gone")) };
-        let address = free_address(state, network, task.meta.number).ok_or_else(|| full(network))?;
+        let found = match used_up.contains(id) {
+            true => None,
+            false => free_address(state, network, task.meta.number),
+        };
+        let Some(address) = found else {
+            used_up.insert(*id);
+            return Err(full(network));
+        };
         addresses.push((*id, address));
     }
     Ok(addresses)

@@ -57,7 +57,7 @@ pub(crate) fn admit(
         let moving = service.rebalance.as_ref().map(|under_way| under_way.moving.clone()).unwrap_or_default();
         let left = budget(state, service);
         let rebalance = Rebalance { since: now, author: String::new(), left, gentle: false, moving };
-        (service.id, Change::SetRebalance { service: service.id, rebalance: Some(rebalance) })
+        (service.id, Change::SetRebalance { service: service.id, since: None, rebalance: Some(rebalance) })
     };
     let begun: BTreeMap<ServiceId, Change> = services.iter().map(begin).collect();
     Ok((begun.into_values().collect(), Answer::Done))
@@ -128,17 +128,17 @@ pub(crate) fn step(draft: &mut Draft) -> Vec<ServiceId> {
     for service in services {
         let Some(rebalance) = service.rebalance.clone() else { continue };
         if service.update_status.as_ref().is_some_and(|status| status.state.is_paused()) {
-            changes.push((service.id, None));
+            changes.push((service.id, rebalance.since, None));
         } else if is_quiet(draft, &service, &rebalance) {
             quiet.push((service, rebalance));
         } else if !rebalance.moving.is_empty() {
             match falters(draft.state(), &service, &rebalance) {
-                true => changes.push((service.id, None)),
+                true => changes.push((service.id, rebalance.since, None)),
                 false => moves = true,
             }
         } else if !is_updating(&service) && !rebalance.gentle {
             // Where there is an update, its turn comes when that is over.
-            idle.push(service.id);
+            idle.push((service.id, rebalance.since));
         }
     }
     // Those who were asked for come first.
@@ -160,22 +160,22 @@ pub(crate) fn step(draft: &mut Draft) -> Vec<ServiceId> {
         let moving = next(board, draft.state(), &service, width as usize);
         if moving.is_empty() {
             match rebalance.gentle {
-                true => changes.push((service.id, None)),
-                false => idle.push(service.id),
+                true => changes.push((service.id, rebalance.since, None)),
+                false => idle.push((service.id, rebalance.since)),
             }
             continue;
         }
         moves = true;
         let left = rebalance.left.saturating_sub(moving.len() as u32);
-        changes.push((service.id, Some(Rebalance { left, moving, ..rebalance })));
+        changes.push((service.id, rebalance.since, Some(Rebalance { left, moving, ..rebalance })));
     }
     // They are done together: what the last of them moves may be a reason for the first.
     if !moves && !waits {
-        changes.extend(idle.into_iter().map(|service| (service, None)));
+        changes.extend(idle.into_iter().map(|(service, since)| (service, since, None)));
     }
-    let changed = changes.iter().map(|(service, _)| *service).collect();
-    for (service, rebalance) in changes {
-        draft.propose(Change::SetRebalance { service, rebalance });
+    let changed = changes.iter().map(|(service, ..)| *service).collect();
+    for (service, since, rebalance) in changes {
+        draft.propose(Change::SetRebalance { service, since: Some(since), rebalance });
     }
     changed
 }
@@ -193,12 +193,13 @@ pub(crate) fn give_up(draft: &mut Draft) -> bool {
             })
         })
     };
-    let stuck = |service: &&Arc<Service>| {
-        service.rebalance.as_ref().is_some_and(|rebalance| rebalance.moving.keys().any(waits))
+    let stuck = |service: &Arc<Service>| {
+        let rebalance = service.rebalance.as_ref()?;
+        rebalance.moving.keys().any(waits).then_some((service.id, rebalance.since))
     };
-    let stuck: Vec<ServiceId> = state.services().filter(stuck).map(|service| service.id).collect();
-    for service in &stuck {
-        draft.propose(Change::SetRebalance { service: *service, rebalance: None });
+    let stuck: Vec<(ServiceId, Timestamp)> = state.services().filter_map(stuck).collect();
+    for (service, since) in &stuck {
+        draft.propose(Change::SetRebalance { service: *service, since: Some(*since), rebalance: None });
         orchestrator::reconcile(draft, *service);
     }
     !stuck.is_empty()
@@ -270,6 +271,6 @@ fn on_return(draft: &mut Draft) {
         let (since, author) = (draft.now, AUTHOR.to_owned());
         let left = budget(draft.state(), &service);
         let rebalance = Some(Rebalance { since, author, left, gentle: true, moving: BTreeMap::new() });
-        draft.propose(Change::SetRebalance { service: service.id, rebalance });
+        draft.propose(Change::SetRebalance { service: service.id, since: None, rebalance });
     }
 }

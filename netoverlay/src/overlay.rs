@@ -5,41 +5,36 @@
 //! applying the same table and attaching the same containers.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicUsize},
-    time::Duration,
+    sync::{Arc, Mutex, atomic::AtomicUsize},
 };
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep_until},
+    time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::{
+    keeper::{Hearing, Keeper, RECONCILE_EVERY},
+    networks::Networks,
+};
 use crate::{
-    decide::{
-        balance,
-        ended::Ended,
-        forward::{Reason, Routes},
-    },
+    decide::{ended::Ended, forward::Reason, lately::Lately},
     device::{self, netns::Netns},
-    ingress::{self, Connect, Connecting, Ingress, PortEvent, PortState, Ports},
-    network::{self, Attachment, Backends, Sandbox, Spec, Uplink, Vip},
+    ingress::{self, Ingress, PortEvent, PortState, Ports},
     peer::{self, Mesh, PeerStatus, StartError},
     resolver::Resolver,
     table::{Invalid, NetworkId, NodeId, Protocol, Table},
     view::View,
 };
 
-/// Everything is compared with the kernel this often, in case somebody else has changed it.
-const RECONCILE_EVERY: Duration = Duration::from_secs(30);
-/// What went wrong is tried again after this long.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How long a peer may take to hear that a task has ended.
-const TELL_PATIENCE: Duration = Duration::from_secs(5);
+mod keeper;
+mod networks;
+
 /// Calls that wait for the owning task, at most.
 const CALLS: usize = 64;
 
@@ -198,7 +193,7 @@ impl Overlay {
             tracker: tracker.clone(),
             stop: stop.clone(),
             turn: AtomicUsize::new(0),
-            limit: Ingress::permits(),
+            limit: ingress::Limit::default(),
             ended,
         });
         tracker.spawn(ingress.clone().listen(port_events));
@@ -219,6 +214,7 @@ impl Overlay {
             view,
             told: Arc::default(),
             ended: Ended::default(),
+            lately: Lately::default(),
             events,
             tracker: tracker.clone(),
             stop: stop.clone(),
@@ -313,513 +309,6 @@ impl Overlay {
 const NETWORKS: &str = "networks";
 const SANDBOXES: &str = "sandboxes";
 
-/// The networks that exist here, for those who connect to tasks in them.
-#[derive(Debug, Default)]
-struct Networks(RwLock<HashMap<NetworkId, Arc<network::Network>>>);
-
-impl Networks {
-    fn get(&self, id: NetworkId) -> Option<Arc<network::Network>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
-    }
-
-    fn insert(&self, id: NetworkId, network: Arc<network::Network>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, network);
-    }
-
-    fn remove(&self, id: NetworkId) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
-    }
-
-    fn ids(&self) -> BTreeSet<NetworkId> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
-    }
-}
-
-impl Connect for Networks {
-    fn connect(&self, network: NetworkId, client: SocketAddr, target: SocketAddrV4) -> Connecting {
-        let network = self.get(network);
-        Box::pin(async move {
-            let network = network.ok_or_else(|| io::Error::from(io::ErrorKind::NetworkUnreachable))?;
-            network.connect_from(shown(client, &network), target).await
-        })
-    }
-
-    fn connect_udp(
-        &self,
-        network: NetworkId,
-        client: SocketAddr,
-        target: SocketAddrV4,
-    ) -> io::Result<std::net::UdpSocket> {
-        let network = self.get(network).ok_or_else(|| io::Error::from(io::ErrorKind::NetworkUnreachable))?;
-        network.datagrams_from(shown(client, &network), target)
-    }
-}
-
-/// The address under which a container sees `client`.
-fn shown(client: SocketAddr, network: &network::Network) -> SocketAddrV4 {
-    match client {
-        // A loopback address means nothing to a container: answers to it would not leave it. An address of the network
-        // would have anybody who forges one pass for a container.
-        SocketAddr::V4(client) if !client.ip().is_loopback() && !network.spec().holds(*client.ip()) => client,
-        SocketAddr::V4(_) | SocketAddr::V6(_) => SocketAddrV4::new(network.spec().gateway, 0),
-    }
-}
-
-struct Attached {
-    networks: Vec<(NetworkId, Ipv4Addr)>,
-    /// Ends its name server.
-    dns: CancellationToken,
-}
-
-/// The owner of everything.
-struct Keeper {
-    node: NodeId,
-    mesh: Mesh,
-    run_dir: PathBuf,
-    /// The host's namespace, if containers may reach the world through it.
-    host: Option<Netns>,
-    networks: Arc<Networks>,
-    ports: Ports,
-    resolver: Arc<Resolver>,
-    view: watch::Sender<View>,
-    /// The table as the managers have told it; that of the view lacks what has ended since.
-    told: Arc<Table>,
-    ended: Ended,
-    tracker: TaskTracker,
-    events: mpsc::UnboundedSender<Event>,
-    stop: CancellationToken,
-    sandboxes: BTreeMap<String, Attached>,
-    problems: BTreeMap<NetworkId, String>,
-    dropped_by: BTreeSet<String>,
-    /// When to compare with the kernel next.
-    look_at: Instant,
-}
-
-/// What the owner hears from the other parts.
-struct Hearing {
-    peers: mpsc::UnboundedReceiver<peer::Event>,
-    ports: mpsc::UnboundedReceiver<PortEvent>,
-    /// Nodes that say a task of theirs has ended.
-    ended: mpsc::Receiver<(NodeId, NetworkId, Ipv4Addr)>,
-}
-
-impl Keeper {
-    async fn run(mut self, mut calls: mpsc::Receiver<Call>, mut hearing: Hearing) {
-        loop {
-            let pruned_at = self.ended.next().map_or(self.look_at, Instant::from_std);
-            tokio::select! {
-                () = self.stop.cancelled() => break,
-                call = calls.recv() => match call {
-                    Some(call) => self.serve(call).await,
-                    None => break,
-                },
-                event = hearing.peers.recv() => match event {
-                    Some(event) => self.heed(event).await,
-                    None => {
-                        tracing::error!("the overlay's data thread has ended; the overlay stops");
-                        break;
-                    }
-                },
-                Some(event) = hearing.ports.recv() => self.tell(Event::Port(event)),
-                Some((node, network, address)) = hearing.ended.recv() => {
-                    self.note_ended(&node, &[(network, address)]).await;
-                }
-                () = sleep_until(self.look_at) => self.mend().await,
-                () = sleep_until(pruned_at) => self.look().await,
-            }
-        }
-        self.stop.cancel();
-        let mesh = self.mesh.clone();
-        // Joins the data thread.
-        if tokio::task::spawn_blocking(move || mesh.stop()).await.is_err() {
-            tracing::error!("the overlay's data thread could not be stopped");
-        }
-    }
-
-    async fn serve(&mut self, call: Call) {
-        // Whoever has given up waiting needs no answer.
-        match call {
-            Call::Apply(table, reply) => drop(reply.send(self.apply(table).await)),
-            Call::Attach(attach, reply) => drop(reply.send(self.attach(attach).await)),
-            Call::Detach(sandbox, reply) => drop(reply.send(self.detach(&sandbox).await)),
-            Call::Ended(places, reply) => {
-                self.tell_peers(&places);
-                let node = self.node.clone();
-                self.note_ended(&node, &places).await;
-                drop(reply.send(Ok(())));
-            }
-            Call::Mend(reply) => {
-                self.mend().await;
-                drop(reply.send(Ok(())));
-            }
-            Call::Status(reply) => drop(reply.send(self.status().await)),
-            Call::Purge(reply) => drop(reply.send(self.purge().await)),
-        }
-    }
-
-    fn tell(&self, event: Event) {
-        // Nobody listens any more only while the node stops.
-        let _ = self.events.send(event);
-    }
-
-    async fn apply(&mut self, table: Table) -> Result<(), Error> {
-        table.check()?;
-        let current = self.view.borrow().table.generation;
-        if table.generation < current {
-            return Err(Invalid::Stale { given: table.generation, current }.into());
-        }
-        self.mesh.route(Routes::new(&table, &self.node));
-        self.told = Arc::new(table);
-        self.see();
-        self.reconcile().await;
-        Ok(())
-    }
-
-    /// Shows everyone the table that was told, without what is known to have ended.
-    fn see(&mut self) {
-        self.ended.prune(&self.told, std::time::Instant::now());
-        let table = self.ended.taken_from((*self.told).clone());
-        let suspects: BTreeSet<NodeId> = {
-            let view = self.view.borrow();
-            let listed = |node: &&NodeId| table.nodes.iter().any(|listed| listed.id == **node);
-            view.suspects.iter().filter(listed).cloned().collect()
-        };
-        self.view.send_replace(View::new(table).suspecting(suspects));
-    }
-
-    /// What has ended may be used again if the managers insist.
-    async fn look(&mut self) {
-        self.see();
-        self.render().await;
-    }
-
-    /// `node` says that these tasks of its own have ended.
-    async fn note_ended(&mut self, node: &NodeId, places: &[(NetworkId, Ipv4Addr)]) {
-        let now = std::time::Instant::now();
-        let mut news = false;
-        for place in places {
-            news |= self.ended.note(&self.told, node, *place, now);
-        }
-        if news {
-            tracing::debug!(%node, ?places, "ended, and taken out of its services");
-            self.look().await;
-        }
-    }
-
-    /// Tells all peers that tasks of this node have ended. Who cannot be reached learns it from the managers.
-    fn tell_peers(&self, places: &[(NetworkId, Ipv4Addr)]) {
-        for node in self.told.nodes.iter().filter(|node| node.id != self.node) {
-            for (network, address) in places {
-                let (mesh, stop, id) = (self.mesh.clone(), self.stop.clone(), node.id.clone());
-                let notice = ingress::ended_notice(*network, *address);
-                self.tracker.spawn(async move {
-                    let told = async {
-                        let mut stream = mesh.open(id.clone()).await.ok()?;
-                        stream.sender.send(notice).await.ok()?;
-                        stream.sender.finish().await.ok()?;
-                        // The peer ends its side when it has heard.
-                        stream.receiver.receive().await.ok()
-                    };
-                    tokio::select! {
-                        () = stop.cancelled() => {}
-                        heard = tokio::time::timeout(TELL_PATIENCE, told) => {
-                            tracing::debug!(peer = %id, heard = matches!(heard, Ok(Some(_))), "told that a task has ended");
-                        }
-                    }
-                });
-            }
-        }
-    }
-
-    /// Makes the kernel agree with the table, and with what it was made to be before.
-    async fn mend(&mut self) {
-        for id in self.networks.ids() {
-            let Some(network) = self.networks.get(id) else { continue };
-            if let Err(error) = self.mend_network(id, &network).await {
-                self.problem(id, &error);
-                // Made anew, below or when it is tried again.
-                self.mesh.remove_device(id);
-                self.networks.remove(id);
-            }
-        }
-        self.reconcile().await;
-    }
-
-    async fn mend_network(&self, id: NetworkId, network: &network::Network) -> Result<(), Error> {
-        network.settle().await?;
-        let internal = self.told.network(id).is_some_and(|network| network.internal);
-        if let Some(uplink) = self.uplink(id).filter(|_| !internal) {
-            uplink.ensure(network.links(), network.spec().mtu).await?;
-        }
-        for (name, attached) in &self.sandboxes {
-            let places = attached.networks.iter().zip(0..);
-            for ((_, address), number) in places.filter(|((network, _), _)| *network == id) {
-                let sandbox = Sandbox::ensure(name, &sandbox_pin(&self.run_dir, name)).await?;
-                network.attach(&sandbox, &attachment(*address, number)).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn heed(&mut self, event: peer::Event) {
-        let mut suspects = (*self.view.borrow().suspects).clone();
-        let changed = match &event {
-            peer::Event::Suspect(node) => suspects.insert(node.clone()),
-            peer::Event::Recovered(node) => suspects.remove(node),
-            peer::Event::Connected(_) | peer::Event::Refused { .. } => false,
-        };
-        if changed {
-            self.view.send_modify(|view| view.suspects = Arc::new(suspects));
-            self.render().await;
-        }
-        self.tell(Event::Peer(event));
-    }
-
-    /// Makes the kernel agree with the table.
-    async fn reconcile(&mut self) {
-        let table = self.view.borrow().table.clone();
-        let mut needed: BTreeSet<NetworkId> = table
-            .endpoints
-            .iter()
-            .filter(|endpoint| endpoint.node == self.node)
-            .map(|endpoint| endpoint.network)
-            .collect();
-        needed
-            .extend(self.sandboxes.values().flat_map(|attached| attached.networks.iter().map(|(id, _)| *id)));
-        self.problems.retain(|id, _| needed.contains(id));
-        for id in &needed {
-            if let Err(error) = self.ensure_network(*id).await
-                && table.network(*id).is_some()
-            {
-                self.problem(*id, &error);
-            } else {
-                self.problems.remove(id);
-            }
-        }
-        for id in self.networks.ids().difference(&needed) {
-            if let Err(error) = self.remove_network(*id).await {
-                self.problem(*id, &error);
-            }
-        }
-        // Left by an earlier daemon, and not in the cluster any more.
-        for id in self.pinned_networks() {
-            if !needed.contains(&id) && table.network(id).is_none() && table.generation > 0 {
-                tracing::info!(network = %id, "removing a network left by an earlier daemon");
-                if let Err(error) = self.remove_network(id).await {
-                    self.problem(id, &error);
-                }
-            }
-        }
-        self.render().await;
-    }
-
-    fn problem(&mut self, network: NetworkId, error: &dyn std::error::Error) {
-        let why = chain(error);
-        if self.problems.get(&network) != Some(&why) {
-            tracing::warn!(%network, why, "network is not as it should be");
-            self.tell(Event::Network { network, why: why.clone() });
-            self.problems.insert(network, why);
-        }
-    }
-
-    /// Makes the virtual addresses of all networks lead to the backends that answer.
-    async fn render(&mut self) {
-        let view = self.view.borrow().clone();
-        for id in self.networks.ids() {
-            let Some(network) = self.networks.get(id) else { continue };
-            let backends = backends(&view, id);
-            let rendered = tokio::task::spawn_blocking(move || network.render(&backends)).await;
-            match rendered {
-                Ok(Ok(rendered)) => {
-                    tracing::debug!(network = %id, rendered.changed, rendered.forgotten, "virtual addresses");
-                }
-                Ok(Err(error)) => self.problem(id, &error),
-                Err(error) => self.problem(id, &error),
-            }
-        }
-        let pause = if self.problems.is_empty() { RECONCILE_EVERY } else { RETRY_AFTER };
-        self.look_at = Instant::now() + pause;
-    }
-
-    async fn ensure_network(&mut self, id: NetworkId) -> Result<Arc<network::Network>, Error> {
-        let (spec, internal) = {
-            let view = self.view.borrow();
-            let network = view.table.network(id).ok_or(Error::UnknownNetwork(id))?;
-            let spec = Spec {
-                pin: network_pin(&self.run_dir, id),
-                subnet: network.subnet,
-                prefix_len: network.prefix,
-                gateway: network.gateway,
-                mtu: u32::from(network.mtu),
-                queues: 1,
-            };
-            (spec, network.internal)
-        };
-        if let Some(network) = self.networks.get(id) {
-            if *network.spec() == spec {
-                return Ok(network);
-            }
-            // The descriptor is closed by the data thread; until then the TUN is busy, and this is tried again.
-            self.mesh.remove_device(id);
-            self.networks.remove(id);
-        }
-        let mtu = spec.mtu;
-        let (network, tun) = network::Network::ensure(spec).await?;
-        if let Some(uplink) = self.uplink(id).filter(|_| !internal) {
-            let report = uplink.ensure(network.links(), mtu).await?;
-            self.dropped_by.extend(report.dropped_by);
-        }
-        for queue in tun {
-            self.mesh.add_device(id, queue);
-        }
-        let network = Arc::new(network);
-        self.networks.insert(id, network.clone());
-        Ok(network)
-    }
-
-    async fn remove_network(&mut self, id: NetworkId) -> Result<(), Error> {
-        self.mesh.remove_device(id);
-        self.networks.remove(id);
-        if let Some(uplink) = self.uplink(id) {
-            uplink.remove(None).await?;
-        }
-        network::Network::remove(&network_pin(&self.run_dir, id)).await?;
-        Ok(())
-    }
-
-    fn uplink(&self, id: NetworkId) -> Option<Uplink> {
-        let host = self.host.clone()?;
-        Some(Uplink { host, id: format!("{}/{id}", self.node) })
-    }
-
-    async fn attach(&mut self, attach: Attach) -> Result<PathBuf, Error> {
-        let Attach { sandbox: name, networks, upstreams } = attach;
-        if name.is_empty() || name.contains('/') || name.starts_with('.') {
-            return Err(Error::Name(name));
-        }
-        let pin = sandbox_pin(&self.run_dir, &name);
-        let sandbox = Sandbox::ensure(&name, &pin).await?;
-        let mut ids = Vec::new();
-        for ((id, address), number) in networks.iter().zip(0..) {
-            let network = self.ensure_network(*id).await?;
-            network.attach(&sandbox, &attachment(*address, number)).await?;
-            ids.push(*id);
-        }
-        // Rendered before the container can send, so that no packet meets a network without its services.
-        self.render().await;
-        let dns = self.stop.child_token();
-        let sockets = tokio::task::spawn_blocking(move || sandbox.open_dns()).await.map_err(|source| {
-            Error::Io { what: "open the name server's sockets".into(), source: source.into() }
-        })??;
-        self.resolver
-            .serve(ids, upstreams, sockets.udp, sockets.tcp, dns.clone())
-            .map_err(|source| Error::Io { what: format!("serve names to container {name}"), source })?;
-        if let Some(before) = self.sandboxes.insert(name, Attached { networks, dns }) {
-            before.dns.cancel();
-        }
-        Ok(pin)
-    }
-
-    async fn detach(&mut self, name: &str) -> Result<(), Error> {
-        if name.is_empty() || name.contains('/') || name.starts_with('.') {
-            return Err(Error::Name(name.to_owned()));
-        }
-        if let Some(attached) = self.sandboxes.get(name) {
-            attached.dns.cancel();
-            for ((id, _), number) in attached.networks.iter().zip(0..) {
-                if let Some(network) = self.networks.get(*id) {
-                    network.detach(name, &format!("eth{number}")).await?;
-                }
-            }
-        }
-        Sandbox::remove(&sandbox_pin(&self.run_dir, name)).await?;
-        self.sandboxes.remove(name);
-        self.reconcile().await;
-        Ok(())
-    }
-
-    async fn status(&self) -> Status {
-        let counters = self.mesh.counters();
-        let generation = self.view.borrow().table.generation;
-        Status {
-            generation,
-            peers: self.mesh.status().await,
-            ports: self.ports.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            networks: self
-                .networks
-                .ids()
-                .into_iter()
-                .chain(self.problems.keys().copied())
-                .map(|id| (id, self.problems.get(&id).cloned()))
-                .collect(),
-            sandboxes: self.sandboxes.keys().cloned().collect(),
-            uplink_dropped_by: self.dropped_by.iter().cloned().collect(),
-            packets_sent: counters.sent(),
-            packets_received: counters.received(),
-            packets_dropped: Reason::ALL
-                .into_iter()
-                .map(|reason| (reason, counters.dropped(reason)))
-                .filter(|(_, count)| *count > 0)
-                .collect(),
-        }
-    }
-
-    async fn purge(&mut self) -> Result<(), Error> {
-        for attached in std::mem::take(&mut self.sandboxes).into_values() {
-            attached.dns.cancel();
-        }
-        let listed = |directory: &str| {
-            let path = self.run_dir.join(directory);
-            file_names(&path).map_err(|source| Error::Io { what: format!("list {}", path.display()), source })
-        };
-        for name in listed(SANDBOXES)? {
-            Sandbox::remove(&sandbox_pin(&self.run_dir, &name)).await?;
-        }
-        let mut networks = self.networks.ids();
-        networks.extend(self.pinned_networks());
-        for id in networks {
-            self.remove_network(id).await?;
-        }
-        for directory in [NETWORKS, SANDBOXES] {
-            let path = self.run_dir.join(directory);
-            match std::fs::remove_dir(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::Io { what: format!("remove {}", path.display()), source });
-                }
-                Ok(()) | Err(_) => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn pinned_networks(&self) -> BTreeSet<NetworkId> {
-        // A directory that cannot be listed has nothing to adopt.
-        let names = file_names(&self.run_dir.join(NETWORKS)).unwrap_or_default();
-        names.iter().filter_map(|name| NetworkId::new(u32::from_str_radix(name, 16).ok()?)).collect()
-    }
-}
-
-/// What a container gets in the network that is its `number`-th.
-fn attachment(address: Ipv4Addr, number: usize) -> Attachment {
-    Attachment { link: format!("eth{number}"), address, default_route: number == 0 }
-}
-
-/// The virtual addresses of `network` with the backends to use.
-fn backends(view: &View, network: NetworkId) -> Backends {
-    let services = view.table.services.iter().filter(|service| service.network == network);
-    let vips = services.filter_map(|service| {
-        let node_of = |address: &Ipv4Addr| view.node_of(network, *address).cloned();
-        let usable = balance::usable(&service.backends, &view.suspects, node_of);
-        Some(Vip {
-            address: service.vip?,
-            backends: usable.into_iter().collect(),
-            draining: service.draining.iter().copied().collect(),
-            affinity: false,
-        })
-    });
-    Backends { vips: vips.collect() }
-}
-
 fn network_pin(run_dir: &Path, id: NetworkId) -> PathBuf {
     run_dir.join(NETWORKS).join(id.to_string())
 }
@@ -836,14 +325,4 @@ fn file_names(directory: &Path) -> io::Result<Vec<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

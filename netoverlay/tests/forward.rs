@@ -116,6 +116,35 @@ fn an_incoming_packet_must_come_from_the_owner_of_its_source() {
 }
 
 #[test]
+fn a_source_of_another_network_is_not_believed() {
+    let mut table = table();
+    let elsewhere = Ipv4Addr::new(10, 60, 0, 5);
+    table.networks.push(Network {
+        id: net(4),
+        subnet: [10, 60, 0, 0].into(),
+        gateway: [10, 60, 0, 1].into(),
+        ..table.networks[0].clone()
+    });
+    table.endpoints.push(Endpoint { network: net(4), address: elsewhere, ..table.endpoints[1].clone() });
+    table.endpoints.push(Endpoint {
+        network: net(4),
+        address: [10, 60, 0, 6].into(),
+        ..table.endpoints[0].clone()
+    });
+    let routes = Routes::new(&table, &NodeId::new("a"));
+    let mut forged = packet(TCP, 0, 10, &[0; 20]);
+    forged[12..16].copy_from_slice(&elsewhere.octets());
+    assert_eq!(routes.incoming(net(1), B, &forged), Err(Reason::Spoofed), "it is another network's");
+    forged[16..20].copy_from_slice(&[10, 60, 0, 6]);
+    assert_eq!(routes.incoming(net(1), B, &forged), Err(Reason::Spoofed));
+    assert_eq!(routes.incoming(net(4), B, &forged), Ok(()));
+    // Nor does this node send it for a container of its own.
+    let mut ours = packet(TCP, 0, 11, &[0; 20]);
+    ours[12..16].copy_from_slice(&[10, 60, 0, 6]);
+    assert_eq!(routes.outgoing(net(1), &ours), Err(Reason::ForeignSource));
+}
+
+#[test]
 fn a_gateway_may_report_errors_to_other_nodes() {
     let routes = routes();
     for (kind, allowed) in [(3, true), (11, true), (12, true), (0, false), (5, false), (8, false)] {

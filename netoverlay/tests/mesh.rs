@@ -205,6 +205,23 @@ async fn what_does_not_belong_is_dropped_and_counted() {
     rustix::io::write(&at_a, &packet([10, 50, 0, 12], [10, 50, 0, 11], b"spoofed")).unwrap();
     eventually("the spoofed packet is dropped", async || b.mesh.counters().dropped(Reason::Spoofed) == 1)
         .await;
+    // Nor in the name of a task that it has on another network.
+    let (other, elsewhere) = (NetworkId::new(7).unwrap(), [10, 60, 0, 10]);
+    let mut both = table(&[("a", a.mesh.listen()), ("b", b.mesh.listen()), ("c", c.mesh.listen())]);
+    both.networks.push(Network {
+        id: other,
+        subnet: [10, 60, 0, 0].into(),
+        gateway: [10, 60, 0, 1].into(),
+        ..both.networks[0].clone()
+    });
+    let on = |network| Endpoint { network, address: elsewhere.into(), ..both.endpoints[0].clone() };
+    let (lies, true_one) = (on(net()), on(other));
+    lie.endpoints.push(lies);
+    both.endpoints.push(true_one);
+    b.mesh.route(Routes::new(&both, &b.id));
+    a.mesh.route(Routes::new(&lie, &a.id));
+    rustix::io::write(&at_a, &packet(elsewhere, [10, 50, 0, 11], b"spoofed")).unwrap();
+    eventually("it is dropped, too", async || b.mesh.counters().dropped(Reason::Spoofed) == 2).await;
     assert_eq!(b.mesh.counters().received(), 0);
     assert!(rustix::io::read(&at_b, &mut [0; 100][..]).is_err(), "nothing has come through");
 }

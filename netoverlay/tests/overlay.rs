@@ -564,6 +564,41 @@ fn a_silent_node_leaves_the_services_and_comes_back() {
 }
 
 #[test]
+fn a_connection_under_way_to_a_leaving_task_goes_elsewhere_when_its_node_vanishes() {
+    on_a_host(|links| async move {
+        let (machines, containers) = cluster(2).await;
+        serve(&containers[0], "zero");
+        links.remove_address("lo", underlay(1).into(), 32).await.unwrap();
+        let started = Instant::now();
+        let dials = [(); 2].map(|()| {
+            let from = containers[0].clone();
+            std::thread::spawn(move || greeting(&mut dial(&from, VIP)?))
+        });
+        let inside = Netns::open(&machines[0].directory.0.path().join("networks").join(net().to_string()));
+        let tracked = conntrack::Conntrack::open(&inside.unwrap()).unwrap();
+        eventually("one is sent to the node that is gone", async || {
+            tracked.list().unwrap().iter().any(|one| one.reply.source == IpAddr::V4(task(1)))
+        })
+        .await;
+        // The managers, who do not know yet, have that task leave.
+        let mut leaving = table(2);
+        leaving.generation = 2;
+        leaving.services[0].backends.remove(1);
+        leaving.services[0].draining.push(task(1));
+        machines[0].overlay.apply(leaving).await.unwrap();
+        for dial in dials {
+            let greeting = tokio::task::spawn_blocking(move || dial.join().unwrap()).await.unwrap();
+            assert!(greeting.unwrap().starts_with("zero"));
+        }
+        // The second packet of a connection is sent after a second, the third after three.
+        let took = started.elapsed();
+        assert!(took < PATIENCE, "took {took:?}");
+        links.ensure_address("lo", underlay(1).into(), 32).await.unwrap();
+        purge(machines).await;
+    });
+}
+
+#[test]
 fn a_connection_without_a_word_moves_to_another_task_when_its_node_vanishes() {
     on_a_host(|links| async move {
         let (machines, containers) = cluster(3).await;
@@ -589,6 +624,63 @@ fn a_connection_without_a_word_moves_to_another_task_when_its_node_vanishes() {
         assert!(took < PATIENCE, "took {took:?}");
         drop(taken);
         links.ensure_address("lo", underlay(1).into(), 32).await.unwrap();
+        purge(machines).await;
+    });
+}
+
+#[test]
+fn a_connection_that_is_reset_before_a_word_moves_to_another_task() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(3).await;
+        // One on the client's own node and one elsewhere take each connection and reset it at once.
+        let mut taken = vec![];
+        for container in &containers[..2] {
+            let listener = container.run(|| TcpListener::bind("0.0.0.0:80").unwrap()).unwrap();
+            let (count, counted) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                while let Ok((stream, _)) = listener.accept() {
+                    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+                    let _ = count.send(());
+                }
+            });
+            taken.push(counted);
+        }
+        serve(&containers[2], "two");
+        for _ in 0..6 {
+            assert!(visit(0, 1000).await.unwrap().starts_with("two"));
+        }
+        assert!(taken.iter().all(|counted| counted.try_iter().count() > 0), "both were tried");
+        purge(machines).await;
+    });
+}
+
+#[test]
+fn what_a_task_has_said_last_arrives_after_the_word_that_it_has_ended() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(2).await;
+        let listener = containers[1].run(|| TcpListener::bind("0.0.0.0:80").unwrap()).unwrap();
+        serve(&containers[0], "zero");
+        // One of two goes to the task that is about to end.
+        let from = containers[0].clone();
+        let dials = [(); 2].map(|()| dial(&from, VIP).unwrap());
+        let (mut last, _) = listener.accept().unwrap();
+        machines[1].overlay.ended(vec![(net(), task(1))]).await.unwrap();
+        eventually("nobody new goes there", async || {
+            resolve(&containers[0], "tasks.web.", RecordType::A).1 == [task(0).to_string()]
+        })
+        .await;
+        last.write_all(b"goodbye\n").unwrap();
+        drop(last);
+        let mut heard: Vec<String> = dials.into_iter().map(|mut one| greeting(&mut one).unwrap()).collect();
+        heard.sort();
+        assert_eq!(heard[0], "goodbye");
+        assert!(greeting(&mut dial(&from, VIP).unwrap()).unwrap().starts_with("zero"));
+        let inside = Netns::open(&machines[0].directory.0.path().join("networks").join(net().to_string()));
+        let tracked = conntrack::Conntrack::open(&inside.unwrap()).unwrap();
+        eventually("nothing is kept of it", async || {
+            !tracked.list().unwrap().iter().any(|one| one.reply.source == IpAddr::V4(task(1)))
+        })
+        .await;
         purge(machines).await;
     });
 }

@@ -165,6 +165,9 @@ pub async fn run(config: Config) -> Result<()> {
     if let Err(error) = crate::machine::raise_file_limit() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
+    if let Err(error) = crate::machine::without_huge_pages() {
+        tracing::warn!(%error, "cannot do without huge pages: more memory is held than is used");
+    }
     let config = Arc::new(config);
     let stop = CancellationToken::new();
     let arrivals = listen::unix(&config.socket, stop.clone()).await?;

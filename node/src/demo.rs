@@ -20,6 +20,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 const CONNECTIONS_MAX: usize = 4096;
 /// How long requests may take to end after the signal to stop.
 const DRAIN: Duration = Duration::from_secs(8);
+/// How long a connection that was made before the signal to stop may take to ask its first question.
+const FIRST_REQUEST: Duration = Duration::from_secs(2);
 /// Time for an answer to leave before the process exits because of it.
 const LAST_WORDS: Duration = Duration::from_millis(50);
 const BURN_MAX: u64 = 64 << 30;
@@ -237,7 +240,10 @@ async fn serve_http(listener: TcpListener, mood: Arc<Mood>, stop: CancellationTo
         let (mood, stop) = (mood.clone(), connection_stop.clone());
         async move {
             let own = stream.local_addr().ok();
+            let asked = Arc::new(Notify::new());
+            let asks = asked.clone();
             let answer = service_fn(move |request| {
+                asks.notify_one();
                 let mood = mood.clone();
                 async move { answer(&request, &mood, client, own).await }
             });
@@ -246,7 +252,13 @@ async fn serve_http(listener: TcpListener, mood: Arc<Mood>, stop: CancellationTo
             let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(stream), answer));
             tokio::select! {
                 _ = connection.as_mut() => return,
-                () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+                () = stop.cancelled() => {}
+            }
+            // A connection on which nothing was asked yet would be closed at once, although it was made while this still
+            // answered, and its first request is on the way.
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                _ = tokio::time::timeout(FIRST_REQUEST, asked.notified()) => connection.as_mut().graceful_shutdown(),
             }
             let _ = connection.await;
         }
@@ -509,6 +521,33 @@ fn size(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_connection_made_before_the_signal_is_answered_after_it() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(serve_http(listener, Arc::default(), stop.clone()));
+        let get = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+        let mut known = TcpStream::connect(address).await.unwrap();
+        known.write_all(get).await.unwrap();
+        let mut byte = [0];
+        known.read_exact(&mut byte).await.unwrap();
+        // Accepted before the other, which was answered.
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        let mut known_too = TcpStream::connect(address).await.unwrap();
+        known_too.write_all(get).await.unwrap();
+        known_too.read_exact(&mut byte).await.unwrap();
+        stop.cancel();
+        let mut rest = Vec::new();
+        known.read_to_end(&mut rest).await.unwrap();
+        silent.write_all(get).await.unwrap();
+        let mut answer = String::new();
+        silent.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        drop(known_too);
+        serving.await.unwrap();
+    }
 
     #[test]
     fn durations_and_sizes() {

@@ -41,6 +41,15 @@ fn cpus() -> u64 {
     std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64)
 }
 
+/// Has this process get no transparent huge pages: a daemon uses a little here and there, and would hold twice the
+/// memory that it uses. Its children inherit this; a container's shim takes it back.
+///
+/// # Errors
+/// If the system refuses.
+pub fn without_huge_pages() -> std::io::Result<()> {
+    Ok(nix::sys::prctl::set_thp_disable(true)?)
+}
+
 /// Lets this process have as many files open as it may: a leader holds a connection to every node. Containers have a
 /// limit of their own.
 ///

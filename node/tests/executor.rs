@@ -2209,6 +2209,7 @@ fn all_this_holds_on_another_kernel(_: &mut Bench) {
         command: vec!["/init".into()],
         memory_mib: 3072,
         cpus: 2,
+        disk: None,
     };
     let ran = machine.run(10 * PATIENCE, |line| println!("  {line}")).unwrap();
     assert_eq!(ran.code, 0, "claims do not hold there");

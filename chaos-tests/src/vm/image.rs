@@ -15,6 +15,8 @@ pub(super) const COMMAND: &str = "/rswarm-vm-command";
 pub(super) const ORDER: &str = "/rswarm-vm-modules";
 /// Where modules lie.
 pub(super) const MODULES: &str = "/modules";
+/// What a disk needs.
+const DISK_MODULES: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
 /// Directories that are there, empty.
 const DIRECTORIES: [&str; 8] = ["bin", "dev", "mnt", "modules", "proc", "run", "sys", "tmp"];
 
@@ -33,7 +35,9 @@ pub(super) fn write(machine: &Machine, path: &Path) -> Result<()> {
         out = copy(out, &format!("bin/{name}"), program)?;
     }
     let mut order = String::new();
-    for module in machine.kernel.files_of(&machine.modules)? {
+    let disk = machine.disk.iter().flat_map(|_| DISK_MODULES).map(str::to_owned);
+    let modules: Vec<String> = machine.modules.iter().cloned().chain(disk).collect();
+    for module in machine.kernel.files_of(&modules)? {
         let name = module.file_name().and_then(|name| name.to_str()).context("a module's name is text")?;
         out = copy(out, &format!("modules/{name}"), &module)?;
         order = order + name + "\n";

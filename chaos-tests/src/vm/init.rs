@@ -9,11 +9,14 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::wait::{WaitStatus, wait};
 use rustix::system::{RebootCommand, finit_module, reboot};
 
+use super::DISK;
 use super::image::{COMMAND, MODULES, ORDER};
 use super::qemu::{ENDED, UP};
 
 /// Where the files move: a process cannot leave a root on the initial ramdisk by `pivot_root`, as containers do.
 const HOME: &str = "/mnt";
+/// The disk, if there is one.
+const DEVICE: &str = "/dev/vda";
 
 pub(super) fn main() -> ExitCode {
     println!("{UP}");
@@ -38,6 +41,11 @@ fn work() -> Result<i32> {
     load_modules()?;
     delegate()?;
     bring_up("lo")?;
+    if Path::new(DEVICE).exists() {
+        fs::create_dir_all(DISK)?;
+        mount(Some(DEVICE), DISK, Some("ext4"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("cannot mount {DEVICE}"))?;
+    }
     run()
 }
 

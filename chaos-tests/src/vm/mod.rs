@@ -1,15 +1,16 @@
 //! Machines with a kernel of their own, under QEMU: for what depends on the kernel, such as a unified control group
 //! hierarchy, or the kernel of another distribution.
 //!
-//! A machine has no disk and no network card. It boots from an image in memory that holds static programs and the
-//! modules they need, runs one command as root, and is switched off. Its first process is the program that asks for
-//! it: that program calls [`dispatch`] before anything else.
+//! A machine has no network card, and a disk only if it is given one. It boots from an image in memory that holds
+//! static programs and the modules they need, runs one command as root, and is switched off, or its power is cut. Its
+//! first process is the program that asks for it: that program calls [`dispatch`] before anything else.
 
 mod image;
 mod init;
 mod kernel;
 mod qemu;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -22,6 +23,9 @@ pub use kernel::{Kernel, NEEDED};
 /// with a kernel was unpacked.
 pub const ROOT_VARIABLE: &str = "RSWARM_VM_ROOT";
 
+/// Where a machine has its disk.
+pub const DISK: &str = "/var/lib";
+
 /// A machine that is to be.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -33,6 +37,9 @@ pub struct Machine {
     pub programs: Vec<(PathBuf, String)>,
     /// The modules it loads before the command, and by themselves what these depend on.
     pub modules: Vec<String>,
+    /// The image of an ext4 file system that it has at [`DISK`]. What the machine has not flushed when its power is cut
+    /// is lost.
+    pub disk: Option<PathBuf>,
     /// What it runs, with `/bin` as its path.
     pub command: Vec<String>,
     /// Its memory in MiB, half of which its files may take.
@@ -59,10 +66,26 @@ impl Machine {
     /// # Errors
     /// If QEMU is not there, the image cannot be made, or the command has not ended within `patience`.
     pub fn run(&self, patience: Duration, mut show: impl FnMut(&str)) -> Result<Ran> {
+        let ran = self.run_until(patience, |line| {
+            show(line);
+            ControlFlow::Continue(())
+        });
+        ran?.context("the power was cut, which nobody asked for")
+    }
+
+    /// The same; the machine's power is cut when `watch` breaks off, and then nothing is returned.
+    ///
+    /// # Errors
+    /// As those of [`Self::run`].
+    pub fn run_until(
+        &self,
+        patience: Duration,
+        mut watch: impl FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Option<Ran>> {
         let directory = tempfile::tempdir().context("cannot make a directory for the machine's image")?;
         let path = directory.path().join("initrd");
         image::write(self, &path).context("cannot make the machine's image")?;
-        qemu::run(self, &path, patience, &mut show)
+        qemu::run(self, &path, patience, &mut watch)
     }
 }
 

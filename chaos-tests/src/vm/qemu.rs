@@ -1,6 +1,7 @@
 //! The emulator: KVM where it works, else in software.
 
 use std::io::{BufRead, BufReader};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -36,8 +37,8 @@ pub(super) fn run(
     machine: &Machine,
     image: &Path,
     patience: Duration,
-    show: &mut dyn FnMut(&str),
-) -> Result<Ran> {
+    watch: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Option<Ran>> {
     if let Some(why) = missing() {
         bail!("{why}");
     }
@@ -48,34 +49,52 @@ pub(super) fn run(
             continue;
         }
         let mut console = String::new();
-        match boot(machine, image, accelerated, deadline, &mut console, show)? {
-            Some(code) => return Ok(Ran { code, console, accelerated }),
-            None if accelerated && !console.contains(UP) => {
-                show("KVM does not work here: the processor is emulated");
+        match boot(machine, image, accelerated, deadline, &mut console, watch)? {
+            End::Command(code) => return Ok(Some(Ran { code, console, accelerated })),
+            End::PowerCut => return Ok(None),
+            End::Silence if accelerated && !console.contains(UP) => {
+                let _ = watch("KVM does not work here: the processor is emulated");
             }
-            None if Instant::now() >= deadline => {
+            End::Silence if Instant::now() >= deadline => {
                 bail!(
                     "the machine has not come to an end within {patience:?}; its console:\n{}",
                     tail(&console)
                 );
             }
-            None => bail!("the machine stopped before its command ended; its console:\n{}", tail(&console)),
+            End::Silence => {
+                bail!("the machine stopped before its command ended; its console:\n{}", tail(&console))
+            }
         }
     }
     bail!("the machine could not be run")
 }
 
-/// Whether and how the command came to its end.
+/// How a machine came to its end.
+enum End {
+    /// Its command ended, with this code.
+    Command(i32),
+    /// Whoever watched it cut its power.
+    PowerCut,
+    /// It stopped by itself, or time was up.
+    Silence,
+}
+
 fn boot(
     machine: &Machine,
     image: &Path,
     accelerated: bool,
     deadline: Instant,
     console: &mut String,
-    show: &mut dyn FnMut(&str),
-) -> Result<Option<i32>> {
+    watch: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<End> {
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
-    let child = Command::new(PROGRAM)
+    let mut command = Command::new(PROGRAM);
+    if let Some(disk) = &machine.disk {
+        // A comma in a name would begin another option, and is written twice.
+        let file = disk.display().to_string().replace(',', ",,");
+        command.arg("-drive").arg(format!("file={file},format=raw,if=virtio"));
+    }
+    let child = command
         .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"])
         .args(if accelerated { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg", "-cpu", "max"] })
         .args(["-m", &machine.memory_mib.to_string(), "-smp", &machine.cpus.to_string()])
@@ -93,15 +112,20 @@ fn boot(
     let kvm_deadline = deadline.min(Instant::now() + KVM_PATIENCE);
     let (lines, heard) = mpsc::channel();
     let listening = std::thread::spawn(move || listen(BufReader::new(reader), &lines));
-    let mut code = None;
+    let mut end = End::Silence;
     loop {
         let until = if accelerated && !console.contains(UP) { kvm_deadline } else { deadline };
         match heard.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(line) => {
-                show(&line);
-                code = code.or_else(|| line.strip_prefix(ENDED)?.trim().parse().ok());
                 console.push_str(&line);
                 console.push('\n');
+                if let Some(code) = line.strip_prefix(ENDED).and_then(|code| code.trim().parse().ok()) {
+                    end = End::Command(code);
+                }
+                if watch(&line).is_break() {
+                    end = End::PowerCut;
+                    break;
+                }
             }
             Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => break,
         }
@@ -109,7 +133,7 @@ fn boot(
     drop(child);
     // The emulator is gone, and with it the other end of the pipe.
     let _ = listening.join();
-    Ok(code)
+    Ok(end)
 }
 
 /// Bytes of a line beyond this are another line: a machine gone mad fills no memory of ours.

@@ -464,7 +464,7 @@ fn brief(change: &Change) -> String {
         Change::UpdateService { spec, .. } => {
             format!("update {} ×{} {}", spec.name, size(&spec.mode), spec.task.containers[0].image)
         }
-        Change::SetRebalance { service, rebalance } => match rebalance {
+        Change::SetRebalance { service, rebalance, .. } => match rebalance {
             Some(Rebalance { moving, .. }) => format!("rebalance {service}, {} tasks", moving.len()),
             None => format!("{service} is balanced"),
         },

@@ -2,6 +2,7 @@ use super::*;
 use crate::model::*;
 use crate::testing::{Bed, MIB, init, port, spec, with_task};
 use expect_test::{Expect, expect};
+use std::sync::Arc;
 use std::time::Duration;
 
 fn create(spec: ServiceSpec) -> Request {
@@ -17,7 +18,7 @@ fn refused(change: impl FnOnce(&mut ServiceSpec), expected: Expect) {
 
 #[allow(clippy::needless_pass_by_value)]
 fn refused_task(change: impl FnOnce(&mut TaskSpec), expected: Expect) {
-    refused(|spec| change(std::sync::Arc::make_mut(&mut spec.task)), expected);
+    refused(|spec| change(Arc::make_mut(&mut spec.task)), expected);
 }
 
 #[rustfmt::skip]
@@ -28,6 +29,7 @@ fn specs_that_could_not_be_right_are_refused() {
     refused(|s| s.name = "-web".into(), expect!["Invalid: service name `-web` is not allowed: use 1 to 63 letters, digits, `-` and `_`, beginning and ending with a letter or digit"]);
     refused(|s| s.name = "x".repeat(63), expect!["done"]);
     refused(|s| s.mode = Mode::Replicated { replicas: 1_000_000 }, expect!["Invalid: replicas: 1000000 is more than 100000"]);
+    refused(|s| (s.mode, Arc::make_mut(&mut s.task).placement.max_per_node) = (Mode::Global, 1), expect!["Invalid: max replicas per node: a global service has one task on each node; leave it out"]);
     refused(|s| s.update.max_failure_permille = 1001, expect!["Invalid: update: the failure ratio lies between 0 and 1"]);
     refused(|s| s.endpoint.ports = vec![port(Some(0), 80, PortMode::Ingress)], expect!["Invalid: publish: port 0 does not exist"]);
     refused(|s| s.endpoint.ports = vec![port(None, 80, PortMode::Host)], expect!["Invalid: publish: port 80 in host mode needs a published port"]);

@@ -204,6 +204,11 @@ fn what_ended_gives_back_what_it_was_given() {
     let first = bed.service(asks("first"));
     bed.tick();
     bed.all_run();
+    let told = |bed: &Bed| {
+        let tasks = crate::assignment::of(&bed.state, node).tasks;
+        tasks.values().filter(|task| task.is_wanted()).flat_map(|task| task.generic_env()).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&bed), [("DOCKER_RESOURCE_NIC".to_owned(), "eth1".to_owned())]);
     bed.service(asks("second"));
     bed.tick();
     assert!(homes(&bed).contains("insufficient nic on 1 node; n1 lacks 1 nic"), "{}", homes(&bed));

@@ -157,10 +157,13 @@ pub enum Change {
         status: UpdateStatus,
     },
     /// The tasks of a service move to where they would be placed now, or do not any more. Stale if some are to move of a
-    /// service whose rebalance has ended.
+    /// service whose rebalance has ended, or if a gentle one is to begin while another goes on.
     SetRebalance {
         /// Which.
         service: ServiceId,
+        /// Must still be the beginning of the rebalance that goes on; none if that does not matter, as for a user's
+        /// wish.
+        since: Option<Timestamp>,
         /// How far that is.
         rebalance: Option<Rebalance>,
     },

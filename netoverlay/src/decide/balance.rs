@@ -12,12 +12,19 @@ pub fn usable<B: Clone>(
     suspects: &BTreeSet<NodeId>,
     node_of: impl Fn(&B) -> Option<NodeId>,
 ) -> Vec<B> {
-    let trusted: Vec<B> = backends
-        .iter()
-        .filter(|backend| node_of(backend).is_none_or(|node| !suspects.contains(&node)))
-        .cloned()
-        .collect();
+    let trusted = kept(backends, suspects, node_of);
     if trusted.is_empty() { backends.to_vec() } else { trusted }
+}
+
+/// The draining ones that keep their connections: those on nodes that are not suspect. What is under way to another is
+/// sent elsewhere when it is repeated; nobody would have answered it.
+pub fn kept<B: Clone>(
+    draining: &[B],
+    suspects: &BTreeSet<NodeId>,
+    node_of: impl Fn(&B) -> Option<NodeId>,
+) -> Vec<B> {
+    let answers = |task: &&B| node_of(task).is_none_or(|node| !suspects.contains(&node));
+    draining.iter().filter(answers).cloned().collect()
 }
 
 /// The order in which a connection tries its backends: the `turn`-th first, then the others in a circle; suspects
@@ -65,6 +72,12 @@ mod tests {
     #[test]
     fn suspicion_never_empties_a_service() {
         assert_eq!(usable(&["a1", "b1"], &suspects(&["a", "b"]), node), ["a1", "b1"]);
+    }
+
+    #[test]
+    fn what_drains_is_given_up_on_a_suspect_node_also_if_that_leaves_nothing() {
+        assert_eq!(kept(&["a1", "b1"], &suspects(&["b"]), node), ["a1"]);
+        assert!(kept(&["b1"], &suspects(&["b"]), node).is_empty());
     }
 
     #[test]

@@ -4,7 +4,10 @@
 pub mod balance;
 pub mod ended;
 pub mod fast;
+pub mod flows;
 pub mod forward;
+pub mod lately;
 pub mod names;
+pub mod patience;
 pub mod segment;
 pub mod too_big;

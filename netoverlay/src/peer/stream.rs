@@ -1,9 +1,12 @@
 //! Byte streams over a peer's connection, for the asynchronous side: two halves, each a bounded channel to the data
 //! thread. A half that is dropped early resets its direction.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -138,6 +141,8 @@ pub struct Stream {
     pub sender: Sender,
     /// From the peer.
     pub receiver: Receiver,
+    /// The time to the peer and back, as last measured when the stream was opened.
+    pub round_trip: Duration,
 }
 
 /// The data thread's end of a stream.
@@ -150,7 +155,7 @@ pub(super) struct End {
 }
 
 /// Makes the two ends of the stream `key`.
-pub(super) fn pair(key: Key, wake: Arc<Wake<Command>>) -> (Stream, End) {
+pub(super) fn pair(key: Key, wake: Arc<Wake<Command>>, round_trip: Duration) -> (Stream, End) {
     let (out, from_app) = mpsc::channel(CHUNKS);
     let (to_app, incoming) = mpsc::channel(CHUNKS);
     let shared =
@@ -158,6 +163,7 @@ pub(super) fn pair(key: Key, wake: Arc<Wake<Command>>) -> (Stream, End) {
     let stream = Stream {
         sender: Sender { channel: Some(out), shared: shared.clone() },
         receiver: Receiver { channel: Some(incoming), shared: shared.clone(), ended: false, put_back: None },
+        round_trip,
     };
     (stream, End { to_app: Some(to_app), from_app: Some(from_app), pending: None, shared })
 }

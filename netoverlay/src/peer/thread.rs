@@ -1,10 +1,9 @@
 //! The data thread: sleeps in `poll`, then takes one turn over socket, devices, connections and peers.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     io::IoSlice,
     mem,
-    net::SocketAddr,
     os::fd::OwnedFd,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -12,38 +11,34 @@ use std::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn_proto::{
-    ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig,
-    Event as QuicEvent, SendDatagramError, StreamEvent, StreamId, Transmit, VarInt,
+    ClientConfig, Connection, ConnectionHandle, DatagramEvent, Dir, Endpoint, EndpointConfig, VarInt,
     crypto::rustls::NoInitialCipherSuite,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use super::{
-    Command, Config, Counters, Event, Identity, OpenError, PeerStatus, Question, Stream,
-    liveness::{Change, Liveness},
-    socket::{DATAGRAM_MAX, Udp},
-    stream, tls,
-    wake::Wake,
+use self::{
+    link::{Link, transmit_out},
+    peers::{CODE_DONE, DIAL_PATIENCE, Peer},
 };
+use super::{Command, Config, Counters, Event, OpenError, Stream, socket::Udp, tls, wake::Wake};
 use crate::{
     decide::{
         fast::FastMap,
-        forward::{Reason, Routes, Slot},
+        forward::{Reason, Routes},
         segment::{self, Coalescer, VIRTIO},
         too_big,
     },
     table::{NetworkId, NodeId},
 };
 
+mod link;
+mod peers;
+
 /// Reads from the socket in one turn, each up to 64 KiB.
 const SOCKET_READS: usize = 8;
 /// Reads from each device in one turn, each up to 64 KiB.
 const DEVICE_READS: usize = 4;
-/// Transmits of one connection in one turn, each up to 64 KiB.
-const TRANSMITS: usize = 16;
-/// Segments in one transmit, at most.
-const SEGMENTS: usize = 64;
 /// Packets that wait for a peer without a working connection.
 const WAITING: usize = 256;
 /// Bytes before each packet in a datagram: flags, and the network's number.
@@ -52,18 +47,8 @@ const HEADER: usize = 4;
 const PADDING: u32 = 0;
 /// Handshakes in progress beyond which strangers have to prove their address first.
 const HANDSHAKES: usize = 64;
-/// First and longest pause between two attempts to reach a peer.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// An attempt without an answer is given up after this long, because QUIC's own retries slow down ever more.
-const DIAL_PATIENCE: Duration = Duration::from_millis(1500);
 /// Later than this past its alarm, the thread itself was held up.
 const HELD_UP: Duration = Duration::from_millis(100);
-/// Refusals are reported at most this often.
-const REFUSALS_EVERY: Duration = Duration::from_secs(1);
-
-const CODE_DONE: u32 = 0;
-const CODE_STRANGER: u32 = 1;
-const CODE_REPLACED: u32 = 2;
 
 /// The thread's state.
 pub(super) struct Driver {
@@ -99,43 +84,6 @@ struct Ready {
     socket: bool,
     bell: bool,
     devices: Vec<NetworkId>,
-}
-
-struct Peer {
-    id: NodeId,
-    underlay: SocketAddr,
-    live: Liveness,
-    /// Established connections, oldest first; the last one is used.
-    links: Vec<ConnectionHandle>,
-    dial: Option<(ConnectionHandle, Instant)>,
-    dial_at: Instant,
-    backoff: Duration,
-    waiting: VecDeque<Bytes>,
-    /// Those who wait for a sign of life.
-    asking: Vec<oneshot::Sender<()>>,
-    error: Option<String>,
-}
-
-struct Link {
-    connection: Connection,
-    serial: u64,
-    /// The node this side has dialled.
-    dialled: Option<NodeId>,
-    /// The peer, once its certificate has proved who it is.
-    peer: Option<Slot>,
-    /// Frames that had arrived when last looked.
-    frames: u64,
-    streams: HashMap<StreamId, stream::End>,
-}
-
-impl Peer {
-    fn link(&self) -> Option<ConnectionHandle> {
-        self.links.last().copied()
-    }
-
-    fn usable(&self) -> Option<ConnectionHandle> {
-        self.link().filter(|_| !self.live.suspect())
-    }
 }
 
 impl Driver {
@@ -285,46 +233,6 @@ impl Driver {
         true
     }
 
-    fn route(&mut self, routes: Routes, now: Instant) {
-        let mut known: HashMap<NodeId, Peer> =
-            mem::take(&mut self.peers).into_iter().map(|peer| (peer.id.clone(), peer)).collect();
-        for (slot, (id, underlay)) in (0..).zip(&routes.peers) {
-            let mut peer = known.remove(id).unwrap_or_else(|| Peer {
-                id: id.clone(),
-                underlay: *underlay,
-                live: Liveness::new(now),
-                links: Vec::new(),
-                dial: None,
-                dial_at: now,
-                backoff: BACKOFF.0,
-                waiting: VecDeque::new(),
-                asking: Vec::new(),
-                error: None,
-            });
-            if peer.underlay != *underlay {
-                peer.underlay = *underlay;
-                peer.dial_at = now;
-                for handle in
-                    peer.dial.take().into_iter().map(|(handle, _)| handle).chain(peer.links.drain(..))
-                {
-                    close(&mut self.links, handle, now, CODE_REPLACED, b"moved");
-                }
-            }
-            for handle in &peer.links {
-                if let Some(link) = self.links.get_mut(handle) {
-                    link.peer = Some(slot);
-                }
-            }
-            self.peers.push(peer);
-        }
-        for peer in known.into_values() {
-            for handle in peer.links.iter().copied().chain(peer.dial.map(|(handle, _)| handle)) {
-                close(&mut self.links, handle, now, CODE_STRANGER, b"no longer a node");
-            }
-        }
-        self.routes = routes;
-    }
-
     fn open(&mut self, node: &NodeId) -> Result<Stream, OpenError> {
         let peer =
             self.peers.binary_search_by(|peer| peer.id.cmp(node)).map_err(|_| OpenError::NotConnected)?;
@@ -332,46 +240,6 @@ impl Driver {
         let link = self.links.get_mut(&handle).ok_or(OpenError::NotConnected)?;
         let id = link.connection.streams().open(Dir::Bi).ok_or(OpenError::Exhausted)?;
         Ok(link.adopt(handle, id, &self.wake))
-    }
-
-    /// Makes the peer answer; whoever asked is told by `hear`.
-    fn ask(&mut self, node: &NodeId, question: Question, reply: oneshot::Sender<()>, now: Instant) {
-        let Ok(at) = self.peers.binary_search_by(|peer| peer.id.cmp(node)) else { return };
-        let peer = &mut self.peers[at];
-        let Some(link) = peer.link().and_then(|handle| self.links.get_mut(&handle)) else { return };
-        peer.asking.retain(|other| !other.is_closed());
-        peer.asking.push(reply);
-        link.connection.ping();
-        self.busy |= link.transmit(&self.socket, &mut self.out, now);
-        if question == Question::Path
-            && let Some(length) = link.connection.datagrams().max_size()
-        {
-            // After the question, not in one packet with it, so that its loss is not the answer's.
-            let padding = Bytes::from(vec![0; length]);
-            let _ = link.connection.datagrams().send(padding, true);
-            self.busy |= link.transmit(&self.socket, &mut self.out, now);
-        }
-    }
-
-    fn status(&mut self, now: Instant) -> Vec<PeerStatus> {
-        let Self { peers, links, .. } = self;
-        let status = |peer: &Peer| {
-            let mut link = peer.link().and_then(|handle| links.get_mut(&handle));
-            let path = link.as_ref().map(|link| link.connection.stats().path);
-            PeerStatus {
-                node: peer.id.clone(),
-                underlay: peer.underlay,
-                connected: link.is_some(),
-                suspect: peer.live.suspect(),
-                silent: peer.live.silent(now),
-                rtt: path.map(|path| path.rtt),
-                packet_max: link.as_mut().and_then(|link| link.packet_max()),
-                packets_sent: path.map_or(0, |path| path.sent_packets),
-                packets_lost: path.map_or(0, |path| path.lost_packets),
-                error: peer.error.clone(),
-            }
-        };
-        peers.iter().map(status).collect()
     }
 
     fn read_socket(&mut self, now: Instant) {
@@ -427,14 +295,6 @@ impl Driver {
             handle,
             Link { connection, serial, dialled, peer: None, frames: 0, streams: HashMap::new() },
         );
-    }
-
-    fn refuse(&mut self, from: SocketAddr, why: String, now: Instant) {
-        tracing::debug!(%from, why, "overlay connection refused");
-        if self.refusals_from.is_none_or(|last| now.duration_since(last) >= REFUSALS_EVERY) {
-            self.refusals_from = Some(now);
-            let _ = self.events.send(Event::Refused { from, why });
-        }
     }
 
     fn read_devices(&mut self) {
@@ -498,30 +358,6 @@ impl Driver {
         }
     }
 
-    /// Notes that the peer behind `handle` lives, if anything it sealed has come.
-    fn hear(&mut self, handle: ConnectionHandle, now: Instant) {
-        let Some(link) = self.links.get_mut(&handle) else { return };
-        let frames = frames(&link.connection);
-        if mem::replace(&mut link.frames, frames) == frames || link.connection.is_closed() {
-            return;
-        }
-        let Some(peer) = link.peer.and_then(|slot| self.peers.get_mut(slot as usize)) else { return };
-        if let Some(change) = peer.live.hear(now) {
-            announce(&self.events, peer, change);
-        }
-        for asked in peer.asking.drain(..) {
-            // Who has given up waiting needs no answer.
-            let _ = asked.send(());
-        }
-        if peer.waiting.is_empty() || peer.usable() != Some(handle) {
-            return;
-        }
-        for datagram in mem::take(&mut peer.waiting) {
-            // Nobody to report to any more; the next one as large is.
-            let _ = link.send(datagram, &self.counters);
-        }
-    }
-
     fn take_datagrams(&mut self, handle: ConnectionHandle) {
         let Some(link) = self.links.get_mut(&handle) else { return };
         while let Some(datagram) = link.connection.datagrams().recv() {
@@ -541,117 +377,6 @@ impl Driver {
                 Ok(()) => self.counters.count(Reason::Malformed),
                 Err(reason) => self.counters.count(reason),
             }
-        }
-    }
-
-    fn link_event(&mut self, handle: ConnectionHandle, event: QuicEvent, now: Instant) {
-        match event {
-            QuicEvent::Connected => self.connected(handle, now),
-            QuicEvent::ConnectionLost { reason } => {
-                let Some(link) = self.links.get_mut(&handle) else { return };
-                // Their halves notice, and report a reset.
-                link.streams.clear();
-                let from = link.connection.remote_address();
-                let dialled = link.dialled.clone();
-                let mut known = false;
-                for peer in &mut self.peers {
-                    let had = peer.links.len();
-                    peer.links.retain(|other| *other != handle);
-                    let dialling = peer.dial.is_some_and(|(other, _)| other == handle);
-                    if dialling {
-                        peer.dial = None;
-                        peer.dial_at = now + peer.backoff;
-                        peer.backoff = (peer.backoff * 2).min(BACKOFF.1);
-                    }
-                    if dialling || had != peer.links.len() {
-                        known = true;
-                        peer.error = Some(reason.to_string());
-                        tracing::debug!(peer = %peer.id, %reason, "overlay connection ended");
-                    }
-                }
-                if !known && dialled.is_none() {
-                    self.refuse(from, reason.to_string(), now);
-                }
-            }
-            QuicEvent::Stream(StreamEvent::Opened { dir: Dir::Bi }) => self.accept_streams(handle),
-            QuicEvent::Stream(StreamEvent::Readable { id } | StreamEvent::Writable { id }) => {
-                if let Some(link) = self.links.get_mut(&handle) {
-                    link.turn(id);
-                }
-            }
-            QuicEvent::Stream(StreamEvent::Stopped { id, .. }) => {
-                if let Some(link) = self.links.get_mut(&handle) {
-                    if let Some(end) = link.streams.get_mut(&id) {
-                        end.stopped();
-                    }
-                    link.turn(id);
-                }
-            }
-            QuicEvent::Stream(
-                StreamEvent::Opened { dir: Dir::Uni }
-                | StreamEvent::Finished { .. }
-                | StreamEvent::Available { .. },
-            )
-            | QuicEvent::HandshakeDataReady
-            | QuicEvent::DatagramReceived
-            | QuicEvent::DatagramsUnblocked => {}
-        }
-    }
-
-    /// The handshake is done: checks who it is, and uses the connection.
-    fn connected(&mut self, handle: ConnectionHandle, now: Instant) {
-        let Some(link) = self.links.get_mut(&handle) else { return };
-        let from = link.connection.remote_address();
-        let identity: &dyn Identity = &*self.config.identity;
-        let node = tls::node_of(identity, link.connection.crypto_session().peer_identity());
-        let slot = node.as_ref().and_then(|node| self.peers.binary_search_by(|peer| peer.id.cmp(node)).ok());
-        let why = match (&node, slot, &link.dialled) {
-            (None, ..) => Some("its certificate names no node".to_string()),
-            (Some(node), None, _) => {
-                Some(format!("its certificate names {node}, which is no node of this cluster"))
-            }
-            (Some(node), Some(_), Some(dialled)) if node != dialled => {
-                Some(format!("its certificate names {node}, but {dialled} was expected there"))
-            }
-            (Some(node), Some(_), None) if *node > self.config.node => {
-                Some(format!("{node} has dialled, but the node with the lower id dials"))
-            }
-            _ => None,
-        };
-        if let Some(why) = why {
-            for peer in &mut self.peers {
-                if peer.dial.is_some_and(|(other, _)| other == handle) {
-                    peer.dial = None;
-                    peer.dial_at = now + BACKOFF.1;
-                    peer.error = Some(why.clone());
-                }
-            }
-            close(&mut self.links, handle, now, CODE_STRANGER, b"not expected here");
-            self.busy = true;
-            self.refuse(from, why, now);
-            return;
-        }
-        let Some(slot) = slot else { return };
-        link.peer = Slot::try_from(slot).ok();
-        let peer = &mut self.peers[slot];
-        let mine = peer.dial.is_some_and(|(other, _)| other == handle);
-        peer.backoff = BACKOFF.0;
-        peer.error = None;
-        // Only the dialling side closes the older one, so that both ends agree on which one stays.
-        let older = mem::take(&mut peer.links);
-        if mine {
-            peer.dial = None;
-        } else {
-            peer.links.clone_from(&older);
-        }
-        peer.links.push(handle);
-        let _ = self.events.send(Event::Connected(peer.id.clone()));
-        tracing::debug!(peer = %peer.id, "overlay connection up");
-        if mine {
-            for handle in older {
-                close(&mut self.links, handle, now, CODE_REPLACED, b"replaced");
-            }
-            self.busy = true;
         }
     }
 
@@ -698,58 +423,6 @@ impl Driver {
         self.arrived.retain(|network, _| self.devices.contains_key(network));
     }
 
-    /// Asks silent peers, suspects dead ones, dials.
-    fn mind_peers(&mut self, now: Instant) {
-        for at in 0..self.peers.len() {
-            let peer = &mut self.peers[at];
-            if let Some(change) = peer.live.check(now) {
-                announce(&self.events, peer, change);
-            }
-            if let Some(link) = peer.link().and_then(|handle| self.links.get_mut(&handle))
-                && peer.live.ask(now)
-            {
-                link.connection.ping();
-                self.busy |= link.transmit(&self.socket, &mut self.out, now);
-            }
-            if let Some((handle, since)) = peer.dial
-                && now >= since + DIAL_PATIENCE
-            {
-                peer.dial = None;
-                peer.dial_at = now;
-                peer.error = Some(format!("no answer from {}", peer.underlay));
-                close(&mut self.links, handle, now, CODE_DONE, b"");
-                self.busy = true;
-            }
-            let peer = &self.peers[at];
-            if peer.dial.is_none()
-                && peer.usable().is_none()
-                && self.config.node < peer.id
-                && now >= peer.dial_at
-            {
-                self.dial(at, now);
-            }
-        }
-    }
-
-    fn dial(&mut self, at: usize, now: Instant) {
-        let peer = &mut self.peers[at];
-        let name = &self.config.server_name;
-        match self.endpoint.connect(now, self.client.clone(), peer.underlay, name) {
-            Ok((handle, connection)) => {
-                peer.dial = Some((handle, now));
-                let id = peer.id.clone();
-                self.add_link(handle, connection, Some(id));
-                if let Some(link) = self.links.get_mut(&handle) {
-                    self.busy |= link.transmit(&self.socket, &mut self.out, now);
-                }
-            }
-            Err(error) => {
-                peer.error = Some(error.to_string());
-                peer.dial_at = now + BACKOFF.1;
-            }
-        }
-    }
-
     fn stop(&mut self, now: Instant) {
         for link in self.links.values_mut() {
             link.connection.close(now, VarInt::from_u32(CODE_DONE), Bytes::from_static(b"stopping"));
@@ -787,103 +460,4 @@ impl Outgoing<'_> {
             self.counters.count(Reason::PeerDown);
         }
     }
-}
-
-impl Link {
-    /// Fails if it is larger than the path carries; other reasons to drop it are only counted.
-    fn send(&mut self, datagram: Bytes, counters: &Counters) -> Result<(), TooBig> {
-        match self.connection.datagrams().send(datagram, true) {
-            Ok(()) => {
-                counters.sent.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(SendDatagramError::TooLarge) => {
-                counters.count(Reason::TooBig);
-                return Err(TooBig);
-            }
-            Err(
-                SendDatagramError::UnsupportedByPeer
-                | SendDatagramError::Disabled
-                | SendDatagramError::Blocked(_),
-            ) => counters.count(Reason::PeerDown),
-        }
-        Ok(())
-    }
-
-    /// The largest packet that fits into one datagram now, in bytes.
-    fn packet_max(&mut self) -> Option<u16> {
-        let datagram = self.connection.datagrams().max_size()?;
-        u16::try_from(datagram.checked_sub(HEADER)?).ok()
-    }
-
-    fn adopt(&mut self, handle: ConnectionHandle, id: StreamId, wake: &Arc<Wake<Command>>) -> Stream {
-        let (stream, end) = stream::pair(stream::Key { handle, serial: self.serial, id }, wake.clone());
-        self.streams.insert(id, end);
-        stream
-    }
-
-    fn turn(&mut self, id: StreamId) {
-        if let Some(end) = self.streams.get_mut(&id)
-            && end.turn(&mut self.connection)
-        {
-            self.streams.remove(&id);
-        }
-    }
-
-    /// Sends what is due; `true` if more is left than one turn allows.
-    fn transmit(&mut self, socket: &Udp, out: &mut Vec<u8>, now: Instant) -> bool {
-        let segments = SEGMENTS.min(DATAGRAM_MAX / usize::from(self.connection.current_mtu()).max(1));
-        for _ in 0..TRANSMITS {
-            out.clear();
-            let Some(transmit) = self.connection.poll_transmit(now, segments, out) else { return false };
-            transmit_out(socket, &transmit, out);
-        }
-        true
-    }
-}
-
-fn transmit_out(socket: &Udp, transmit: &Transmit, bytes: &[u8]) {
-    socket.send(
-        transmit.destination,
-        &bytes[..transmit.size],
-        transmit.segment_size.unwrap_or(transmit.size),
-    );
-}
-
-/// A packet is larger than the path carries.
-struct TooBig;
-
-fn close(
-    links: &mut FastMap<ConnectionHandle, Link>,
-    handle: ConnectionHandle,
-    now: Instant,
-    code: u32,
-    why: &'static [u8],
-) {
-    if let Some(link) = links.get_mut(&handle) {
-        link.peer = None;
-        link.streams.clear();
-        link.connection.close(now, VarInt::from_u32(code), Bytes::from_static(why));
-    }
-}
-
-fn announce(events: &mpsc::UnboundedSender<Event>, peer: &Peer, change: Change) {
-    let id = peer.id.clone();
-    let event = match change {
-        Change::Suspect => {
-            tracing::warn!(peer = %id, "overlay peer does not answer");
-            Event::Suspect(id)
-        }
-        Change::Recovered => {
-            tracing::info!(peer = %id, "overlay peer answers again");
-            Event::Recovered(id)
-        }
-    };
-    // Nobody listens any more only while the handle is being dropped.
-    let _ = events.send(event);
-}
-
-/// Frames that have arrived and were genuine, of the kinds a living peer sends.
-fn frames(connection: &Connection) -> u64 {
-    let got = connection.stats().frame_rx;
-    got.acks + got.ping + got.datagram + got.stream + got.crypto + got.max_stream_data + got.max_data
 }

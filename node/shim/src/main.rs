@@ -50,6 +50,8 @@ fn main() -> ExitCode {
         libc::setsid();
         libc::prctl(libc::PR_SET_NAME, c"rswarm-shim".as_ptr());
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);
+        // The daemon does without huge pages; what the container does is its own affair.
+        libc::prctl(libc::PR_SET_THP_DISABLE, 0, 0, 0, 0);
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
         libc::umask(0o022);
     }

@@ -1,6 +1,7 @@
 //! The node's half of the work: holds the session with the leader, keeps containers as `control::worker` says,
 //! tells the overlay its table, and reports.
 
+mod backlog;
 mod copy;
 mod doors;
 mod enter;

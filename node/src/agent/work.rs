@@ -1,5 +1,6 @@
 //! Carries out one step of one task: makes its sandbox and containers, removes them. Every step may be repeated.
 
+use super::backlog;
 use super::template::Words;
 use crate::api::volumes;
 use crate::executor::{self, ContainerRequest, Executor};
@@ -111,6 +112,12 @@ impl Hands {
     /// nothing that could end: then this says so.
     pub async fn stop(&self, task: TaskId, grace: Duration) -> Option<Seen> {
         let nothing = Some(Seen::Ended { exit_code: None, error: String::new() });
+        let container = self.executor.inspect(&container_id(task));
+        if let Ok(executor::Container { state: executor::State::Running(running), .. }) = container
+            && !grace.is_zero()
+        {
+            backlog::accepted(running.pid).await;
+        }
         match self.executor.stop(&container_id(task), grace).await {
             Ok(Some(_)) => None,
             Ok(None) => nothing,

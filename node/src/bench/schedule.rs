@@ -4,7 +4,7 @@
 use super::figure::{Figure, Of, Samples};
 use super::note;
 use anyhow::{Context, Result, ensure};
-use rswarm_control::admission::{self, Answer, Init, Request};
+use rswarm_control::admission::{self, Answer, Init, NetworkSpec, Request};
 use rswarm_control::liveness::Heard;
 use rswarm_control::model::{
     Affinity, AffinityRule, Availability, ContainerSpec, Description, EndpointSpec, Health, JoinTokens, Meta,
@@ -20,6 +20,8 @@ use std::time::Duration;
 pub const NOW: Timestamp = Timestamp(1_700_000_000_000);
 const SEED: u64 = 7;
 const ZONES: usize = 5;
+/// A network with room for a hundred thousand tasks, which the default one has not.
+const LARGE: &str = "172.16.0.0/14";
 /// Services, each of so many tasks.
 const SERVICES: usize = 10;
 const REPLICAS: u32 = 1_000;
@@ -131,8 +133,11 @@ fn settled() -> Result<State> {
 /// One as large as is wanted, made by turns that remember one another, as those of a leader do.
 pub fn large(nodes: usize, services: usize, replicas: u32) -> Result<State> {
     let mut state = open(cluster(nodes)?);
+    let network = NetworkSpec { subnet: LARGE.parse().ok(), ..NetworkSpec::new("large") };
+    let (changes, _) = admission::admit(&state, &Request::CreateNetwork(network), NOW)?;
+    commit(&mut state, changes)?;
     for number in 0..services {
-        create(&mut state, number, replicas, plain)?;
+        create_in(&mut state, number, replicas, plain, vec!["large".into()])?;
     }
     let (mut crank, heard) = (Crank::default(), Heard::new(NOW));
     loop {
@@ -142,6 +147,7 @@ pub fn large(nodes: usize, services: usize, replicas: u32) -> Result<State> {
         }
         commit(&mut state, plan.changes)?;
     }
+    ensure!(state.tasks().all(|task| task.node.is_some()), "not every task has found a node");
     all_run(&mut state)?;
     Ok(state)
 }
@@ -194,6 +200,16 @@ fn name(number: usize) -> String {
 }
 
 fn create(state: &mut State, number: usize, replicas: u32, rules: fn(&mut TaskSpec, usize)) -> Result<()> {
+    create_in(state, number, replicas, rules, Vec::new())
+}
+
+fn create_in(
+    state: &mut State,
+    number: usize,
+    replicas: u32,
+    rules: fn(&mut TaskSpec, usize),
+    networks: Vec<String>,
+) -> Result<()> {
     let mut task = TaskSpec { containers: vec![ContainerSpec::new("bench")], ..TaskSpec::default() };
     task.resources.reservations = Resources { nano_cpus: 10_000_000, memory_bytes: 16 << 20 };
     rules(&mut task, number);
@@ -206,7 +222,7 @@ fn create(state: &mut State, number: usize, replicas: u32, rules: fn(&mut TaskSp
         rollback: UpdateConfig::default(),
         endpoint: EndpointSpec::default(),
     };
-    let request = Request::CreateService { spec, networks: Vec::new() };
+    let request = Request::CreateService { spec, networks };
     let (changes, answer) = admission::admit(state, &request, NOW)?;
     ensure!(matches!(answer, Answer::Service(_)), "no service was made");
     commit(state, changes)
@@ -260,6 +276,12 @@ fn cluster(nodes: usize) -> Result<State> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_large_state_is_whole() {
+        let state = large(40, 3, 50).expect("a cluster");
+        assert_eq!(state.tasks().filter(|task| task.observed == Observed::Running).count(), 150);
+    }
 
     #[test]
     fn every_waiting_task_is_decided_on_at_once() {

@@ -23,6 +23,11 @@ struct Ahead(AtomicU64);
 impl Ahead {
     fn after(&self, wall: Timestamp, seen: Timestamp) -> Timestamp {
         let short = seen.0.saturating_sub(wall.0);
+        if short == 0 {
+            // Whichever clock was wrong has been set right.
+            self.0.store(0, Ordering::Relaxed);
+            return wall;
+        }
         let ahead = self.0.fetch_max(short, Ordering::Relaxed).max(short);
         Timestamp(wall.0.saturating_add(ahead))
     }
@@ -42,5 +47,7 @@ mod tests {
         assert_eq!(after(1_500, 9_400), 9_500);
         assert_eq!(after(500, 9_500), 9_500, "also when the own clock is set back");
         assert_eq!(after(700, 9_500), 9_700);
+        assert_eq!(after(9_800, 9_700), 9_800, "until a clock that was wrong is set right");
+        assert_eq!(after(9_900, 9_800), 9_900);
     }
 }

@@ -94,8 +94,9 @@ impl From<&Change> for wire::What {
                     status: Some(status.into()),
                 })
             }
-            Change::SetRebalance { service, rebalance } => Self::SetRebalance(wire::SetRebalance {
+            Change::SetRebalance { service, since, rebalance } => Self::SetRebalance(wire::SetRebalance {
                 service: service.to_string(),
+                since_ms: since.map(|since| since.0),
                 rebalance: rebalance.as_ref().map(Into::into),
             }),
             Change::ExpireJob { service, spec_version } => {
@@ -238,8 +239,9 @@ impl TryFrom<wire::What> for Change {
                     .transpose()
                     .map_err(|error: Invalid| error.within("rollback"))?,
             },
-            What::SetRebalance(wire::SetRebalance { service, rebalance }) => Self::SetRebalance {
+            What::SetRebalance(wire::SetRebalance { service, since_ms, rebalance }) => Self::SetRebalance {
                 service: parsed("service", &service)?,
+                since: since_ms.map(Timestamp),
                 rebalance: rebalance
                     .map(Rebalance::try_from)
                     .transpose()

@@ -843,8 +843,8 @@ pub fn change() -> BoxedStrategy<Change> {
                 status
             }
         ),
-        (service_id(), option::of(rebalance()))
-            .prop_map(|(service, rebalance)| Change::SetRebalance { service, rebalance }),
+        (service_id(), option::of(at()), option::of(rebalance()))
+            .prop_map(|(service, since, rebalance)| Change::SetRebalance { service, since, rebalance }),
         (service_id(), any::<u64>())
             .prop_map(|(service, version)| Change::RemoveService { service, version }),
         (service_id(), any::<u64>())

@@ -93,7 +93,9 @@ impl Turn {
             Change::SetUpdateStatus { service, spec_version, was, status } => {
                 self.set_update_status(*service, *spec_version, *was, status)
             }
-            Change::SetRebalance { service, rebalance } => self.set_rebalance(*service, rebalance.as_ref()),
+            Change::SetRebalance { service, since, rebalance } => {
+                self.set_rebalance(*service, *since, rebalance.as_ref())
+            }
             Change::ExpireJob { service, spec_version } => self.expire_job(*service, *spec_version),
             Change::RemoveService { service, version } => self.remove_service(*service, *version),
             Change::CreateNetwork(network) => self.create_network(network),

@@ -7,6 +7,7 @@ use crate::model::{
     UpdateStatus,
 };
 use crate::state::{EventKind, Object, Owner, Rollback, Stale, stale};
+use crate::time::Timestamp;
 use std::sync::Arc;
 
 impl Turn {
@@ -110,8 +111,18 @@ impl Turn {
         Ok(())
     }
 
-    pub(super) fn set_rebalance(&mut self, id: ServiceId, to: Option<&Rebalance>) -> Result<(), Stale> {
+    pub(super) fn set_rebalance(
+        &mut self,
+        id: ServiceId,
+        since: Option<Timestamp>,
+        to: Option<&Rebalance>,
+    ) -> Result<(), Stale> {
         let mut service = Service::clone(&*self.known_service(id)?);
+        let current = service.rebalance.as_ref().map(|rebalance| rebalance.since);
+        let begins_by_itself = since.is_none() && to.is_some_and(|to| to.gentle);
+        if since.is_some_and(|since| current != Some(since)) || (begins_by_itself && current.is_some()) {
+            return stale(format!("service {} has been asked to be rebalanced anew", service.spec.name));
+        }
         // An update that was not known of when this was decided on has ended it.
         if service.rebalance.is_none() && to.is_some_and(|to| !to.moving.is_empty()) {
             return stale(format!("service {} is no longer rebalanced", service.spec.name));

@@ -122,6 +122,30 @@ fn two_demotions_at_once_leave_a_manager() {
 }
 
 #[test]
+fn a_wish_made_in_between_is_not_ended_by_what_was_decided_before_it() {
+    let (mut bed, service) = running();
+    let begun = |at: u64, gentle| Rebalance {
+        since: crate::Timestamp(at),
+        author: String::new(),
+        left: 8,
+        gentle,
+        moving: std::collections::BTreeMap::new(),
+    };
+    let set = |since: Option<u64>, rebalance| Change::SetRebalance {
+        service,
+        since: since.map(crate::Timestamp),
+        rebalance,
+    };
+    bed.commit(vec![set(None, Some(begun(1, true)))]).expect("none goes on");
+    bed.commit(vec![set(None, Some(begun(2, true)))])
+        .expect_err("one goes on, and nobody has asked for another");
+    bed.commit(vec![set(None, Some(begun(3, false)))]).expect("a user may always ask");
+    bed.commit(vec![set(Some(1), None)]).expect_err("it would end the user's");
+    bed.commit(vec![set(Some(3), None)]).expect("it ends the one that was meant");
+    assert_eq!(bed.state.service(service).expect("it exists").rebalance, None);
+}
+
+#[test]
 fn an_ended_task_gives_its_addresses_back() {
     let (mut bed, service) = running();
     let task = bed.tasks(service)[0].clone();
