@@ -5,7 +5,8 @@
 
 use crate::ids::{NetworkId, ServiceId};
 use crate::model::{
-    Endpoint, EndpointSpec, Network, Observed, Protocol, PublishedPort, ServiceSpec, Settings, Subnet, Task,
+    Endpoint, EndpointMode, EndpointSpec, Network, Observed, PortSpec, Protocol, PublishedPort, ServiceSpec,
+    Settings, Subnet, Task,
 };
 use crate::plan::Draft;
 use crate::state::{Change, State};
@@ -92,7 +93,10 @@ pub(crate) fn endpoint(
     current: &Endpoint,
 ) -> Result<Endpoint, String> {
     Ok(Endpoint {
-        vips: vips(state, &spec.task.networks, &current.vips, number)?,
+        vips: match spec.endpoint.mode {
+            EndpointMode::Vip => vips(state, &spec.task.networks, &current.vips, number)?,
+            EndpointMode::Dnsrr => BTreeMap::new(),
+        },
         ports: ports(state, id, &spec.endpoint, &current.ports)?,
     })
 }
@@ -133,8 +137,8 @@ pub(crate) fn ports(
         .collect();
     let mut ports = Vec::new();
     for port in &spec.ports {
-        let (target, protocol, mode) = (port.target, port.protocol, port.mode);
-        let at = |published| PublishedPort { published, target, protocol, mode };
+        let PortSpec { target, protocol, mode, proxy_protocol, .. } = *port;
+        let at = |published| PublishedPort { published, target, protocol, mode, proxy_protocol };
         let published = match port.published {
             Some(published) => {
                 if let Some(holder) = state.port_holder(service, &at(published)) {

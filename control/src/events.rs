@@ -156,6 +156,11 @@ pub(crate) fn between(before: &State, after: &State, applied: &Applied, at: Time
                 (Some(network), None) => {
                     found.add(Subject::Network(id), Action::Remove, &network.name, vec![])
                 }
+                (Some(old), Some(new)) if old.isolated != new.isolated => {
+                    let told = |when: &str, is| (format!("isolated.{when}"), format!("{is}"));
+                    let attributes = vec![told("new", new.isolated), told("old", old.isolated)];
+                    found.add(Subject::Network(id), Action::Update, &new.name, attributes)
+                }
                 _ => {}
             },
             Object::Task(id) => {

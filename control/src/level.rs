@@ -9,19 +9,20 @@
 //! | 1 | all that the first release writes, but for the following |
 //! | 2 | requests are remembered ([`Change::Once`]) |
 //! | 3 | what a health check finds is an event; services are rebalanced ([`Change::SetRebalance`]); containers have a [`Profile`] and tasks [`Bounds`], and running tasks are retuned ([`Change::Retune`]); the first release says this of itself |
+//! | 4 | networks are isolated, and services have allow lists ([`Allow`](crate::model::Allow)), no virtual address, clients that stay with a task, or connections that begin with a header |
 //!
 //! What was written before the first release counts for nothing. From it on, whatever is new in the log, also a field
 //! that `apply` heeds, raises [`LATEST`], and is written from that level on only ([`needed`]).
 
 use crate::admission::Refused;
-use crate::model::{Bounds, Description, Profile, Role, ServiceSpec};
+use crate::model::{Bounds, Description, EndpointMode, EndpointSpec, NodeStatus, Profile, Role, ServiceSpec};
 use crate::plan::Draft;
 use crate::state::{Change, State};
 
 /// What every daemon understands.
 pub const OLDEST: u32 = 1;
 /// What this program understands.
-pub const LATEST: u32 = 3;
+pub const LATEST: u32 = 4;
 /// From which requests are remembered.
 pub const REQUESTS: u32 = 2;
 /// From which what a health check finds is an event.
@@ -31,25 +32,66 @@ pub const REBALANCE: u32 = 3;
 /// From which containers have a [`Profile`], and running tasks are retuned.
 pub const PROFILES: u32 = 3;
 
-/// That managers of this level can write a spec down whole.
+/// From which networks are isolated and services have allow lists, which nodes of a lower level do not enforce; and from
+/// which services are reached in other ways than by a virtual address for everybody.
+pub const POLICY: u32 = 4;
+
+/// That managers of this level can write a spec down whole, and that nodes do what is new in it.
 ///
 /// # Errors
 /// If it says what some of them do not understand.
-pub(crate) fn admits(state: &State, spec: &ServiceSpec) -> Result<(), Refused> {
-    if is_plain(spec) || state.level() >= PROFILES {
+pub(crate) fn admits(state: &State, spec: &ServiceSpec, before: Option<&ServiceSpec>) -> Result<(), Refused> {
+    let allow = &spec.endpoint.allow;
+    if !allow.is_empty() && before.is_none_or(|before| before.endpoint.allow != *allow) {
+        enforced(state)?;
+    }
+    admits_level(state, of_spec(spec))
+}
+
+fn admits_level(state: &State, needed: u32) -> Result<(), Refused> {
+    if needed <= state.level() {
         return Ok(());
     }
     Err(Refused::FailedPrecondition(format!(
         "some managers of this cluster run an rswarm that does not know these options (level {}, and they need \
-         {PROFILES}): upgrade all managers first",
+         {needed}): upgrade all managers first",
         state.level()
     )))
 }
 
-/// Whether managers of any level can write a spec down whole.
-fn is_plain(spec: &ServiceSpec) -> bool {
-    spec.task.resources.bounds == Bounds::default()
-        && spec.task.containers.iter().all(|container| container.profile == Profile::default())
+/// That managers can write a network policy down, and that all nodes enforce it.
+///
+/// # Errors
+/// If one does not.
+pub(crate) fn enforced(state: &State) -> Result<(), Refused> {
+    admits_level(state, POLICY)?;
+    let mut present = state.nodes().filter(|node| node.status != NodeStatus::Left);
+    match present.find(|node| of(&node.description) < POLICY) {
+        None => Ok(()),
+        Some(node) => Err(Refused::FailedPrecondition(format!(
+            "node {} runs an rswarm that does not enforce who may connect to whom: upgrade it first, or remove it if \
+             it is gone",
+            node.hostname
+        ))),
+    }
+}
+
+/// From which level on managers can write a spec down whole.
+fn of_spec(spec: &ServiceSpec) -> u32 {
+    let has_profile = spec.task.resources.bounds != Bounds::default()
+        || spec.task.containers.iter().any(|container| container.profile != Profile::default());
+    match () {
+        () if is_reached_otherwise(&spec.endpoint) => POLICY,
+        () if has_profile => PROFILES,
+        () => OLDEST,
+    }
+}
+
+fn is_reached_otherwise(endpoint: &EndpointSpec) -> bool {
+    endpoint.mode != EndpointMode::Vip
+        || endpoint.client_affinity
+        || !endpoint.allow.is_empty()
+        || endpoint.ports.iter().any(|port| port.proxy_protocol)
 }
 
 /// The level of a daemon that says this of itself; those that say nothing are of the oldest.
@@ -63,8 +105,10 @@ pub fn needed(change: &Change) -> u32 {
         Change::Once { .. } => REQUESTS,
         Change::SetRebalance { .. } => REBALANCE,
         Change::Retune { .. } => PROFILES,
-        Change::CreateService(service) if !is_plain(&service.spec) => PROFILES,
-        Change::UpdateService { spec, .. } if !is_plain(spec) => PROFILES,
+        Change::CreateService(service) => of_spec(&service.spec),
+        Change::UpdateService { spec, .. } => of_spec(spec),
+        Change::CreateNetwork(network) if network.isolated => POLICY,
+        Change::UpdateNetwork { .. } => POLICY,
         Change::SetSettings { settings, .. } if settings.rebalance_since.is_some() => REBALANCE,
         Change::Init(_)
         | Change::SetTokens { .. }
@@ -77,8 +121,6 @@ pub fn needed(change: &Change) -> u32 {
         | Change::RemoveNode { .. }
         | Change::StartAnew { .. }
         | Change::Reseat { .. }
-        | Change::CreateService(_)
-        | Change::UpdateService { .. }
         | Change::SetUpdateStatus { .. }
         | Change::ExpireJob { .. }
         | Change::RemoveService { .. }
@@ -174,6 +216,37 @@ mod tests {
         speaks(&mut bed, founder, REQUESTS);
         bed.tick();
         assert_eq!(beyond(&bed.state, &[once()]), None);
+    }
+
+    #[test]
+    fn who_may_connect_to_whom_is_decided_when_every_node_enforces_it() {
+        use crate::admission::{NetworkSpec, Request};
+
+        let mut bed = Bed::new();
+        let founder = crate::admission::first_ids(init().id_seed).1;
+        let worker = bed.node("w1", 64);
+        let mut guarded = crate::testing::spec("db", 1);
+        guarded.endpoint.allow.push("web".parse().expect("an entry"));
+        let create = Request::CreateService { spec: guarded, networks: Vec::new() };
+        let isolate = Request::CreateNetwork(NetworkSpec { isolated: true, ..NetworkSpec::new("shut") });
+        let told = |bed: &mut Bed| [bed.words(&create), bed.words(&isolate)];
+        assert!(told(&mut bed).iter().all(|words| words.contains("they need 4")));
+        speaks(&mut bed, founder, LATEST);
+        bed.tick();
+        assert!(told(&mut bed).iter().all(|words| words.contains("node w1") && words.contains("upgrade it")));
+        speaks(&mut bed, worker, LATEST);
+        assert_eq!(told(&mut bed), ["done", "done"]);
+        // A node that falls behind later does not hold up what is there.
+        speaks(&mut bed, worker, OLDEST);
+        let mut spec = bed.state.service_named("db").expect("it was made").spec.clone();
+        spec.labels.insert("x".into(), "y".into());
+        let mut update = |spec: &crate::model::ServiceSpec| {
+            let (service, networks) = ("db".to_owned(), Vec::new());
+            bed.words(&Request::UpdateService { service, version: None, spec: spec.clone(), networks })
+        };
+        assert_eq!(update(&spec), "done");
+        spec.endpoint.allow.push("more".parse().expect("an entry"));
+        assert!(update(&spec).contains("node w1"));
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub mod membership;
 pub mod model;
 mod orchestrator;
 mod plan;
+pub mod policy;
 mod reaper;
 mod rebalance;
 pub mod rehearsal;

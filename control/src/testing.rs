@@ -70,6 +70,15 @@ impl Bed {
         node
     }
 
+    /// Has all nodes be of this version, and the cluster know it.
+    pub(crate) fn upgrade(&mut self) {
+        let nodes: Vec<NodeId> = self.state.nodes().map(|node| node.id).collect();
+        for node in nodes {
+            self.alter(node, |node| node.description.level = crate::level::LATEST);
+        }
+        self.tick();
+    }
+
     /// Makes a node what it is to be, without asking anybody.
     pub(crate) fn alter(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
         let mut snapshot = self.state.snapshot();
@@ -163,5 +172,5 @@ pub(crate) fn with_task(mut spec: ServiceSpec, change: impl FnOnce(&mut TaskSpec
 }
 
 pub(crate) fn port(published: Option<u16>, target: u16, mode: PortMode) -> PortSpec {
-    PortSpec { published, target, protocol: Protocol::Tcp, mode }
+    PortSpec { published, target, protocol: Protocol::Tcp, mode, proxy_protocol: false }
 }

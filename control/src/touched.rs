@@ -4,7 +4,7 @@
 use crate::diff::sides;
 use crate::ids::NodeId;
 use crate::model::{Health, Node, Observed, Role, Task};
-use crate::state::State;
+use crate::state::{Owner, State};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -59,6 +59,18 @@ pub fn between(before: &State, after: &State) -> Touched {
         let is_same = |(old, new): (&Arc<Task>, &Arc<Task>)| held(old) == held(new);
         if !old.zip(new).is_some_and(is_same) {
             nodes.extend(old.into_iter().chain(new).filter_map(|task| task.node));
+        }
+    }
+    for change in before.network_map().diff(after.network_map()) {
+        // One that is new or gone has no task whose addresses have not changed.
+        if let (Some(old), Some(new)) = sides(change)
+            && old != new
+        {
+            let tasks = after.owners_in(new.id).filter_map(|(_, owner)| match owner {
+                Owner::Task(task) => after.task(task),
+                Owner::Service(_) => None,
+            });
+            nodes.extend(tasks.filter_map(|task| task.node));
         }
     }
     Touched::These(nodes)

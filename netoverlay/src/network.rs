@@ -17,16 +17,20 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::device::{
-    Error, Result,
-    conntrack::{self, Conntrack},
-    link::{Links, Route},
-    netns::Netns,
-    nft::Nft,
-    tun,
+use crate::{
+    decide::policy::Policy,
+    device::{
+        Error, Result,
+        conntrack::{self, Conntrack},
+        link::{Links, Route},
+        netns::Netns,
+        nft::Nft,
+        tun,
+    },
 };
 
 mod filter;
+mod guard;
 mod sandbox;
 mod uplink;
 
@@ -104,6 +108,8 @@ pub struct Attachment {
 pub struct Backends {
     /// Every virtual IP; one that is missing is forgotten.
     pub vips: Vec<Vip>,
+    /// Who may connect to whom.
+    pub policy: Policy,
 }
 
 /// What [`Network::render`] did.
@@ -111,7 +117,7 @@ pub struct Backends {
 pub struct Rendered {
     /// Whether the packet filter changed.
     pub changed: bool,
-    /// How many tracked connections to backends that are gone were forgotten.
+    /// How many tracked connections to backends that are gone, or that are no longer allowed, were forgotten.
     pub forgotten: usize,
 }
 
@@ -170,6 +176,11 @@ impl Network {
                 Err(error) if !error.is_missing() => return Err(error),
                 _ => {}
             }
+        }
+        // What arrives out of order, or late, still belongs to its connection. Inside a user namespace that is not ours
+        // to say; then the kernel's own opinion of it stands.
+        if let Err(error) = netns.set_sysctls(&[("net/netfilter/nf_conntrack_tcp_be_liberal", "1")]) {
+            tracing::debug!(%error, "connection tracking stays strict");
         }
         links.set_up("lo").await?;
         links.ensure_address("lo", spec.gateway.into(), 32).await?;
@@ -284,12 +295,13 @@ impl Network {
             .collect())
     }
 
-    /// Makes the virtual IPs exactly these, in one step, then forgets the tracked connections that lead to
-    /// backends which are gone (to draining ones only those of UDP, which would never end). To be called at
-    /// each change, and from time to time: what is right already stays.
+    /// Makes the virtual IPs and the policy exactly these, in one step, then forgets the tracked connections that lead
+    /// to backends which are gone (to draining ones only those of UDP, which would never end), and those that are no
+    /// longer allowed, whose next packet is refused. To be called at each change, and from time to time: what is right
+    /// already stays.
     pub fn render(&self, backends: &Backends) -> Result<Rendered> {
         let changed = self.nft.ensure(&filter::table(&self.spec, backends))?;
-        let keepers = filter::Keepers::of(backends);
+        let keepers = filter::Keepers::of(&self.spec, backends);
         let forgotten = self.conntrack.delete(|connection| keepers.is_stale(connection))?;
         Ok(Rendered { changed, forgotten })
     }

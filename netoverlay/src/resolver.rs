@@ -242,7 +242,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::table::{Network, Service, Table};
+    use crate::table::{Access, Network, Service, Table};
 
     fn view() -> View {
         let network = NetworkId::new(1).unwrap();
@@ -254,14 +254,17 @@ mod tests {
                 gateway: [10, 50, 0, 1].into(),
                 mtu: 1400,
                 internal: false,
+                isolated: false,
             }],
             services: vec![Service {
                 network,
                 name: "web".into(),
                 aliases: vec![],
                 vip: Some([10, 50, 0, 9].into()),
+                client_affinity: false,
                 backends: vec![],
                 draining: vec![],
+                access: Access::Open,
             }],
             ..Table::default()
         })

@@ -91,6 +91,8 @@ pub struct Network {
     pub mtu: u16,
     /// Whether its containers are cut off from everything outside of their networks.
     pub internal: bool,
+    /// Whether its tasks take connections only from where their services say so.
+    pub isolated: bool,
 }
 
 impl Network {
@@ -112,6 +114,9 @@ pub struct Endpoint {
     pub node: NodeId,
     /// Names that mean this task alone: `web.1`, its host name, its container's name.
     pub names: Vec<String>,
+    /// What it is a task of; `None` if that is not known. Of a service that the network does not list it takes no new
+    /// connections.
+    pub service: Option<Arc<str>>,
 }
 
 /// A service in one network.
@@ -125,10 +130,33 @@ pub struct Service {
     pub aliases: Vec<String>,
     /// Its virtual address; `None` for a service whose name means its tasks' addresses.
     pub vip: Option<Ipv4Addr>,
+    /// Whether a client's connections to that go to the same task as long as it takes any.
+    pub client_affinity: bool,
     /// Addresses of the tasks that take new connections now.
     pub backends: Vec<Ipv4Addr>,
     /// Addresses of the tasks that keep the TCP connections they have, and take no new ones.
     pub draining: Vec<Ipv4Addr>,
+    /// Who may connect to its tasks.
+    pub access: Access,
+}
+
+/// Who may connect to the tasks of a service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Access {
+    /// Every task of the network.
+    #[default]
+    Open,
+    /// Those, and nobody else.
+    Only(Vec<Allow>),
+}
+
+/// Somebody who may connect.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Allow {
+    /// The service whose tasks may.
+    pub service: Arc<str>,
+    /// To this port alone; else to all ports, by all protocols.
+    pub port: Option<(Protocol, u16)>,
 }
 
 /// A transport protocol.
@@ -171,6 +199,8 @@ pub struct PublishedPort {
     pub network: NetworkId,
     /// The port inside the tasks.
     pub target_port: u16,
+    /// Whether a connection begins with a header of the PROXY protocol, version 2.
+    pub proxy_protocol: bool,
     /// The tasks that take new connections now.
     pub backends: Vec<Backend>,
 }
@@ -301,12 +331,14 @@ mod tests {
                 gateway: [10, 50, 0, 1].into(),
                 mtu: 1400,
                 internal: false,
+                isolated: false,
             }],
             endpoints: vec![Endpoint {
                 network: net(),
                 address: [10, 50, 0, 2].into(),
                 node: NodeId::new("a"),
                 names: vec![],
+                service: None,
             }],
             ..Table::default()
         }

@@ -1,4 +1,6 @@
-//! Where packets go, as tables and properties.
+//! Where packets go, as tables and properties; and what bytes from elsewhere do, from `fuzz/corpus`.
+
+mod hostile;
 
 use std::net::Ipv4Addr;
 
@@ -24,12 +26,14 @@ fn table() -> Table {
         gateway: [10, 50, 0, 1].into(),
         mtu: 1400,
         internal: false,
+        isolated: false,
     };
     let endpoint = |number, last, node: &str| Endpoint {
         network: net(number),
         address: [10, 50, 0, last].into(),
         node: NodeId::new(node),
         names: vec![],
+        service: None,
     };
     Table {
         generation: 1,
@@ -194,5 +198,34 @@ proptest! {
             let own = [Ipv4Addr::new(10, 50, 0, 11), Ipv4Addr::new(10, 50, 0, 12)];
             prop_assert!(own.get(peer as usize) == Some(&source) || source == Ipv4Addr::new(10, 50, 0, 1));
         }
+    }
+}
+
+/// Hands `each` what the fuzzer has kept for a target, see `fuzz/README.md`.
+fn replay(target: &str, each: impl Fn(&[u8])) {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+    let mut count = 0;
+    for file in std::fs::read_dir(&corpus).expect("the corpus is there") {
+        let path = file.expect("a readable directory").path();
+        println!("{}", path.display());
+        each(&std::fs::read(path).expect("a readable file"));
+        count += 1;
+    }
+    assert!(count >= 5, "{} is nearly empty", corpus.display());
+}
+
+#[test]
+fn what_the_fuzzer_kept_does_no_harm() {
+    replay("overlay_datagrams", hostile::datagrams);
+    replay("overlay_packet", hostile::packet);
+    replay("overlay_question", hostile::question);
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_do_harm(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        hostile::datagrams(&bytes);
+        hostile::packet(&bytes);
+        hostile::question(&bytes);
     }
 }

@@ -77,6 +77,7 @@ fn table(nodes: &[(&str, SocketAddr)]) -> Table {
             gateway: [10, 50, 0, 1].into(),
             mtu: 1400,
             internal: false,
+            isolated: false,
         }],
         endpoints: nodes
             .iter()
@@ -86,6 +87,7 @@ fn table(nodes: &[(&str, SocketAddr)]) -> Table {
                 address: [10, 50, 0, last].into(),
                 node: NodeId::new(id),
                 names: vec![],
+                service: None,
             })
             .collect(),
         ..Table::default()

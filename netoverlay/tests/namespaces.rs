@@ -11,6 +11,7 @@ use std::{
 };
 
 use rswarm_netoverlay::{
+    decide::policy::Policy,
     device::{
         conntrack::Conntrack,
         link::{Links, Route},
@@ -19,6 +20,7 @@ use rswarm_netoverlay::{
         tun,
     },
     network::{Attachment, Backends, Network, Sandbox, Spec, TUN_NAME, Uplink, Vip},
+    table::{self, Access, Allow, Endpoint, NetworkId, NodeId, Service, Table},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -208,7 +210,7 @@ fn vip(last: u8, backends: &[u8]) -> Vip {
 }
 
 fn services(vips: &[Vip]) -> Backends {
-    Backends { vips: vips.to_vec() }
+    Backends { vips: vips.to_vec(), ..Backends::default() }
 }
 
 /// Answers each connection with its name and the address it saw, until dropped.
@@ -364,11 +366,18 @@ async fn a_virtual_ip_spreads_and_keeps_the_clients_address() {
     );
     ping(client.netns(), v4(100)).unwrap();
 
-    let mut sticky = vip(100, &[3, 4]);
-    sticky.affinity = true;
-    network.render(&services(&[sticky])).unwrap();
-    let answers: BTreeSet<String> = (0..6).map(|_| call(client.netns(), v4(100)).unwrap()).collect();
-    assert_eq!(answers.len(), 1, "{answers:?}");
+    let stick = |backends: &[u8]| {
+        network.render(&services(&[Vip { affinity: true, ..vip(100, backends) }])).unwrap();
+        let answers: BTreeSet<String> = (0..6).map(|_| call(client.netns(), v4(100)).unwrap()).collect();
+        assert_eq!(answers.len(), 1, "{answers:?}");
+        answers.into_iter().next().unwrap()[..1].to_owned()
+    };
+    // It stays although others come and go, leaves with its own, and comes back with it.
+    let first = stick(&[3, 4]);
+    let (own, other) = if first == "b" { (3, 4) } else { (4, 3) };
+    assert_eq!(stick(&[own]), first);
+    assert_ne!(stick(&[other]), first);
+    assert_eq!(stick(&[3, 4]), first);
 }
 
 #[tokio::test]
@@ -436,6 +445,179 @@ async fn connections_to_a_removed_backend_are_forgotten() {
     network.render(&services(&[vip(100, &[3])])).unwrap();
     let _other = connect().unwrap().unwrap();
     assert_eq!(network.render(&services(&[])).unwrap().forgotten, 1);
+}
+
+/// The tasks of these services and, with a virtual IP, who may connect to them; web has .2, db .3, other .4.
+fn policy(isolated: bool, db: Access) -> Policy {
+    let id = NetworkId::new(1).unwrap();
+    let network = table::Network {
+        id,
+        subnet: v4(0),
+        prefix: 24,
+        gateway: v4(1),
+        mtu: 1400,
+        internal: false,
+        isolated,
+    };
+    let tasks = [("web", 2), ("db", 3), ("other", 4)];
+    let task = |(service, last): (&str, u8)| Endpoint {
+        network: id,
+        address: v4(last),
+        node: NodeId::new("a"),
+        names: vec![],
+        service: Some(service.into()),
+    };
+    let service = |name: &str, vip: u8, access| Service {
+        network: id,
+        name: name.into(),
+        aliases: vec![],
+        vip: Some(v4(vip)),
+        client_affinity: false,
+        backends: vec![],
+        draining: vec![],
+        access,
+    };
+    let services =
+        vec![service("web", 100, Access::Open), service("db", 101, db), service("other", 102, Access::Open)];
+    Policy::new(&Table { endpoints: tasks.map(task).into(), services, ..Table::default() }, &network)
+}
+
+fn only(service: &str, port: Option<(table::Protocol, u16)>) -> Access {
+    Access::Only(vec![Allow { service: service.into(), port }])
+}
+
+/// Refused, and at once.
+fn is_refused(netns: &Netns, to: Ipv4Addr) -> bool {
+    let start = Instant::now();
+    let refused = call(netns, to).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+    refused && start.elapsed() < Duration::from_millis(500)
+}
+
+/// What came back for a datagram.
+fn datagram(netns: &Netns, to: Ipv4Addr) -> io::Result<usize> {
+    netns
+        .run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.connect((to, PORT))?;
+            socket.send(b"hello")?;
+            socket.recv(&mut [0; 16])
+        })
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_policy_is_enforced_and_answers_pass() {
+    use table::Protocol::{Tcp, Udp};
+
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let mut containers = vec![];
+    for last in [2, 3, 4] {
+        containers.push(pins.container(&network, last).await);
+    }
+    let [web, db, other] = [0, 1, 2].map(|at: usize| containers[at].netns().clone());
+    let _servers =
+        [(&web, "web"), (&db, "db"), (&other, "other")].map(|(netns, name)| Server::start(netns, name));
+    let echo = db.run(|| UdpSocket::bind(("0.0.0.0", PORT))).unwrap().unwrap();
+    echo.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    thread::spawn(move || {
+        let mut buffer = [0; 16];
+        while let Ok((length, from)) = echo.recv_from(&mut buffer) {
+            let _ = echo.send_to(&buffer[..length], from);
+        }
+    });
+    let vips = [vip(100, &[2]), vip(101, &[3]), vip(102, &[4])];
+    let render = |policy| network.render(&Backends { vips: vips.to_vec(), policy }).unwrap();
+
+    // On an open network one service takes connections from another to one port, and the rest is as before.
+    render(policy(false, only("web", Some((Tcp, PORT)))));
+    for to in [v4(3), v4(101)] {
+        assert_eq!(call(&web, to).unwrap(), "db saw 10.50.0.2");
+        assert!(is_refused(&other, to), "{to}");
+        assert!(ping(&web, to).is_err() && datagram(&web, to).is_err(), "only the port that was named");
+    }
+    assert!(is_refused(&db, v4(101)), "nor from its own tasks, unless it says so");
+    for (from, to) in [(&db, 2), (&db, 100), (&other, 2), (&web, 102)] {
+        assert!(call(from, v4(to)).is_ok(), "{to}");
+    }
+    ping(&db, v4(2)).unwrap();
+    // What is published is for everybody.
+    let (client, target) = ("203.0.113.9:4000".parse().unwrap(), SocketAddrV4::new(v4(3), PORT));
+    network.connect_from(client, target).await.unwrap();
+
+    // By another protocol, and by all.
+    render(policy(false, only("web", Some((Udp, PORT)))));
+    assert_eq!(datagram(&web, v4(101)).unwrap(), 5);
+    assert!(is_refused(&web, v4(3)) && datagram(&other, v4(3)).is_err());
+    render(policy(false, only("other", None)));
+    assert!(
+        datagram(&other, v4(3)).is_ok() && ping(&other, v4(101)).is_ok() && call(&other, v4(101)).is_ok()
+    );
+    assert!(is_refused(&web, v4(3)));
+
+    // On an isolated network nobody says a word unasked.
+    render(policy(true, only("web", None)));
+    for to in [v4(3), v4(101)] {
+        assert_eq!(call(&web, to).unwrap(), "db saw 10.50.0.2");
+        ping(&web, to).unwrap();
+    }
+    for (from, to) in [(&db, 2), (&db, 100), (&web, 4), (&web, 102), (&other, 3), (&other, 77)] {
+        assert!(is_refused(from, v4(to)), "{to}");
+    }
+    assert!(ping(&other, v4(2)).is_err());
+    network.connect_from(client, target).await.unwrap();
+
+    render(Policy::default());
+    assert!(call(&other, v4(3)).is_ok() && call(&db, v4(102)).is_ok());
+}
+
+#[tokio::test]
+async fn a_policy_takes_effect_on_connections_that_are_open() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let (web, db) = (pins.container(&network, 2).await, pins.container(&network, 3).await);
+    let render = |access| {
+        network.render(&Backends { vips: vec![vip(101, &[3])], policy: policy(false, access) }).unwrap()
+    };
+    render(Access::Open);
+    let listener = db.netns().run(|| TcpListener::bind(("0.0.0.0", PORT))).unwrap().unwrap();
+    let connect = |to: Ipv4Addr| {
+        let near = web.netns().run(|| TcpStream::connect((to, PORT))).unwrap().unwrap();
+        let (far, _) = listener.accept().unwrap();
+        for stream in [&near, &far] {
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        }
+        (near, far)
+    };
+    let says = |from: &mut TcpStream, to: &mut TcpStream| {
+        from.write_all(b"x")?;
+        to.read_exact(&mut [0])
+    };
+    let ended = |result: io::Result<()>| {
+        result.is_err_and(|error| {
+            matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+        })
+    };
+    let mut open = [connect(v4(3)), connect(v4(101)), connect(v4(3))];
+    // What is still allowed goes on.
+    render(only("web", Some((table::Protocol::Tcp, PORT))));
+    for (near, far) in &mut open {
+        says(near, far).unwrap();
+        says(far, near).unwrap();
+    }
+    // What no longer is ends with the next word of either side.
+    let rendered = render(only("other", None));
+    assert!(rendered.forgotten >= 3, "{rendered:?}");
+    let [(direct, _), (virtual_ip, _), (_, server)] = &mut open;
+    for stream in [direct, virtual_ip, server] {
+        stream.write_all(b"x").unwrap();
+        assert!(ended(stream.read_exact(&mut [0])), "it is reset");
+    }
+    assert!(is_refused(web.netns(), v4(3)));
+    render(Access::Open);
+    let (mut near, mut far) = connect(v4(101));
+    says(&mut near, &mut far).unwrap();
 }
 
 #[tokio::test]

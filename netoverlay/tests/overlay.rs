@@ -30,7 +30,10 @@ use rswarm_netoverlay::{
     },
     ingress::PortState,
     peer,
-    table::{Backend, Endpoint, Network, NetworkId, Node, NodeId, Protocol, PublishedPort, Service, Table},
+    table::{
+        Access, Allow, Backend, Endpoint, Network, NetworkId, Node, NodeId, Protocol, PublishedPort, Service,
+        Table,
+    },
 };
 use testing::{Authority, SERVER_NAME, eventually};
 use tokio::sync::mpsc;
@@ -93,6 +96,7 @@ fn table(nodes: u8) -> Table {
             gateway: [10, 50, 0, 1].into(),
             mtu: 1400,
             internal: false,
+            isolated: false,
         }],
         endpoints: (0..nodes)
             .map(|n| Endpoint {
@@ -100,6 +104,7 @@ fn table(nodes: u8) -> Table {
                 address: task(n),
                 node: id(n),
                 names: vec![format!("web.{}", n + 1)],
+                service: None,
             })
             .collect(),
         services: vec![Service {
@@ -107,8 +112,10 @@ fn table(nodes: u8) -> Table {
             name: "web".into(),
             aliases: vec![],
             vip: Some(VIP),
+            client_affinity: false,
             backends: (0..nodes).map(task).collect(),
             draining: vec![],
+            access: Access::Open,
         }],
         ports: vec![PublishedPort {
             port: PORT,
@@ -116,6 +123,7 @@ fn table(nodes: u8) -> Table {
             service: "web".into(),
             network: net(),
             target_port: 80,
+            proxy_protocol: false,
             backends: (0..nodes).map(|n| Backend { node: id(n), address: task(n) }).collect(),
         }],
     }
@@ -384,14 +392,17 @@ fn a_container_in_two_networks_has_the_names_of_both_and_a_way_out() {
             gateway: [10, 51, 0, 1].into(),
             mtu: 1400,
             internal: false,
+            isolated: false,
         });
         table.services.push(Service {
             network: other,
             name: "db".into(),
             aliases: vec!["store".into()],
             vip: Some([10, 51, 0, 100].into()),
+            client_affinity: false,
             backends: vec![],
             draining: vec![],
+            access: Access::Open,
         });
         let attach = Attach { sandbox: "c".into(), networks: vec![(net(), task(2))], upstreams: Vec::new() };
         let refused = machine.overlay.attach(attach).await;
@@ -460,6 +471,54 @@ fn published_ports_answer_on_every_node_and_show_the_clients_address() {
         })
         .await;
         assert!(machines[0].overlay.apply(wider).await.is_err(), "an older table is refused");
+        purge(machines).await;
+    });
+}
+
+#[test]
+fn a_task_behind_the_proxy_protocol_is_told_both_ends_first() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(2).await;
+        let mut proxied = table(2);
+        proxied.generation = 2;
+        proxied.ports[0].proxy_protocol = true;
+        for machine in &machines {
+            machine.overlay.apply(proxied.clone()).await.unwrap();
+        }
+        for (container, name) in containers.iter().zip(["zero", "one"]) {
+            let listener = container.run(|| TcpListener::bind("0.0.0.0:80").unwrap()).unwrap();
+            std::thread::spawn(move || {
+                while let Ok((mut stream, from)) = listener.accept() {
+                    // It says nothing before it has read whose connection this is.
+                    let mut header = [0; 28];
+                    if stream.read_exact(&mut header).is_err() {
+                        continue;
+                    }
+                    let end = |ip: usize, port: usize| {
+                        let octets: [u8; 4] = header[ip..ip + 4].try_into().unwrap();
+                        let port = u16::from_be_bytes([header[port], header[port + 1]]);
+                        SocketAddrV4::new(octets.into(), port)
+                    };
+                    let (source, destination) = (end(16, 24), end(20, 26));
+                    let is_true = SocketAddr::V4(source) == from;
+                    let greeting = format!("{name} {} {destination} {is_true}\n", source.ip());
+                    if stream.write_all(greeting.as_bytes()).is_ok() {
+                        let _ = io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+                    }
+                }
+            });
+        }
+        for node in [0, 1] {
+            let mut seen = vec![];
+            for _ in 0..2 {
+                let greeting = visit(node, 1000).await.unwrap();
+                let (name, rest) = greeting.split_once(' ').unwrap();
+                assert_eq!(rest, format!("{CLIENT} {}:{PORT} true", underlay(node)));
+                seen.push(name.to_owned());
+            }
+            seen.sort();
+            assert_eq!(seen, ["one", "zero"], "by way of node {node}");
+        }
         purge(machines).await;
     });
 }
@@ -727,6 +786,59 @@ fn an_ended_task_is_unrouted_everywhere_without_the_managers() {
 }
 
 #[test]
+fn either_end_enforces_the_policy_whatever_the_other_has_been_told() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(2).await;
+        serve(&containers[0], "zero");
+        serve(&containers[1], "one");
+        // The task of node 0 is of the service web, that of node 1 of db, which takes connections from nobody.
+        let told = |generation, allowed: Option<Vec<Allow>>| {
+            let mut table = table(2);
+            table.generation = generation;
+            for (endpoint, service) in table.endpoints.iter_mut().zip(["web", "db"]) {
+                endpoint.service = Some(service.into());
+            }
+            table.services[0].backends = vec![task(0)];
+            let access = allowed.map_or(Access::Open, Access::Only);
+            let (vip, backends) = (Some(Ipv4Addr::new(10, 50, 0, 101)), vec![task(1)]);
+            let db = Service { name: "db".into(), vip, backends, access, ..table.services[0].clone() };
+            table.services.push(db);
+            table
+        };
+        let vip = Ipv4Addr::new(10, 50, 0, 101);
+        let refused = |to| {
+            let error = dial(&containers[0], to).expect_err("it is refused");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        };
+        let apply = async |zero: Table, one: Table| {
+            machines[0].overlay.apply(zero).await.unwrap();
+            machines[1].overlay.apply(one).await.unwrap();
+        };
+        apply(told(2, None), told(2, None)).await;
+        let mut open = dial(&containers[0], vip).unwrap();
+        greeting(&mut open).unwrap();
+        for (generation, first, second) in
+            [(3, Some(vec![]), None), (4, None, Some(vec![])), (5, Some(vec![]), Some(vec![]))]
+        {
+            apply(told(generation, first), told(generation, second)).await;
+            refused(vip);
+            refused(task(1));
+            // Published ports are for everybody, and the other direction is open.
+            assert!(visit(0, 1000).await.is_ok());
+            assert!(greeting(&mut dial(&containers[1], VIP).unwrap()).unwrap().starts_with("zero"));
+        }
+        open.write_all(b"x").unwrap();
+        assert_eq!(open.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        let web = vec![Allow { service: "web".into(), port: Some((Protocol::Tcp, 80)) }];
+        apply(told(6, Some(web.clone())), told(6, Some(web))).await;
+        let mut stream = dial(&containers[0], vip).unwrap();
+        assert!(greeting(&mut stream).unwrap().starts_with("one"));
+        echo(&mut stream, 100_000);
+        purge(machines).await;
+    });
+}
+
+#[test]
 fn what_somebody_else_has_changed_is_mended() {
     on_a_host(|_| async {
         let (machines, containers) = cluster(2).await;
@@ -860,6 +972,7 @@ fn endpoints_that_change_all_the_time_leave_no_stale_backend_and_nothing_else() 
         let others = |turn: u64| Service {
             name: "other".into(),
             vip: Some(Ipv4Addr::new(10, 50, 0, 101)),
+            client_affinity: false,
             backends: vec![task((turn % 2) as u8)],
             ..table(2).services[0].clone()
         };

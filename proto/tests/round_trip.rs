@@ -243,7 +243,7 @@ fn what_is_wrong_is_named_from_the_outside_in() {
     assert_eq!(
         case(|wire| {
             let port = pb::PortSpec { target: 70_000, protocol: 1, mode: 1, ..Default::default() };
-            wire.endpoint = Some(pb::EndpointSpec { mode: 1, ports: vec![port] });
+            wire.endpoint = Some(pb::EndpointSpec { mode: 1, ports: vec![port], ..Default::default() });
         }),
         "endpoint.ports[0].target: is 70000, but can be 65535 at most"
     );

@@ -109,6 +109,8 @@ fn boot(
         .spawn()
         .with_context(|| format!("cannot run {PROGRAM}"))?;
     let child = Running(child);
+    // It holds ends of the pipe, which would never be seen to end.
+    drop(command);
     let kvm_deadline = deadline.min(Instant::now() + KVM_PATIENCE);
     let (lines, heard) = mpsc::channel();
     let listening = std::thread::spawn(move || listen(BufReader::new(reader), &lines));

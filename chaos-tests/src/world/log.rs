@@ -472,6 +472,7 @@ fn brief(change: &Change) -> String {
         Change::SetUpdateStatus { service, status, .. } => format!("update of {service} {:?}", status.state),
         Change::RemoveService { service, .. } => format!("service {service} removed"),
         Change::CreateNetwork(network) => format!("network {} {}", network.name, network.subnet),
+        Change::UpdateNetwork { network, isolated, .. } => format!("network {network} isolated: {isolated}"),
         Change::RemoveNetwork { network } => format!("network {network} removed"),
         Change::CreateTask(new) => format!("task {} {}.{} {}", new.id, new.service, new.slot, new.desired),
         Change::Allocate { task, .. } => format!("allocate {task}"),

@@ -6,9 +6,9 @@ use super::{Event, M, Planted, World, not_before};
 use crate::invariants;
 use rswarm_control::admission::{self, Answer, Init, Join, NetworkSpec, NodeUpdate, Refused, Request};
 use rswarm_control::model::{
-    Availability, Constraint, ContainerSpec, EndpointMode, EndpointSpec, FailureAction, JoinTokens, Labels,
-    Mode, OnNodeLoss, PortMode, PortSpec, Probe, Protocol, Readiness, Resources, RestartCondition,
-    RestartPolicy, Role, Secret, ServiceSpec, Settings, TaskResources, TaskSpec, UpdateConfig, UpdateOrder,
+    Availability, Constraint, ContainerSpec, EndpointSpec, FailureAction, JoinTokens, Labels, Mode,
+    OnNodeLoss, PortMode, PortSpec, Probe, Protocol, Readiness, Resources, RestartCondition, RestartPolicy,
+    Role, Secret, ServiceSpec, Settings, TaskResources, TaskSpec, UpdateConfig, UpdateOrder,
 };
 use rswarm_control::{Proposal, Timestamp};
 use std::sync::Arc;
@@ -339,12 +339,18 @@ impl World {
             let constraint = text.and_then(|text| text.parse::<Constraint>().ok());
             task.placement.constraints.extend(constraint);
         }
-        let mut endpoint = EndpointSpec { mode: EndpointMode::Vip, ports: Vec::new() };
+        let mut endpoint = EndpointSpec::default();
         if self.rng.percent(25) {
             let published = 8_000 + u16::try_from(self.rng.below(6)).unwrap_or(0);
             let mode = self.rng.pick(&[PortMode::Ingress, PortMode::Host]).unwrap_or(PortMode::Ingress);
             let published = (mode == PortMode::Host || self.rng.percent(50)).then_some(published);
-            endpoint.ports.push(PortSpec { published, target: 80, protocol: Protocol::Tcp, mode });
+            endpoint.ports.push(PortSpec {
+                published,
+                target: 80,
+                protocol: Protocol::Tcp,
+                mode,
+                proxy_protocol: false,
+            });
         }
         let update = UpdateConfig {
             parallelism: u32::try_from(self.rng.below(3)).unwrap_or(1),

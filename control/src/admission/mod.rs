@@ -87,6 +87,13 @@ pub enum Request {
     },
     /// Make a network.
     CreateNetwork(NetworkSpec),
+    /// Change who may connect to whom on a network.
+    UpdateNetwork {
+        /// Which.
+        network: String,
+        /// Whether tasks take connections only from services that theirs allows.
+        isolated: bool,
+    },
     /// Remove a network that nothing uses.
     RemoveNetwork {
         /// Which.
@@ -142,7 +149,7 @@ pub enum Answer {
     Done,
     /// This service was created or changed.
     Service(ServiceId),
-    /// This network was created.
+    /// This network was created or changed.
     Network(NetworkId),
     /// This node was created or changed.
     Node(NodeId),
@@ -197,6 +204,7 @@ pub fn admit(state: &State, request: &Request, now: Timestamp) -> Result<(Vec<Ch
         }
         Request::RemoveService { service } => service::remove(state, service),
         Request::CreateNetwork(spec) => network::create(state, spec, now),
+        Request::UpdateNetwork { network, isolated } => network::update(state, network, *isolated),
         Request::RemoveNetwork { network } => network::remove(state, network),
         Request::UpdateNode(update) => node::update(state, update),
         Request::RemoveNode { node, force } => node::remove(state, node, *force),

@@ -3,6 +3,7 @@
 use super::{Answer, Refused, find_network, no_cluster, validate};
 use crate::allocator;
 use crate::ids::NetworkId;
+use crate::level;
 use crate::model::{Labels, Meta, Network, Subnet};
 use crate::state::{Change, State};
 use crate::time::Timestamp;
@@ -28,13 +29,16 @@ pub struct NetworkSpec {
     pub attachable: bool,
     /// Whether containers are cut off from the world outside.
     pub internal: bool,
+    /// Whether tasks take connections only from services that theirs allows.
+    pub isolated: bool,
 }
 
 impl NetworkSpec {
     /// A network with every default.
     pub fn new(name: impl Into<String>) -> Self {
         let (labels, subnet, gateway, mtu) = (Labels::new(), None, None, None);
-        Self { name: name.into(), labels, subnet, gateway, mtu, attachable: false, internal: false }
+        let (attachable, internal, isolated) = (false, false, false);
+        Self { name: name.into(), labels, subnet, gateway, mtu, attachable, internal, isolated }
     }
 }
 
@@ -46,6 +50,9 @@ pub(super) fn create(
     let cluster = state.cluster().ok_or_else(no_cluster)?;
     validate::name("network", &spec.name)?;
     validate::labels(spec.labels.keys())?;
+    if spec.isolated {
+        level::enforced(state)?;
+    }
     if let Some(other) = state.network_named(&spec.name) {
         let (name, id) = (&spec.name, other.id);
         return Err(Refused::AlreadyExists(format!("a network named {name} exists already ({id})")));
@@ -93,7 +100,19 @@ pub(super) fn build(
         labels: spec.labels.clone(),
         attachable: spec.attachable,
         internal: spec.internal,
+        isolated: spec.isolated,
     })
+}
+
+pub(super) fn update(state: &State, text: &str, isolated: bool) -> Result<(Vec<Change>, Answer), Refused> {
+    let network = find_network(state, text)?;
+    let answer = Answer::Network(network.id);
+    if network.isolated == isolated {
+        return Ok((Vec::new(), answer));
+    }
+    level::enforced(state)?;
+    let version = network.meta.version;
+    Ok((vec![Change::UpdateNetwork { network: network.id, version, isolated }], answer))
 }
 
 pub(super) fn remove(state: &State, text: &str) -> Result<(Vec<Change>, Answer), Refused> {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 type Admitted = Result<(Vec<Change>, Answer), Refused>;
 
 pub(super) fn create(state: &State, spec: &ServiceSpec, networks: &[String], now: Timestamp) -> Admitted {
-    let spec = complete(state, spec, networks)?;
+    let spec = complete(state, spec, networks, None)?;
     if let Some(other) = state.service_named(&spec.name) {
         let (name, id) = (&spec.name, other.id);
         return Err(Refused::AlreadyExists(format!("a service named {name} exists already ({id})")));
@@ -64,7 +64,7 @@ pub(super) fn update(
             asked.name()
         ));
     }
-    change(state, &service, complete(state, spec, networks)?)
+    change(state, &service, complete(state, spec, networks, Some(&service.spec))?)
 }
 
 pub(super) fn scale(state: &State, text: &str, replicas: u32) -> Admitted {
@@ -157,8 +157,13 @@ fn change(state: &State, service: &Service, spec: ServiceSpec) -> Admitted {
     Ok((vec![Change::UpdateService { service: id, version, spec, endpoint, author, rollback }], answer))
 }
 
-/// A valid spec with its networks filled in.
-fn complete(state: &State, spec: &ServiceSpec, networks: &[String]) -> Result<ServiceSpec, Refused> {
+/// A valid spec, in place of the one before, with its networks filled in.
+fn complete(
+    state: &State,
+    spec: &ServiceSpec,
+    networks: &[String],
+    before: Option<&ServiceSpec>,
+) -> Result<ServiceSpec, Refused> {
     let cluster = state.cluster().ok_or_else(no_cluster)?;
     let mut spec = spec.clone();
     let ids: Result<Vec<NetworkId>, Refused> =
@@ -169,7 +174,7 @@ fn complete(state: &State, spec: &ServiceSpec, networks: &[String]) -> Result<Se
         task.networks.push(cluster.default_network);
     }
     validate::service(&spec)?;
-    crate::level::admits(state, &spec)?;
+    crate::level::admits(state, &spec, before)?;
     match spec.task.networks.iter().find(|network| state.network(**network).is_none()) {
         Some(network) => Err(Refused::NotFound(format!("no such network: {network}"))),
         None => Ok(spec),

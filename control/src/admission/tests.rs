@@ -34,6 +34,11 @@ fn specs_that_could_not_be_right_are_refused() {
     refused(|s| s.endpoint.ports = vec![port(Some(0), 80, PortMode::Ingress)], expect!["Invalid: publish: port 0 does not exist"]);
     refused(|s| s.endpoint.ports = vec![port(None, 80, PortMode::Host)], expect!["Invalid: publish: port 80 in host mode needs a published port"]);
     refused(|s| s.endpoint.ports = vec![port(Some(80), 80, PortMode::Ingress), port(Some(80), 81, PortMode::Host)], expect!["Invalid: publish: port 80 is given twice"]);
+    refused(|s| (s.endpoint.mode, s.endpoint.ports) = (EndpointMode::Dnsrr, vec![port(Some(80), 80, PortMode::Ingress)]), expect!["Invalid: endpoint mode: a port published with mode ingress cannot be used with dnsrr; publish it with mode=host"]);
+    refused(|s| s.endpoint.ports = vec![PortSpec { protocol: Protocol::Udp, proxy_protocol: true, ..port(None, 53, PortMode::Ingress) }], expect!["Invalid: publish: port 53: the PROXY protocol is for TCP"]);
+    refused(|s| (s.endpoint.mode, s.endpoint.client_affinity) = (EndpointMode::Dnsrr, true), expect!["Invalid: client affinity: a dnsrr service has no virtual address, its clients pick a task themselves"]);
+    refused(|s| s.endpoint.allow = vec![allow("a b")], expect!["Invalid: allowed service's name `a b` is not allowed: use 1 to 63 letters, digits, `-` and `_`, beginning and ending with a letter or digit"]);
+    refused(|s| s.endpoint.allow = vec![allow("api"), allow("api")], expect!["Invalid: allow from: api is given twice"]);
     refused_task(|t| t.containers.clear(), expect!["Invalid: a service needs a container image"]);
     refused_task(|t| t.containers[0].image = " ".into(), expect!["Invalid: a service needs a container image of at most 512 characters"]);
     refused_task(|t| t.containers.push(ContainerSpec::new("other")), expect!["Invalid: more than one container in a task is not possible yet"]);
@@ -52,6 +57,10 @@ fn specs_that_could_not_be_right_are_refused() {
     refused_task(|t| t.containers[0].mounts.extend([tmpfs("/a"), tmpfs("/a/")]), expect!["Invalid: mount: target `/a/` is given twice"]);
     refused_task(|t| t.containers[0].mounts.push(volume("../etc")), expect!["Invalid: mount: `../etc` is no name for a volume; write 2 to 128 letters, digits, `_`, `.` and `-`, a letter or digit first"]);
     refused_task(|t| t.networks.push(crate::NetworkId(1)), expect!["NotFound: no such network: 0000000000001"]);
+}
+
+fn allow(from: &str) -> Allow {
+    Allow { from: from.into(), port: None }
 }
 
 #[rustfmt::skip]

@@ -5,7 +5,8 @@ use crate::model::{
     AffinityRule, FailureAction, Preference, RestartCondition, UpdateConfig, UpdateOrder, WEIGHT_MAX,
 };
 use crate::model::{
-    ContainerSpec, EndpointSpec, Mount, Placement, PortMode, Resources, ServiceSpec, TaskSpec,
+    Allow, ContainerSpec, EndpointMode, EndpointSpec, Mount, Placement, PortMode, PortSpec, Protocol,
+    Resources, ServiceSpec, TaskSpec,
 };
 use crate::model::{HealthSpec, HealthTest, HttpProbe, Probe};
 use std::collections::BTreeSet;
@@ -19,6 +20,8 @@ const NANO_CPUS_MIN: u64 = 1_000_000;
 const MEMORY_BYTES_MIN: u64 = 4 << 20;
 /// Rules of one kind in a placement: constraints, preferences, …
 const RULES_MAX: usize = 32;
+/// Entries of an allow list.
+const ALLOW_MAX: usize = 128;
 /// Longest text that is kept anywhere in a spec, in bytes.
 const TEXT_MAX: usize = 64 << 10;
 
@@ -313,6 +316,17 @@ fn probe(what: &str, probe: &Probe) -> Result<(), Refused> {
 }
 
 fn endpoint(spec: &EndpointSpec) -> Result<(), Refused> {
+    let is_spread = |port: &PortSpec| port.mode == PortMode::Ingress;
+    if spec.mode == EndpointMode::Dnsrr && spec.ports.iter().any(is_spread) {
+        return invalid(
+            "endpoint mode: a port published with mode ingress cannot be used with dnsrr; publish it with mode=host",
+        );
+    }
+    if spec.mode == EndpointMode::Dnsrr && spec.client_affinity {
+        return invalid(
+            "client affinity: a dnsrr service has no virtual address, its clients pick a task themselves",
+        );
+    }
     let mut seen = BTreeSet::new();
     for port in &spec.ports {
         if port.target == 0 || port.published == Some(0) {
@@ -323,8 +337,28 @@ fn endpoint(spec: &EndpointSpec) -> Result<(), Refused> {
         {
             return invalid(format!("publish: port {published} is given twice"));
         }
+        if port.proxy_protocol && port.protocol != Protocol::Tcp {
+            return invalid(format!("publish: port {}: the PROXY protocol is for TCP", port.target));
+        }
         if port.mode == PortMode::Host && port.published.is_none() {
             return invalid(format!("publish: port {} in host mode needs a published port", port.target));
+        }
+    }
+    allow(&spec.allow)
+}
+
+fn allow(entries: &[Allow]) -> Result<(), Refused> {
+    if entries.len() > ALLOW_MAX {
+        return invalid(format!("allow from: more than {ALLOW_MAX} entries are not possible"));
+    }
+    let mut seen = BTreeSet::new();
+    for entry in entries {
+        name("allowed service's", &entry.from)?;
+        if entry.port.is_some_and(|(port, _)| port == 0) {
+            return invalid("allow from: port 0 does not exist");
+        }
+        if !seen.insert(entry) {
+            return invalid(format!("allow from: {entry} is given twice"));
         }
     }
     Ok(())

@@ -1,9 +1,9 @@
 //! What all nodes are told alike, in parts of which each node is told those that it needs; its own [`Table`] follows
 //! from them. So what has changed is worked out, and put into words, once for all nodes.
 
-use super::{Backend, NetworkTable, PublishedPort, ServiceEntry, Table};
+use super::{Backend, NetworkTable, PublishedPort, Route, ServiceEntry, Table};
 use crate::ids::{NetworkId, NodeId, ServiceId};
-use crate::model::{self, Network, NodeStatus, PortMode, Slot};
+use crate::model::{self, Allow, Network, NodeStatus, PortMode, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -55,10 +55,14 @@ pub struct Section {
 pub struct Reached {
     /// Its name.
     pub name: String,
-    /// Its virtual address, on a network.
+    /// Its virtual address, on a network, if it has one.
     pub vip: Option<Ipv4Addr>,
+    /// Whether each client's connections to that go to one task.
+    pub client_affinity: bool,
     /// Its ports, among what is published.
     pub ports: Vec<model::PublishedPort>,
+    /// Whose tasks may connect to its own, on a network.
+    pub allow: Vec<Allow>,
 }
 
 /// The number of a network, and an address on it.
@@ -102,7 +106,9 @@ impl Directory {
             .values()
             .filter_map(|section| Some((section.network.clone()?, section)))
             .map(|(network, section)| {
-                let route = |((_, address), row): (&Spot, &Row)| Some((*address, home(row)?.id));
+                let route = |((_, address), row): (&Spot, &Row)| {
+                    Some((*address, Route { node: home(row)?.id, service: Some(row.service) }))
+                };
                 let routes = section.rows.iter().filter_map(route).collect();
                 (network.id, NetworkTable { routes, services: self.services(section, me), network })
             })
@@ -110,7 +116,7 @@ impl Directory {
         let ports = self.ports(me);
         let named: BTreeSet<NodeId> = networks
             .values()
-            .flat_map(|table| table.routes.values().copied())
+            .flat_map(|table| table.routes.values().map(|route| route.node))
             .chain(ports.iter().flat_map(|port| port.backends.iter().map(|backend| backend.node)))
             .collect();
         let called = self.is_called(me);
@@ -129,19 +135,21 @@ impl Directory {
         let entry = |(service, reached): (&ServiceId, &Reached)| {
             let rows = rows.remove(service).unwrap_or_default();
             let is_lost = |row: &Row| self.nodes.get(&row.node).is_none_or(|place| place.status.is_lost());
-            Some(ServiceEntry {
+            ServiceEntry {
                 service: *service,
                 name: reached.name.clone(),
-                vip: reached.vip?,
+                vip: reached.vip,
+                client_affinity: reached.client_affinity,
                 backends: self.usable(&rows, me).into_iter().map(|(_, backend)| backend).collect(),
                 draining: rows
                     .iter()
                     .filter(|(_, row)| row.standing == Standing::Draining && !is_lost(row))
                     .map(|((_, address), _)| *address)
                     .collect(),
-            })
+                allow: reached.allow.clone(),
+            }
         };
-        section.services.iter().filter_map(entry).collect()
+        section.services.iter().map(entry).collect()
     }
 
     /// Which tasks `me` may give new connections to. A node's own tasks are not taken from it because the managers
@@ -187,6 +195,7 @@ impl Directory {
                     mode: port.mode,
                     service: *service,
                     service_name: reached.name.clone(),
+                    proxy_protocol: port.proxy_protocol,
                     vni,
                     backends,
                 });

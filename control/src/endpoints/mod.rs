@@ -11,7 +11,7 @@ pub use directory::{Directory, Missed, Part, Place, Reached, Row, Section, Spot,
 pub use news::{NodesNews, Piece, SectionNews, between, is_published, parts, takes_out, whole};
 
 use crate::ids::{NetworkId, NodeId, ServiceId};
-use crate::model::{Network, NodeStatus, PortMode, Protocol, Service, Slot, Task};
+use crate::model::{Allow, Network, NodeStatus, PortMode, Protocol, Service, Slot, Task};
 use crate::state::State;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -33,13 +33,23 @@ pub struct Table {
 pub struct NetworkTable {
     /// The network itself.
     pub network: Arc<Network>,
-    /// On which node each address lives; tasks that are starting or draining included.
-    pub routes: BTreeMap<Ipv4Addr, NodeId>,
+    /// Where each address lives; tasks that are starting or draining included.
+    pub routes: BTreeMap<Ipv4Addr, Route>,
     /// The services on it, by id.
     pub services: Vec<ServiceEntry>,
 }
 
-/// A service, as seen on one network. Its name resolves to `vip`, `tasks.NAME` to the backends.
+/// Where an address lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// On which node.
+    pub node: NodeId,
+    /// Whose task has it; the service itself may be gone. `None` if whoever tells does not say.
+    pub service: Option<ServiceId>,
+}
+
+/// A service, as seen on one network. Its name resolves to `vip`, or without one to the backends; `tasks.NAME` to these
+/// in any case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceEntry {
     /// Which.
@@ -47,12 +57,16 @@ pub struct ServiceEntry {
     /// Its name.
     pub name: String,
     /// Its virtual address, which may receive new connections for any backend.
-    pub vip: Ipv4Addr,
+    pub vip: Option<Ipv4Addr>,
+    /// Whether each client's connections to that go to one backend.
+    pub client_affinity: bool,
     /// Tasks that may be given new connections, by address.
     pub backends: Vec<Backend>,
     /// Addresses of tasks that are being stopped as planned, or are not ready: no new connections, but those they have
     /// go on.
     pub draining: Vec<Ipv4Addr>,
+    /// Whose tasks may connect to its own, where that is limited.
+    pub allow: Vec<Allow>,
 }
 
 /// A task that may be given new connections.
@@ -81,6 +95,8 @@ pub struct PublishedPort {
     pub service: ServiceId,
     /// What it is called, for messages.
     pub service_name: String,
+    /// Whether each connection begins with a header of the PROXY protocol, version 2.
+    pub proxy_protocol: bool,
     /// The number of the network that the tasks are reached on; a node may serve the port without having
     /// joined that network. 0 where there is none.
     pub vni: u32,
@@ -120,8 +136,10 @@ pub fn routable<'a>(state: &'a State, service: &Service, from: NodeId) -> Vec<&'
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admission::Request;
     use crate::model::Observed;
     use crate::testing::{Bed, port, spec};
+    use std::collections::BTreeSet;
     use std::time::Duration;
 
     /// A service of two tasks on two nodes that publishes a port.
@@ -173,7 +191,7 @@ mod tests {
         assert_eq!(network.routes.len(), 2);
         let entry = &network.services[0];
         assert_eq!((entry.name.as_str(), entry.backends.len()), ("web", 2));
-        assert!(network.network.subnet.contains(entry.vip));
+        assert!(entry.vip.is_some_and(|vip| network.network.subnet.contains(vip)));
     }
 
     #[test]
@@ -232,6 +250,96 @@ mod tests {
         assert_eq!(told(Health::Healthy, None), (vec![its], vec![address]), "nothing new is known");
         assert_eq!(told(Health::Healthy, Some(true)), (both.clone(), vec![]));
         assert_eq!(told(Health::Unhealthy, Some(true)), (vec![its], vec![address]));
+    }
+
+    #[test]
+    fn an_allow_list_is_told_to_every_member_and_restarts_nothing() {
+        let (mut bed, service, _) = published(PortMode::Ingress);
+        bed.upgrade();
+        let before = bed.state.clone();
+        let mut spec = bed.state.service(service).expect("it is there").spec.clone();
+        spec.endpoint.allow.push("front:8080".parse().expect("an entry"));
+        let ask = Request::UpdateService {
+            service: "web".into(),
+            version: None,
+            spec: spec.clone(),
+            networks: Vec::new(),
+        };
+        bed.ask(&ask).expect("it may be asked");
+        let [(_, Piece::Section(_, news))] =
+            &between(&before, &bed.state).into_iter().collect::<Vec<_>>()[..]
+        else {
+            panic!("news of the network, and of nothing else")
+        };
+        assert!(!news.whole && news.rows.is_empty() && news.services.len() == 1);
+        for home in homes(&bed, service) {
+            let table = of(&bed.state, home);
+            let network = table.networks.values().next().expect("the default network");
+            assert_eq!(network.services[0].allow, spec.endpoint.allow);
+            assert!(network.routes.values().all(|route| route.service == Some(service)));
+        }
+        bed.tick();
+        assert!(bed.tasks(service).iter().all(|task| task.spec_version == 1 && task.is_wanted()));
+    }
+
+    #[test]
+    fn a_network_that_becomes_isolated_is_told_to_its_members_and_restarts_nothing() {
+        let (mut bed, service, nodes) = published(PortMode::Host);
+        bed.upgrade();
+        let members: BTreeSet<NodeId> = homes(&bed, service).into_iter().collect();
+        let isolate = |isolated| Request::UpdateNetwork { network: "default".into(), isolated };
+        for isolated in [true, false] {
+            let before = bed.state.clone();
+            bed.ask(&isolate(isolated)).expect("it may be asked");
+            let event = bed.state.events().next_back().expect("it has happened").clone();
+            assert_eq!((event.action.word(), &*event.name), ("update", "default"));
+            assert!(event.attributes.contains(&("isolated.new".into(), isolated.to_string())));
+            assert_eq!(bed.words(&isolate(isolated)), "done", "and nothing has changed");
+            let mut told = Directory::default();
+            for part in parts(&before, homes(&bed, service)[0], true) {
+                told.follow(whole(&before, part)).expect("a whole part follows from nothing");
+            }
+            for piece in between(&before, &bed.state).into_values() {
+                told.follow(piece).expect("it follows");
+            }
+            let table = told.table(homes(&bed, service)[0]);
+            assert_eq!(table, of(&bed.state, homes(&bed, service)[0]));
+            assert!(table.networks.values().all(|table| table.network.isolated == isolated));
+            let touched = crate::touched::between(&before, &bed.state);
+            assert!(nodes.iter().all(|node| touched.has(*node) == members.contains(node)));
+            bed.tick();
+            assert!(bed.tasks(service).iter().all(|task| task.spec_version == 1 && task.is_wanted()));
+        }
+    }
+
+    #[test]
+    fn without_a_virtual_address_a_name_means_the_tasks() {
+        use crate::model::EndpointMode;
+
+        let (mut bed, service, _) = published(PortMode::Host);
+        bed.upgrade();
+        let network = bed.tasks(service)[0].addresses[0].0;
+        let home = homes(&bed, service)[0];
+        let told = |bed: &Bed| {
+            let table = of(&bed.state, home);
+            let [entry] = &table.networks[&network].services[..] else { panic!("one service") };
+            (entry.vip.is_some(), entry.backends.len())
+        };
+        assert_eq!(told(&bed), (true, 2));
+        let vip = bed.state.service(service).expect("it is there").endpoint.vips[&network];
+        for (mode, has_vip) in [(EndpointMode::Dnsrr, false), (EndpointMode::Vip, true)] {
+            let before = bed.state.clone();
+            let mut spec = bed.state.service(service).expect("it is there").spec.clone();
+            spec.endpoint.mode = mode;
+            let (name, networks) = ("web".to_owned(), Vec::new());
+            let ask = Request::UpdateService { service: name, version: None, spec, networks };
+            bed.ask(&ask).expect("it may be asked");
+            assert_eq!(told(&bed), (has_vip, 2));
+            assert!(between(&before, &bed.state).contains_key(&Part::Network(network)));
+            assert_eq!(bed.state.owner_of(network, vip).is_some(), has_vip, "its address is free for others");
+            bed.tick();
+            assert!(bed.tasks(service).iter().all(|task| task.spec_version == 1 && task.is_wanted()));
+        }
     }
 
     #[test]

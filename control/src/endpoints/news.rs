@@ -35,7 +35,7 @@ pub struct NodesNews {
 pub struct SectionNews {
     /// What was known before is forgotten.
     pub whole: bool,
-    /// The network it is about, if it is about one. Said with the whole.
+    /// The network it is about, if it is about one. Said with the whole, and when it differs.
     pub network: Option<Arc<Network>>,
     /// New ones and those that differ.
     pub services: Vec<(ServiceId, Reached)>,
@@ -68,8 +68,7 @@ impl Directory {
             }
             Piece::Section(part, news) => {
                 if news.whole {
-                    self.sections
-                        .insert(part, Section { network: news.network.clone(), ..Section::default() });
+                    self.sections.insert(part, Section::default());
                 }
                 self.sections.get_mut(&part).ok_or(Missed)?.follow(news)
             }
@@ -84,6 +83,9 @@ impl Directory {
 
 impl Section {
     fn follow(&mut self, news: SectionNews) -> Result<(), Missed> {
+        if let Some(network) = news.network {
+            self.network = Some(network);
+        }
         for service in &news.services_gone {
             self.services.remove(service);
         }
@@ -171,6 +173,13 @@ pub fn between(before: &State, after: &State) -> BTreeMap<Part, Piece> {
             None => nodes.gone.extend(old.map(|node| node.meta.number)),
         }
     }
+    for change in before.network_map().diff(after.network_map()) {
+        if let (Some(old), Some(new)) = sides(change)
+            && old != new
+        {
+            sections.of(Part::Network(new.id)).network = Some(new.clone());
+        }
+    }
     for change in before.service_map().diff(after.service_map()) {
         let (old, new) = sides(change);
         let publishes =
@@ -179,8 +188,7 @@ pub fn between(before: &State, after: &State) -> BTreeMap<Part, Piece> {
         if publishes(old) != publishes(new) {
             spots.extend(before.tasks_of(id).chain(after.tasks_of(id)).flat_map(spots_of));
         }
-        let networks =
-            || old.into_iter().chain(new).flat_map(|service| service.endpoint.vips.keys().copied());
+        let networks = || old.into_iter().chain(new).flat_map(|service| service.named_on());
         let parts: BTreeSet<Part> = networks().map(Part::Network).chain([Part::Published]).collect();
         for part in parts {
             let was = old.and_then(|service| reached(service, part));
@@ -294,16 +302,24 @@ fn place(node: &Node) -> Place {
 }
 
 fn reached(service: &Service, part: Part) -> Option<Reached> {
-    let name = service.spec.name.clone();
+    let (endpoint, spec) = (&service.endpoint, &service.spec.endpoint);
+    let reached = Reached {
+        name: service.spec.name.clone(),
+        vip: None,
+        client_affinity: false,
+        ports: Vec::new(),
+        allow: Vec::new(),
+    };
     match part {
         Part::Nodes => None,
         Part::Published => {
-            let ports = service.endpoint.ports.clone();
-            (!ports.is_empty()).then_some(Reached { name, vip: None, ports })
+            (!endpoint.ports.is_empty()).then(|| Reached { ports: endpoint.ports.clone(), ..reached })
         }
-        Part::Network(network) => {
-            let vip = service.endpoint.vips.get(&network).copied();
-            vip.map(|vip| Reached { name, vip: Some(vip), ports: Vec::new() })
-        }
+        Part::Network(network) => service.named_on().contains(&network).then(|| Reached {
+            vip: endpoint.vips.get(&network).copied(),
+            client_affinity: spec.client_affinity,
+            allow: spec.allow.clone(),
+            ..reached
+        }),
     }
 }

@@ -1,5 +1,6 @@
 //! The objects of a cluster: plain data, without behaviour that needs a neighbour.
 
+mod access;
 mod cluster;
 mod constraint;
 mod container;
@@ -14,6 +15,7 @@ mod subnet;
 mod task;
 mod transition;
 
+pub use access::{Allow, NotAllow};
 pub use cluster::{Cluster, JoinTokens, Secret, Settings};
 pub use constraint::{Constraint, ConstraintKey, ConstraintOp, NotAConstraint};
 pub use container::{Bounds, ContainerSpec, EnvVar, IoBound, Mount, Resources, RestartCondition, Swap};

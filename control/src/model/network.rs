@@ -27,4 +27,6 @@ pub struct Network {
     pub attachable: bool,
     /// Whether containers are cut off from the world outside.
     pub internal: bool,
+    /// Whether tasks take connections only from services that theirs allows.
+    pub isolated: bool,
 }

@@ -1,6 +1,6 @@
 //! What users ask for.
 
-use super::{Labels, Meta, TaskSpec};
+use super::{Allow, Labels, Meta, TaskSpec};
 use crate::ids::{NetworkId, ServiceId, TaskId};
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
@@ -346,6 +346,11 @@ pub struct EndpointSpec {
     pub mode: EndpointMode,
     /// What is published, and how.
     pub ports: Vec<PortSpec>,
+    /// Whose tasks may connect to those of this service. Where nobody is named, everybody on a network that is not
+    /// isolated.
+    pub allow: Vec<Allow>,
+    /// Whether a client's connections to its virtual addresses go to the same task as long as that takes any.
+    pub client_affinity: bool,
 }
 
 /// What a service's name resolves to.
@@ -354,6 +359,8 @@ pub enum EndpointMode {
     /// One virtual address for each network.
     #[default]
     Vip,
+    /// The addresses of its tasks, in another order each time.
+    Dnsrr,
 }
 
 /// A port to publish.
@@ -367,6 +374,8 @@ pub struct PortSpec {
     pub protocol: Protocol,
     /// On every node, or only where a task runs.
     pub mode: PortMode,
+    /// Whether each connection begins with a header of the PROXY protocol, version 2, that says whose it is.
+    pub proxy_protocol: bool,
 }
 
 /// A transport protocol.
@@ -385,6 +394,16 @@ pub enum PortMode {
     Ingress,
     /// On the node of a task, for that task.
     Host,
+}
+
+impl Service {
+    /// The networks on which others find it by its name.
+    pub fn named_on(&self) -> Vec<NetworkId> {
+        match self.spec.endpoint.mode {
+            EndpointMode::Vip => self.endpoint.vips.keys().copied().collect(),
+            EndpointMode::Dnsrr => self.spec.task.networks.clone(),
+        }
+    }
 }
 
 /// A service's addresses and ports, as allocated.
@@ -407,4 +426,6 @@ pub struct PublishedPort {
     pub protocol: Protocol,
     /// On every node, or only where a task runs.
     pub mode: PortMode,
+    /// Whether each connection begins with a header of the PROXY protocol, version 2, that says whose it is.
+    pub proxy_protocol: bool,
 }

@@ -185,6 +185,15 @@ pub enum Change {
 
     /// A user asked for a network. Its number must be the next; its name, VNI and subnet free.
     CreateNetwork(Box<Network>),
+    /// A user changed who may connect to whom on a network.
+    UpdateNetwork {
+        /// Which.
+        network: NetworkId,
+        /// Of the network.
+        version: u64,
+        /// Whether tasks take connections only from services that theirs allows.
+        isolated: bool,
+    },
     /// A user no longer wants a network, and nothing uses it.
     RemoveNetwork {
         /// Which.
@@ -264,6 +273,7 @@ impl Change {
         match self {
             Self::UpdateNode { node, .. } | Self::RemoveNode { node, .. } => Some(node.0),
             Self::UpdateService { service, .. } | Self::RemoveService { service, .. } => Some(service.0),
+            Self::UpdateNetwork { network, .. } => Some(network.0),
             Self::SetTokens { .. } | Self::SetSettings { .. } | Self::SetLevel { .. } => Some(0),
             _ => None,
         }

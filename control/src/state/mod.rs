@@ -202,6 +202,11 @@ impl State {
         self.networks.values()
     }
 
+    /// All networks, in a form that knows what it shares with others of its kind.
+    pub(crate) fn network_map(&self) -> &OrdMap<NetworkId, Arc<Network>> {
+        &self.networks
+    }
+
     /// The network of this name.
     pub fn network_named(&self, name: &str) -> Option<&Arc<Network>> {
         self.network_names.get(name).and_then(|id| self.networks.get(id))

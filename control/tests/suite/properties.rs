@@ -132,7 +132,7 @@ fn create(world: &mut World, service: u8) {
     task.resources.reservations.memory_bytes = GIB;
     task.restart.delay = Duration::from_secs(1);
     let (protocol, mode) = (Protocol::Tcp, PortMode::Ingress);
-    spec.endpoint.ports.push(PortSpec { published: None, target: 80, protocol, mode });
+    spec.endpoint.ports.push(PortSpec { published: None, target: 80, protocol, mode, proxy_protocol: false });
     let _ = world.ask(&Request::CreateService { spec, networks: vec![] });
 }
 

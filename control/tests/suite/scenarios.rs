@@ -327,6 +327,7 @@ fn described(words: &[&str], mut spec: ServiceSpec) -> ServiceSpec {
                     target: target.parse().expect("a port"),
                     protocol: Protocol::Tcp,
                     mode,
+                    proxy_protocol: false,
                 });
             }
             other => panic!("no such option: {other}"),

@@ -1,7 +1,7 @@
 //! Which backends a new connection may use, given whom this node suspects. Suspicion alone never leaves a service
 //! without backends: if all are suspect, all are used.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use crate::table::NodeId;
 
@@ -44,6 +44,26 @@ pub fn order<B: Clone>(
     order
 }
 
+/// Places among which clients that stay with a backend are spread.
+const PLACES: u32 = 1024;
+
+/// The backend of each place, for clients that stay with theirs. A client's place follows from its address alone, and
+/// the backend of a place from the backends there are: so all nodes agree, nothing is remembered, and of a backend that
+/// goes or comes only its own places move.
+pub fn places(backends: &BTreeSet<Ipv4Addr>) -> Vec<Ipv4Addr> {
+    let best = |place| backends.iter().copied().max_by_key(|backend| (weight(place, *backend), *backend));
+    (0..PLACES).filter_map(best).collect()
+}
+
+/// As good as by chance, and always the same (the finalizer of SplitMix64).
+fn weight(place: u32, backend: Ipv4Addr) -> u64 {
+    let mut mixed = u64::from(place) << 32 | u64::from(u32::from(backend));
+    for (shift, factor) in [(30, 0xbf58_476d_1ce4_e5b9), (27, 0x94d0_49bb_1331_11eb), (31, 1)] {
+        mixed = (mixed ^ mixed >> shift).wrapping_mul(factor);
+    }
+    mixed
+}
+
 fn rotated<B>(mut list: Vec<B>, turn: usize) -> Vec<B> {
     if !list.is_empty() {
         let by = turn % list.len();
@@ -72,6 +92,25 @@ mod tests {
     #[test]
     fn suspicion_never_empties_a_service() {
         assert_eq!(usable(&["a1", "b1"], &suspects(&["a", "b"]), node), ["a1", "b1"]);
+    }
+
+    #[test]
+    fn of_a_backend_that_goes_only_its_own_places_move() {
+        let address = |last| Ipv4Addr::new(10, 50, 0, last);
+        let five: BTreeSet<_> = (2..7).map(address).collect();
+        let before = places(&five);
+        for backend in &five {
+            let share = before.iter().filter(|place| *place == backend).count();
+            assert!((150..260).contains(&share), "{backend} has {share} of 1024 places");
+        }
+        let four: BTreeSet<_> = five.iter().copied().filter(|backend| *backend != address(4)).collect();
+        let moved = |(old, new): (&Ipv4Addr, &Ipv4Addr)| old != new;
+        for (old, new) in before.iter().zip(&places(&four)).filter(|pair| moved(*pair)) {
+            assert_eq!(*old, address(4), "{old} to {new}");
+        }
+        assert_eq!(places(&five), before, "and back, when it is");
+        assert_eq!(places(&[address(9)].into()), [address(9); 1024]);
+        assert!(places(&BTreeSet::new()).is_empty());
     }
 
     #[test]

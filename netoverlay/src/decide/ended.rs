@@ -74,7 +74,7 @@ fn is_used(table: &Table, network: NetworkId, address: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::{Backend, Endpoint, Protocol, PublishedPort, Service};
+    use crate::table::{Access, Backend, Endpoint, Protocol, PublishedPort, Service};
 
     const FIRST: Ipv4Addr = Ipv4Addr::new(10, 50, 0, 2);
     const SECOND: Ipv4Addr = Ipv4Addr::new(10, 50, 0, 3);
@@ -89,6 +89,7 @@ mod tests {
             address,
             node: NodeId::new(node),
             names: vec![],
+            service: None,
         };
         Table {
             endpoints: vec![endpoint(FIRST, "a"), endpoint(SECOND, "b")],
@@ -97,8 +98,10 @@ mod tests {
                 name: "web".into(),
                 aliases: vec![],
                 vip: Some([10, 50, 0, 100].into()),
+                client_affinity: false,
                 backends: backends.to_vec(),
                 draining: vec![],
+                access: Access::Open,
             }],
             ports: vec![PublishedPort {
                 port: 80,
@@ -106,6 +109,7 @@ mod tests {
                 service: "web".into(),
                 network: net(),
                 target_port: 80,
+                proxy_protocol: false,
                 backends: backends
                     .iter()
                     .map(|address| Backend { node: NodeId::new("a"), address: *address })

@@ -2,6 +2,7 @@
 //! backend a connection gets, what a name means. No sockets, clocks or threads.
 
 pub mod balance;
+pub mod datagram;
 pub mod ended;
 pub mod fast;
 pub mod flows;
@@ -9,5 +10,7 @@ pub mod forward;
 pub mod lately;
 pub mod names;
 pub mod patience;
+pub mod policy;
+pub mod proxy;
 pub mod segment;
 pub mod too_big;

@@ -234,7 +234,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::table::{Endpoint, Node, NodeId, Service};
+    use crate::table::{Access, Endpoint, Node, NodeId, Service};
 
     const BLUE: u32 = 1;
     const GREEN: u32 = 2;
@@ -251,20 +251,24 @@ mod tests {
             gateway: [10, 50, number as u8, 1].into(),
             mtu: 1400,
             internal: false,
+            isolated: false,
         };
         let endpoint = |number: u32, last: u8, name: &str| Endpoint {
             network: net(number),
             address: [10, 50, number as u8, last].into(),
             node: NodeId::new("a"),
             names: vec![name.into(), format!("host{last}")],
+            service: None,
         };
         let service = |number: u32, name: &str, vip: Option<u8>, backends: &[u8]| Service {
             network: net(number),
             name: name.into(),
             aliases: vec![format!("{name}-alias")],
             vip: vip.map(|last| [10, 50, number as u8, last].into()),
+            client_affinity: false,
             backends: backends.iter().map(|last| [10, 50, number as u8, *last].into()).collect(),
             draining: vec![],
+            access: Access::Open,
         };
         Names::new(&Table {
             nodes: vec![Node { id: NodeId::new("a"), underlay: "10.0.0.1:1".parse().unwrap() }],

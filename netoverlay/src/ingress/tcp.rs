@@ -4,12 +4,13 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    io,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -29,6 +30,7 @@ use crate::{
     decide::{
         balance,
         patience::{NEXT_AFTER, patience},
+        proxy,
     },
     peer::{OpenError, Receiver, Reset, Sender, Stream},
     table::{Backend, NodeId, Protocol, PublishedPort},
@@ -54,6 +56,13 @@ pub(super) enum Unreachable {
 enum Upstream {
     Here(TcpStream),
     There(Stream),
+}
+
+/// The two ends of a client's connection.
+#[derive(Clone, Copy)]
+struct Call {
+    from: SocketAddr,
+    to: SocketAddr,
 }
 
 /// Who is not tried again for a client.
@@ -118,11 +127,13 @@ impl Ingress {
 
     async fn serve_client(&self, client: TcpStream, from: SocketAddr, port: u16) {
         let _ = client.set_nodelay(true);
+        let Ok(to) = client.local_addr() else { return reset(&client) };
+        let call = Call { from, to };
         let mut passed = Passed::default();
         // What there is if no other task is found: its node may be far away, or busy, and not gone.
         let mut last = None;
         let upstream = loop {
-            let (backend, mut upstream) = match self.find(from, port, &passed).await {
+            let (backend, mut upstream) = match self.find(call, port, &passed).await {
                 Ok(found) => found,
                 Err(why) => match last.take() {
                     Some(upstream) => break upstream,
@@ -223,12 +234,7 @@ impl Ingress {
 
     /// Finds a task that takes the connection: one after the other, with a new one joining the race when the last has
     /// kept silent for [`NEXT_AFTER`].
-    async fn find(
-        &self,
-        client: SocketAddr,
-        port: u16,
-        passed: &Passed,
-    ) -> Result<(Backend, Upstream), String> {
+    async fn find(&self, call: Call, port: u16, passed: &Passed) -> Result<(Backend, Upstream), String> {
         let view = self.view.borrow().clone();
         let Some(published) = view.port(Protocol::Tcp, port) else {
             return Err("the port is no longer published".into());
@@ -246,7 +252,7 @@ impl Ingress {
         loop {
             if trying.is_empty() || Instant::now() >= next_at {
                 if let Some(backend) = waiting.pop_front() {
-                    trying.push(self.reach(published, backend, client));
+                    trying.push(self.reach(published, backend, call));
                     next_at = Instant::now() + NEXT_AFTER;
                 } else if trying.is_empty() {
                     return Err(if errors.is_empty() {
@@ -274,18 +280,24 @@ impl Ingress {
         &self,
         port: &PublishedPort,
         backend: Backend,
-        client: SocketAddr,
+        call: Call,
     ) -> Result<(Backend, Upstream), String> {
         let target = SocketAddrV4::new(backend.address, port.target_port);
         let error = |why: &dyn std::fmt::Display| format!("{target} on {}: {why}", backend.node);
-        let upstream = if backend.node == self.node {
-            let task = self.connector.connect(port.network, client, target).await;
+        let mut upstream = if backend.node == self.node {
+            let task = self.connector.connect(port.network, call.from, target).await;
             Upstream::Here(task.map_err(|source| error(&source))?)
         } else {
-            let request = Request { protocol: Protocol::Tcp, network: port.network, target, client };
+            let (network, client) = (port.network, call.from);
+            let request = Request { protocol: Protocol::Tcp, network, target, client };
             let stream = self.ask(&backend.node, request).await;
             Upstream::There(stream.map_err(|source| error(&source))?)
         };
+        if port.proxy_protocol {
+            // At once: a task that speaks first does not before it has read this.
+            let header = proxy::header(call.from, call.to).into();
+            upstream.say(header).await.map_err(|source| error(&source))?;
+        }
         Ok((backend, upstream))
     }
 
@@ -306,6 +318,13 @@ impl Ingress {
 }
 
 impl Upstream {
+    async fn say(&mut self, words: Bytes) -> io::Result<()> {
+        match self {
+            Self::Here(task) => task.write_all(&words).await,
+            Self::There(stream) => stream.sender.send(words).await.map_err(io::Error::other),
+        }
+    }
+
     async fn join(self, mut client: TcpStream) {
         let mut task = match self {
             Self::There(stream) => return join(client, stream).await,

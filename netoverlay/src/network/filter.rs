@@ -5,12 +5,18 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-use super::{Backends, Spec, TRANSPARENT_MARK};
-use crate::device::{
-    conntrack::{Connection, TCP, UDP},
-    nft::{
-        Base, Chain, ChainKind, Elements, Family, Field, Hook, Pick, Refusal, Rule, Set, Statement, Table,
-        Target, Value, Verdict, ct, priority,
+use super::{Backends, Spec, TRANSPARENT_MARK, guard};
+use crate::{
+    decide::{
+        balance,
+        policy::{Opening, Policy},
+    },
+    device::{
+        conntrack::{Connection, TCP, UDP},
+        nft::{
+            Base, Chain, ChainKind, Elements, Family, Field, Hook, Pick, Refusal, Rule, Set, Statement,
+            Table, Target, Value, Verdict, ct, priority,
+        },
     },
 };
 
@@ -23,7 +29,7 @@ pub struct Vip {
     pub backends: BTreeSet<Ipv4Addr>,
     /// Tasks that keep the TCP connections they have, and get no new ones.
     pub draining: BTreeSet<Ipv4Addr>,
-    /// Whether a client's connections go to the same task as long as the tasks stay.
+    /// Whether a client's connections go to the same task as long as that takes any.
     pub affinity: bool,
 }
 
@@ -55,37 +61,33 @@ pub(super) fn table(spec: &Spec, backends: &Backends) -> Table {
     });
 
     for vip in served {
-        let pick = if vip.affinity { Pick::BySource } else { Pick::RoundRobin };
-        let tasks = vip.backends.iter().map(|task| IpAddr::V4(*task)).collect();
+        let (pick, tasks) = match vip.affinity {
+            true => (Pick::BySource, balance::places(&vip.backends)),
+            false => (Pick::RoundRobin, vip.backends.iter().copied().collect()),
+        };
+        let tasks = tasks.into_iter().map(IpAddr::V4).collect();
         let rules = vec![Rule(vec![Statement::Dnat(Target::Of(pick, tasks))])];
         table.chains.push(Chain::regular(chain_of(vip), rules));
     }
-    table.chains.push(Chain::regular(
-        "refuse",
-        vec![
-            Rule(vec![
-                Statement::Is(Field::Protocol, Value::Byte(TCP)),
-                Statement::Reject(Refusal::TcpReset),
-            ]),
-            Rule(vec![Statement::Reject(Refusal::PortUnreachable)]),
-        ],
-    ));
+    table.chains.push(refusal("refuse", Refusal::PortUnreachable));
+    let mut first = vec![
+        // Of TCP and UDP, and errors that belong to them.
+        Rule(vec![
+            Statement::Is(Field::SocketTransparent, Value::Byte(1)),
+            Statement::SetMark(TRANSPARENT_MARK),
+        ]),
+        // Only the first packet: what drains may go on.
+        Rule(vec![
+            Statement::In(vec![Field::IpDestination], "empty".to_owned()),
+            Statement::AnyOf(Field::CtState, ct::NEW),
+            Statement::Verdict(Verdict::Goto("refuse".to_owned())),
+        ]),
+    ];
+    first.extend(guard::add(&mut table, spec, &backends.policy));
     table.chains.push(Chain::base(
         "mangle",
         Base::new(ChainKind::Filter, Hook::Prerouting, priority::MANGLE),
-        vec![
-            // Of TCP and UDP, and errors that belong to them.
-            Rule(vec![
-                Statement::Is(Field::SocketTransparent, Value::Byte(1)),
-                Statement::SetMark(TRANSPARENT_MARK),
-            ]),
-            // Only the first packet: what drains may go on.
-            Rule(vec![
-                Statement::In(vec![Field::IpDestination], "empty".to_owned()),
-                Statement::AnyOf(Field::CtState, ct::NEW),
-                Statement::Verdict(Verdict::Goto("refuse".to_owned())),
-            ]),
-        ],
+        first,
     ));
     table.chains.push(Chain::base(
         "translate",
@@ -104,25 +106,52 @@ pub(super) fn table(spec: &Spec, backends: &Backends) -> Table {
     table
 }
 
-/// Who may keep connections, by virtual IP.
-pub(super) struct Keepers<'a>(BTreeMap<Ipv4Addr, &'a Vip>);
+/// A chain that refuses at once, so that nobody waits for what will not come: TCP by a reset, the rest as said.
+pub(super) fn refusal(name: &str, otherwise: Refusal) -> Chain {
+    let is_tcp = Statement::Is(Field::Protocol, Value::Byte(TCP));
+    let rules = vec![
+        Rule(vec![is_tcp, Statement::Reject(Refusal::TcpReset)]),
+        Rule(vec![Statement::Reject(otherwise)]),
+    ];
+    Chain::regular(name, rules)
+}
+
+/// Which connections may go on.
+pub(super) struct Keepers<'a> {
+    spec: &'a Spec,
+    vips: BTreeMap<Ipv4Addr, &'a Vip>,
+    policy: &'a Policy,
+}
 
 impl<'a> Keepers<'a> {
-    pub(super) fn of(backends: &'a Backends) -> Self {
-        Self(backends.vips.iter().map(|vip| (vip.address, vip)).collect())
+    pub(super) fn of(spec: &'a Spec, backends: &'a Backends) -> Self {
+        let vips = backends.vips.iter().map(|vip| (vip.address, vip)).collect();
+        Self { spec, vips, policy: &backends.policy }
     }
 
-    /// Whether the connection goes to a task that no longer answers for the virtual IP it was made to.
+    /// Whether the connection goes to a task that no longer answers for the virtual IP it was made to, or was opened by
+    /// one that is no longer allowed to.
     pub(super) fn is_stale(&self, connection: &Connection) -> bool {
-        let (IpAddr::V4(vip), IpAddr::V4(task)) = (connection.original.destination, connection.reply.source)
+        let (IpAddr::V4(source), IpAddr::V4(destination), IpAddr::V4(task)) =
+            (connection.original.source, connection.original.destination, connection.reply.source)
         else {
             return false;
         };
-        let kept = self.0.get(&vip).is_some_and(|vip| {
+        let kept = self.vips.get(&destination).is_some_and(|vip| {
             vip.backends.contains(&task)
                 || (connection.original.protocol != UDP && vip.draining.contains(&task))
         });
-        connection.dnat && !kept
+        (connection.dnat && !kept)
+            || (self.is_between_tasks(source, destination) && {
+                let (protocol, port) = (connection.original.protocol, connection.original.destination_port);
+                self.policy.ends(Opening { source, destination, protocol, port })
+            })
+    }
+
+    /// What comes from elsewhere comes by a published port, for which there is no policy.
+    fn is_between_tasks(&self, source: Ipv4Addr, destination: Ipv4Addr) -> bool {
+        let is_task = |address| self.spec.holds(address) && address != self.spec.gateway;
+        is_task(source) && is_task(destination)
     }
 }
 
@@ -131,6 +160,15 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
+
+    /// Without the many places of a service whose clients stay.
+    fn places_cut(table: &str) -> String {
+        let cut = |line: &str| match line.split_once("mod 1024 map { ") {
+            Some((start, _)) => format!("{start}mod 1024 map {{ …\n"),
+            None => format!("{line}\n"),
+        };
+        table.lines().map(cut).collect()
+    }
 
     #[test]
     fn services_become_a_table() {
@@ -149,8 +187,8 @@ mod tests {
             draining: BTreeSet::new(),
             affinity,
         };
-        let backends =
-            Backends { vips: vec![vip(100, &[3, 4], false), vip(101, &[3], true), vip(102, &[], false)] };
+        let vips = vec![vip(100, &[3, 4], false), vip(101, &[3, 4], true), vip(102, &[], false)];
+        let backends = Backends { vips, policy: Policy::default() };
         expect![[r#"
             table ip rswarm {
               map vips {
@@ -171,7 +209,7 @@ mod tests {
                 dnat to numgen inc mod 2 map { 0 : 10.50.0.3, 1 : 10.50.0.4 }
               }
               chain vip-10.50.0.101 {
-                dnat to jhash saddr mod 1 map { 0 : 10.50.0.3 }
+                dnat to jhash saddr mod 1024 map { …
               }
               chain refuse {
                 meta l4proto 6 reject with tcp reset
@@ -192,6 +230,6 @@ mod tests {
               }
             }
         "#]]
-        .assert_eq(&table(&spec, &backends).to_string());
+        .assert_eq(&places_cut(&table(&spec, &backends).to_string()));
     }
 }

@@ -26,6 +26,7 @@ use crate::{
         ended::Ended,
         forward::{Reason, Routes},
         lately::{Lately, Tasks},
+        policy::Policy,
     },
     device::netns::Netns,
     ingress::{self, PortEvent, Ports},
@@ -508,7 +509,7 @@ fn attachment(address: Ipv4Addr, number: usize) -> Attachment {
     Attachment { link: format!("eth{number}"), address, default_route: number == 0 }
 }
 
-/// The virtual addresses of `network` with the backends to use.
+/// The virtual addresses of `network` with the backends to use, and its policy.
 fn backends(view: &View, homes: &Homes<'_>, network: NetworkId) -> Backends {
     let services = view.table.services.iter().filter(|service| service.network == network);
     let vips = services.filter_map(|service| {
@@ -519,10 +520,11 @@ fn backends(view: &View, homes: &Homes<'_>, network: NetworkId) -> Backends {
             address: service.vip?,
             backends: usable.into_iter().collect(),
             draining: kept.into_iter().collect(),
-            affinity: false,
+            affinity: service.client_affinity,
         })
     });
-    Backends { vips: vips.collect() }
+    let policy = view.table.network(network).map(|network| Policy::new(&view.table, network));
+    Backends { vips: vips.collect(), policy: policy.unwrap_or_default() }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -24,6 +24,7 @@ use self::{
 use super::{Command, Config, Counters, Event, OpenError, Stream, socket::Udp, tls, wake::Wake};
 use crate::{
     decide::{
+        datagram::{self, Datagram, HEADER},
         fast::FastMap,
         forward::{Reason, Routes},
         segment::{self, Coalescer, VIRTIO},
@@ -41,10 +42,6 @@ const SOCKET_READS: usize = 8;
 const DEVICE_READS: usize = 4;
 /// Packets that wait for a peer without a working connection.
 const WAITING: usize = 256;
-/// Bytes before each packet in a datagram: flags, and the network's number.
-const HEADER: usize = 4;
-/// In place of a network's number: nothing but padding follows.
-const PADDING: u32 = 0;
 /// Handshakes in progress beyond which strangers have to prove their address first.
 const HANDSHAKES: usize = 64;
 /// Later than this past its alarm, the thread itself was held up.
@@ -311,7 +308,7 @@ impl Driver {
                     fits: None,
                 };
                 let cut = segment::split(&self.buffer[..length], |flags, head, payload| {
-                    datagrams.put_u32(u32::from(flags) << 24 | network.number());
+                    datagrams.put_slice(&datagram::header(flags, *network));
                     datagrams.put_slice(head);
                     datagrams.put_slice(payload);
                     send.packet(*network, datagrams.split().freeze());
@@ -362,19 +359,15 @@ impl Driver {
         let Some(link) = self.links.get_mut(&handle) else { return };
         while let Some(datagram) = link.connection.datagrams().recv() {
             let Some(slot) = link.peer else { continue };
-            let Some((&[flags, a, b, c], packet)) = datagram.split_first_chunk::<HEADER>() else {
-                self.counters.count(Reason::Malformed);
-                continue;
-            };
-            let network = NetworkId::new(u32::from_be_bytes([0, a, b, c])).expect("24 bits");
-            if network.number() == PADDING {
-                continue;
-            }
-            match self.routes.incoming(network, slot, packet) {
-                Ok(()) if flags & !segment::PARTIAL == 0 => {
-                    self.arrived.entry(network).or_default().push(datagram);
+            let network = match datagram::read(&datagram) {
+                Ok(Datagram::Padding) => continue,
+                Ok(Datagram::Packet { network, packet, .. }) => {
+                    self.routes.incoming(network, slot, packet).map(|()| network)
                 }
-                Ok(()) => self.counters.count(Reason::Malformed),
+                Err(reason) => Err(reason),
+            };
+            match network {
+                Ok(network) => self.arrived.entry(network).or_default().push(datagram),
                 Err(reason) => self.counters.count(reason),
             }
         }

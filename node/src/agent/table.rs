@@ -1,11 +1,13 @@
 //! What the leader says of the overlay, as the overlay wants to be told.
 
 use rswarm_control::endpoints as told;
-use rswarm_control::ids::{NetworkId, NodeId};
-use rswarm_control::model::Protocol;
+use rswarm_control::ids::{NetworkId, NodeId, ServiceId};
+use rswarm_control::model::{Allow, Protocol};
+use rswarm_control::policy;
 use rswarm_netoverlay::table as overlay;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 /// Translates a table. What cannot be said to the overlay is left out and logged: one odd entry must not take
 /// the others with it.
@@ -37,29 +39,37 @@ pub fn translate(table: &told::Table, generation: u64, me: NodeId, my_addr: Sock
             gateway: entry.network.gateway,
             mtu: u16::try_from(entry.network.mtu).unwrap_or(1400),
             internal: entry.network.internal,
+            isolated: entry.network.isolated,
         });
         let mut names: BTreeMap<Ipv4Addr, Vec<String>> = BTreeMap::new();
+        let mut called: BTreeMap<ServiceId, Arc<str>> = BTreeMap::new();
         for service in &entry.services {
             for backend in &service.backends {
                 let (name, slot) = (&service.name, backend.slot);
                 let names = names.entry(backend.address).or_default();
                 names.extend([format!("{name}.{slot}"), format!("{slot}.{name}")]);
             }
+            called.insert(service.service, service.name.as_str().into());
             services.push(overlay::Service {
                 network: number,
                 name: service.name.clone(),
                 aliases: Vec::new(),
-                vip: Some(service.vip),
+                vip: service.vip,
+                client_affinity: service.client_affinity,
                 backends: service.backends.iter().map(|backend| backend.address).collect(),
                 draining: service.draining.clone(),
+                access: access(entry.network.isolated, &service.allow),
             });
         }
-        for (address, home) in entry.routes.iter().filter(|(_, home)| known(home)) {
+        for (address, route) in entry.routes.iter().filter(|(_, route)| known(&route.node)) {
+            // What is no longer there is called as no service can be.
+            let owner = |id| called.entry(id).or_insert_with(|| format!("gone.{id}").into()).clone();
             endpoints.push(overlay::Endpoint {
                 network: number,
                 address: *address,
-                node: node(*home),
+                node: node(route.node),
                 names: names.remove(address).unwrap_or_default(),
+                service: route.service.map(owner),
             });
         }
     }
@@ -74,17 +84,33 @@ pub fn translate(table: &told::Table, generation: u64, me: NodeId, my_addr: Sock
             .collect();
         ports.push(overlay::PublishedPort {
             port: port.published,
-            protocol: match port.protocol {
-                Protocol::Tcp => overlay::Protocol::Tcp,
-                Protocol::Udp => overlay::Protocol::Udp,
-            },
+            protocol: protocol(port.protocol),
             service: port.service_name.clone(),
+            proxy_protocol: port.proxy_protocol,
             network,
             target_port: port.target,
             backends,
         });
     }
     overlay::Table { generation, nodes, networks, endpoints, services, ports }
+}
+
+fn access(isolated: bool, allow: &[Allow]) -> overlay::Access {
+    if !policy::is_closed(isolated, allow) {
+        return overlay::Access::Open;
+    }
+    let entry = |allow: &Allow| overlay::Allow {
+        service: allow.from.as_str().into(),
+        port: allow.port.map(|(port, of)| (protocol(of), port)),
+    };
+    overlay::Access::Only(allow.iter().map(entry).collect())
+}
+
+fn protocol(protocol: Protocol) -> overlay::Protocol {
+    match protocol {
+        Protocol::Tcp => overlay::Protocol::Tcp,
+        Protocol::Udp => overlay::Protocol::Udp,
+    }
 }
 
 fn node(id: NodeId) -> overlay::NodeId {

@@ -553,10 +553,24 @@ impl pb::control_server::Control for Control {
             mtu: Some(request.mtu).filter(|mtu| *mtu != 0),
             attachable: request.attachable,
             internal: request.internal,
+            isolated: request.isolated,
         };
         let (answer, _) = self.admit(once, Ask::CreateNetwork(asked)).await?;
         let Answer::Network(id) = answer else { return Err(Status::internal("no network was made")) };
         Ok(Response::new(pb::CreateNetworkResponse { id: id.to_string() }))
+    }
+
+    async fn update_network(
+        &self,
+        request: Request<pb::UpdateNetworkRequest>,
+    ) -> Result<Response<pb::UpdateNetworkResponse>, Status> {
+        let once = once(&request)?;
+        let pb::UpdateNetworkRequest { network, isolated } = request.into_inner();
+        let network = find_network(&*self.fresh().await?, &network).map_err(refused)?;
+        let (id, name) = (network.id.to_string(), network.name.clone());
+        let isolated = isolated.unwrap_or(network.isolated);
+        self.admit(once, Ask::UpdateNetwork { network: id.clone(), isolated }).await?;
+        Ok(Response::new(pb::UpdateNetworkResponse { id, name }))
     }
 
     async fn remove_network(

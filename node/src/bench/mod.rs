@@ -229,5 +229,11 @@ fn demo_service(name: &str, replicas: u32) -> ServiceSpec {
 
 /// A port that is the same on every node.
 fn published(published: u16, target: u16) -> PortSpec {
-    PortSpec { published: Some(published), target, protocol: Protocol::Tcp, mode: PortMode::Ingress }
+    PortSpec {
+        published: Some(published),
+        target,
+        protocol: Protocol::Tcp,
+        mode: PortMode::Ingress,
+        proxy_protocol: false,
+    }
 }

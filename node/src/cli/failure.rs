@@ -60,7 +60,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// A program elsewhere has ended with this code, and has said itself what there was to say.
+/// The answer is this exit code, of a program elsewhere or of a question; what there was to say has been said.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("exit code {0}")]
 pub struct Ended(pub u8);

@@ -145,8 +145,13 @@ mod tests {
 
         /// Has so many tasks run, and the port published.
         fn run(&mut self, name: &str, replicas: u32) {
-            let port =
-                PortSpec { published: None, target: 80, protocol: Protocol::Tcp, mode: PortMode::Ingress };
+            let port = PortSpec {
+                published: None,
+                target: 80,
+                protocol: Protocol::Tcp,
+                mode: PortMode::Ingress,
+                proxy_protocol: false,
+            };
             let containers = vec![ContainerSpec::new("web")];
             let spec = ServiceSpec {
                 name: name.into(),

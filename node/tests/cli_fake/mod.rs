@@ -104,7 +104,7 @@ fn unknown<T>() -> Answer<T> {
 }
 
 fn service() -> pb::Service {
-    let port = pb::PublishedPort { published: 8080, target: 80, protocol: 1, mode: 1 };
+    let port = pb::PublishedPort { published: 8080, target: 80, protocol: 1, mode: 1, proxy_protocol: false };
     let container =
         pb::ContainerSpec { name: "main".into(), image: "rswarm/demo".into(), ..Default::default() };
     let task =
@@ -297,6 +297,13 @@ impl Control for Answers {
         &self,
         _: Request<pb::CreateNetworkRequest>,
     ) -> Answer<pb::CreateNetworkResponse> {
+        unknown()
+    }
+
+    async fn update_network(
+        &self,
+        _: Request<pb::UpdateNetworkRequest>,
+    ) -> Answer<pb::UpdateNetworkResponse> {
         unknown()
     }
 

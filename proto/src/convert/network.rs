@@ -27,7 +27,8 @@ impl TryFrom<pb::Subnet> for Subnet {
 
 impl From<&Network> for pb::Network {
     fn from(network: &Network) -> Self {
-        let Network { id, meta, name, vni, subnet, gateway, mtu, labels, attachable, internal } = network;
+        let Network { id, meta, name, vni, subnet, gateway, mtu, labels, attachable, internal, isolated } =
+            network;
         Self {
             id: id.to_string(),
             meta: Some(meta.into()),
@@ -39,6 +40,7 @@ impl From<&Network> for pb::Network {
             labels: labels.clone(),
             attachable: *attachable,
             internal: *internal,
+            isolated: *isolated,
         }
     }
 }
@@ -58,6 +60,7 @@ impl TryFrom<pb::Network> for Network {
             labels: wire.labels,
             attachable: wire.attachable,
             internal: wire.internal,
+            isolated: wire.isolated,
         })
     }
 }

@@ -77,12 +77,14 @@ impl TryFrom<pb::NodesNews> for NodesNews {
 fn section_out(part: Part, news: &SectionNews) -> pb::SectionNews {
     let SectionNews { whole, network, services, services_gone, rows, turned, rows_gone } = news;
     let service = |(id, reached): &(ServiceId, Reached)| {
-        let Reached { name, vip, ports } = reached;
+        let Reached { name, vip, client_affinity, ports, allow } = reached;
         pb::TableService {
             id: id.0,
             name: name.clone(),
             vip: vip.map(u32::from),
+            client_affinity: *client_affinity,
             ports: ports.iter().map(Into::into).collect(),
+            allow: allow.iter().map(Into::into).collect(),
         }
     };
     pb::SectionNews {
@@ -110,9 +112,14 @@ fn section(wire: pb::SectionNews) -> Result<Piece, Invalid> {
         ..SectionNews::default()
     };
     for (index, service) in wire.services.into_iter().enumerate() {
-        let ports =
-            each("ports", service.ports).map_err(|error| error.within(format_args!("services[{index}]")))?;
-        let reached = Reached { name: service.name, vip: service.vip.map(Ipv4Addr::from), ports };
+        let within = |error: Invalid| error.within(format_args!("services[{index}]"));
+        let reached = Reached {
+            name: service.name,
+            vip: service.vip.map(Ipv4Addr::from),
+            client_affinity: service.client_affinity,
+            ports: each("ports", service.ports).map_err(within)?,
+            allow: each("allow", service.allow).map_err(within)?,
+        };
         news.services.push((ServiceId(service.id), reached));
     }
     for (index, group) in wire.rows.into_iter().enumerate() {

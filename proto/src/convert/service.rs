@@ -7,7 +7,7 @@ use super::{port, required};
 use crate::v1 as pb;
 use rswarm_control::Timestamp;
 use rswarm_control::model::{
-    ContainerSpec, Endpoint, EndpointMode, EndpointSpec, EnvVar, FailureAction, Mode, OnNodeLoss,
+    Allow, ContainerSpec, Endpoint, EndpointMode, EndpointSpec, EnvVar, FailureAction, Mode, OnNodeLoss,
 };
 use rswarm_control::model::{Mount, PortMode, PortSpec, Protocol, PublishedPort, RestartCondition};
 use rswarm_control::model::{
@@ -26,7 +26,7 @@ choices! {
         Updating, Paused, Completed, RollbackStarted, RollbackPaused, RollbackCompleted
     }
     OnNodeLoss = OnNodeLoss { Replace, Fence, Wait }
-    EndpointMode = EndpointMode { Vip }
+    EndpointMode = EndpointMode { Vip, Dnsrr }
     Protocol = Protocol { Tcp, Udp }
     PortMode = PortMode { Ingress, Host }
 }
@@ -328,8 +328,13 @@ impl TryFrom<pb::UpdateStatus> for UpdateStatus {
 
 impl From<&EndpointSpec> for pb::EndpointSpec {
     fn from(spec: &EndpointSpec) -> Self {
-        let EndpointSpec { mode, ports } = spec;
-        Self { mode: pb::EndpointMode::from(*mode).into(), ports: ports.iter().map(Into::into).collect() }
+        let EndpointSpec { mode, ports, allow, client_affinity } = spec;
+        Self {
+            mode: pb::EndpointMode::from(*mode).into(),
+            ports: ports.iter().map(Into::into).collect(),
+            allow: allow.iter().map(Into::into).collect(),
+            client_affinity: *client_affinity,
+        }
     }
 }
 
@@ -340,18 +345,45 @@ impl TryFrom<pb::EndpointSpec> for EndpointSpec {
         Ok(Self {
             mode: choice::<pb::EndpointMode, _>("mode", wire.mode)?,
             ports: each("ports", wire.ports)?,
+            allow: each("allow", wire.allow)?,
+            client_affinity: wire.client_affinity,
         })
+    }
+}
+
+impl From<&Allow> for pb::Allow {
+    fn from(allow: &Allow) -> Self {
+        let Allow { from, port } = allow;
+        let (number, protocol) = port.map_or((0, pb::Protocol::Unspecified), |(number, protocol)| {
+            (u32::from(number), pb::Protocol::from(protocol))
+        });
+        Self { from: from.clone(), protocol: protocol.into(), port: number }
+    }
+}
+
+impl TryFrom<pb::Allow> for Allow {
+    type Error = Invalid;
+
+    fn try_from(wire: pb::Allow) -> Result<Self, Invalid> {
+        let pb::Allow { from, protocol, port: number } = wire;
+        let of_port = number != 0 || protocol != i32::from(pb::Protocol::Unspecified);
+        let meant = || {
+            let protocol = choice::<pb::Protocol, _>("protocol", protocol)?;
+            Ok::<_, Invalid>((port("port", number)?, protocol))
+        };
+        Ok(Self { from, port: of_port.then(meant).transpose()? })
     }
 }
 
 impl From<&PortSpec> for pb::PortSpec {
     fn from(spec: &PortSpec) -> Self {
-        let PortSpec { published, target, protocol, mode } = *spec;
+        let PortSpec { published, target, protocol, mode, proxy_protocol } = *spec;
         Self {
             published: published.map(u32::from),
             target: u32::from(target),
             protocol: pb::Protocol::from(protocol).into(),
             mode: pb::PortMode::from(mode).into(),
+            proxy_protocol,
         }
     }
 }
@@ -365,6 +397,7 @@ impl TryFrom<pb::PortSpec> for PortSpec {
             target: port("target", wire.target)?,
             protocol: choice::<pb::Protocol, _>("protocol", wire.protocol)?,
             mode: choice::<pb::PortMode, _>("mode", wire.mode)?,
+            proxy_protocol: wire.proxy_protocol,
         })
     }
 }
@@ -393,12 +426,13 @@ impl TryFrom<pb::Endpoint> for Endpoint {
 
 impl From<&PublishedPort> for pb::PublishedPort {
     fn from(published: &PublishedPort) -> Self {
-        let PublishedPort { published, target, protocol, mode } = *published;
+        let PublishedPort { published, target, protocol, mode, proxy_protocol } = *published;
         Self {
             published: u32::from(published),
             target: u32::from(target),
             protocol: pb::Protocol::from(protocol).into(),
             mode: pb::PortMode::from(mode).into(),
+            proxy_protocol,
         }
     }
 }
@@ -412,6 +446,7 @@ impl TryFrom<pb::PublishedPort> for PublishedPort {
             target: port("target", wire.target)?,
             protocol: choice::<pb::Protocol, _>("protocol", wire.protocol)?,
             mode: choice::<pb::PortMode, _>("mode", wire.mode)?,
+            proxy_protocol: wire.proxy_protocol,
         })
     }
 }

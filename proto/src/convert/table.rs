@@ -3,8 +3,8 @@
 
 use super::{Invalid, choice, each, nested, parsed, port, slot, slot_out};
 use crate::v1 as pb;
-use rswarm_control::endpoints::{Backend, NetworkTable, PublishedPort, ServiceEntry, Table};
-use rswarm_control::{NetworkId, NodeId, TaskId};
+use rswarm_control::endpoints::{Backend, NetworkTable, PublishedPort, Route, ServiceEntry, Table};
+use rswarm_control::{NetworkId, ServiceId, TaskId};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -37,14 +37,17 @@ impl TryFrom<pb::Table> for Table {
 impl From<&NetworkTable> for pb::NetworkTable {
     fn from(table: &NetworkTable) -> Self {
         let NetworkTable { network, routes, services } = table;
-        let route = |(address, node): (&Ipv4Addr, &NodeId)| pb::Route {
+        let route = |(address, route): (&Ipv4Addr, &Route)| pb::Route {
             address: u32::from(*address),
-            node: node.to_string(),
+            node: route.node.to_string(),
+            service: route.service.map(|service| service.0),
         };
+        let (with_vip, without): (Vec<_>, Vec<_>) = services.iter().partition(|entry| entry.vip.is_some());
         Self {
             network: Some(network.as_ref().into()),
             routes: routes.iter().map(route).collect(),
-            services: services.iter().map(Into::into).collect(),
+            services: with_vip.into_iter().map(Into::into).collect(),
+            without_vip: without.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -55,25 +58,32 @@ impl TryFrom<pb::NetworkTable> for NetworkTable {
     fn try_from(wire: pb::NetworkTable) -> Result<Self, Invalid> {
         let route = |(index, route): (usize, pb::Route)| {
             let node = parsed(&format!("routes[{index}].node"), &route.node)?;
-            Ok((Ipv4Addr::from(route.address), node))
+            let service = route.service.map(ServiceId);
+            Ok((Ipv4Addr::from(route.address), Route { node, service }))
         };
+        let mut services: Vec<ServiceEntry> = each("services", wire.services)?;
+        let without: Vec<ServiceEntry> = each("without_vip", wire.without_vip)?;
+        services.extend(without.into_iter().map(|entry| ServiceEntry { vip: None, ..entry }));
+        services.sort_by_key(|entry| entry.service);
         Ok(Self {
             network: Arc::new(nested("network", wire.network)?),
             routes: wire.routes.into_iter().enumerate().map(route).collect::<Result<_, _>>()?,
-            services: each("services", wire.services)?,
+            services,
         })
     }
 }
 
 impl From<&ServiceEntry> for pb::ServiceEntry {
     fn from(entry: &ServiceEntry) -> Self {
-        let ServiceEntry { service, name, vip, backends, draining } = entry;
+        let ServiceEntry { service, name, vip, client_affinity, backends, draining, allow } = entry;
         Self {
             service: service.to_string(),
             name: name.clone(),
-            vip: u32::from(*vip),
+            vip: vip.map_or(0, u32::from),
+            client_affinity: *client_affinity,
             backends: backends.iter().map(Into::into).collect(),
             draining: draining.iter().map(|address| u32::from(*address)).collect(),
+            allow: allow.iter().map(Into::into).collect(),
         }
     }
 }
@@ -85,9 +95,11 @@ impl TryFrom<pb::ServiceEntry> for ServiceEntry {
         Ok(Self {
             service: parsed("service", &wire.service)?,
             name: wire.name,
-            vip: Ipv4Addr::from(wire.vip),
+            vip: Some(Ipv4Addr::from(wire.vip)),
+            client_affinity: wire.client_affinity,
             backends: each("backends", wire.backends)?,
             draining: wire.draining.into_iter().map(Ipv4Addr::from).collect(),
+            allow: each("allow", wire.allow)?,
         })
     }
 }
@@ -120,8 +132,17 @@ impl TryFrom<pb::Backend> for Backend {
 
 impl From<&PublishedPort> for pb::TablePort {
     fn from(published: &PublishedPort) -> Self {
-        let PublishedPort { published, protocol, target, mode, service, service_name, vni, backends } =
-            published;
+        let PublishedPort {
+            published,
+            protocol,
+            target,
+            mode,
+            service,
+            service_name,
+            proxy_protocol,
+            vni,
+            backends,
+        } = published;
         Self {
             published: u32::from(*published),
             protocol: pb::Protocol::from(*protocol).into(),
@@ -129,6 +150,7 @@ impl From<&PublishedPort> for pb::TablePort {
             mode: pb::PortMode::from(*mode).into(),
             service: service.to_string(),
             service_name: service_name.clone(),
+            proxy_protocol: *proxy_protocol,
             vni: *vni,
             backends: backends.iter().map(Into::into).collect(),
         }
@@ -146,6 +168,7 @@ impl TryFrom<pb::TablePort> for PublishedPort {
             mode: choice::<pb::PortMode, _>("mode", wire.mode)?,
             service: parsed("service", &wire.service)?,
             service_name: wire.service_name,
+            proxy_protocol: wire.proxy_protocol,
             vni: wire.vni,
             backends: each("backends", wire.backends)?,
         })

@@ -106,6 +106,13 @@ impl From<&Change> for wire::What {
                 Self::RemoveService(wire::RemoveService { service: service.to_string(), version: *version })
             }
             Change::CreateNetwork(network) => Self::CreateNetwork(network.as_ref().into()),
+            Change::UpdateNetwork { network, version, isolated } => {
+                Self::UpdateNetwork(wire::UpdateNetwork {
+                    network: network.to_string(),
+                    version: *version,
+                    isolated: *isolated,
+                })
+            }
             Change::RemoveNetwork { network } => {
                 Self::RemoveNetwork(wire::RemoveNetwork { network: network.to_string() })
             }
@@ -262,6 +269,9 @@ impl TryFrom<wire::What> for Change {
                 Self::RemoveService { service: parsed("service", &service)?, version }
             }
             What::CreateNetwork(network) => Self::CreateNetwork(Box::new(network.try_into()?)),
+            What::UpdateNetwork(wire::UpdateNetwork { network, version, isolated }) => {
+                Self::UpdateNetwork { network: parsed("network", &network)?, version, isolated }
+            }
             What::RemoveNetwork(wire::RemoveNetwork { network }) => {
                 Self::RemoveNetwork { network: parsed("network", &network)? }
             }

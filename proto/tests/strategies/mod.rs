@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use rswarm_control::admission::Answer;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
 use rswarm_control::endpoints::{
-    self, Backend, NetworkTable, NodesNews, Part, Piece, Place, Reached, Row, SectionNews, ServiceEntry,
-    Standing, Table,
+    self, Backend, NetworkTable, NodesNews, Part, Piece, Place, Reached, Route, Row, SectionNews,
+    ServiceEntry, Standing, Table,
 };
 use rswarm_control::events::{Action, Event, Subject};
 use rswarm_control::model::*;
@@ -142,19 +142,12 @@ fn subnet() -> BoxedStrategy<Subnet> {
 
 pub fn network() -> BoxedStrategy<Network> {
     let what = (network_id(), meta(), text(), any::<u32>(), subnet(), address());
-    (what, any::<u32>(), labels(), any::<bool>(), any::<bool>())
-        .prop_map(|((id, meta, name, vni, subnet, gateway), mtu, labels, attachable, internal)| Network {
-            id,
-            meta,
-            name,
-            vni,
-            subnet,
-            gateway,
-            mtu,
-            labels,
-            attachable,
-            internal,
-        })
+    (what, any::<u32>(), labels(), any::<bool>(), any::<(bool, bool)>())
+        .prop_map(
+            |((id, meta, name, vni, subnet, gateway), mtu, labels, attachable, (internal, isolated))| {
+                Network { id, meta, name, vni, subnet, gateway, mtu, labels, attachable, internal, isolated }
+            },
+        )
         .boxed()
 }
 
@@ -394,14 +387,40 @@ fn port_mode() -> BoxedStrategy<PortMode> {
 }
 
 fn endpoint_spec() -> BoxedStrategy<EndpointSpec> {
-    let port = (any::<Option<u16>>(), any::<u16>(), protocol(), port_mode())
-        .prop_map(|(published, target, protocol, mode)| PortSpec { published, target, protocol, mode });
-    vec(port, 0..3).prop_map(|ports| EndpointSpec { mode: EndpointMode::Vip, ports }).boxed()
+    let port = (any::<Option<u16>>(), any::<u16>(), protocol(), port_mode(), any::<bool>()).prop_map(
+        |(published, target, protocol, mode, proxy_protocol)| PortSpec {
+            published,
+            target,
+            protocol,
+            mode,
+            proxy_protocol,
+        },
+    );
+    let mode = prop_oneof![Just(EndpointMode::Vip), Just(EndpointMode::Dnsrr)];
+    (mode, vec(port, 0..3), allow(), any::<bool>())
+        .prop_map(|(mode, ports, allow, client_affinity)| EndpointSpec {
+            mode,
+            ports,
+            allow,
+            client_affinity,
+        })
+        .boxed()
+}
+
+fn allow() -> BoxedStrategy<Vec<Allow>> {
+    let port = option::of((any::<u16>(), protocol()));
+    vec((text(), port).prop_map(|(from, port)| Allow { from, port }), 0..3).boxed()
 }
 
 fn published_port() -> BoxedStrategy<PublishedPort> {
-    (any::<u16>(), any::<u16>(), protocol(), port_mode())
-        .prop_map(|(published, target, protocol, mode)| PublishedPort { published, target, protocol, mode })
+    (any::<u16>(), any::<u16>(), protocol(), port_mode(), any::<bool>())
+        .prop_map(|(published, target, protocol, mode, proxy_protocol)| PublishedPort {
+            published,
+            target,
+            protocol,
+            mode,
+            proxy_protocol,
+        })
         .boxed()
 }
 
@@ -630,8 +649,9 @@ pub fn section_piece() -> BoxedStrategy<Piece> {
     let row = (service_id(), slot(), any::<u64>(), standing())
         .prop_map(|(service, slot, node, standing)| Row { service, slot, node, standing });
     let ports = vec(published_port(), 0..3);
-    let reached =
-        (text(), option::of(address()), ports).prop_map(|(name, vip, ports)| Reached { name, vip, ports });
+    let reached = (text(), option::of(address()), any::<bool>(), ports, allow()).prop_map(
+        |(name, vip, client_affinity, ports, allow)| Reached { name, vip, client_affinity, ports, allow },
+    );
     let part = option::of(network_id()).prop_map(|id| id.map_or(Part::Published, Part::Network));
     let services = (vec((service_id(), reached), 0..3), vec(service_id(), 0..3));
     let rows = (btree_map(spot(), row, 0..9), btree_map(spot(), standing(), 0..9), vec(spot(), 0..9));
@@ -658,32 +678,50 @@ pub fn section_piece() -> BoxedStrategy<Piece> {
 }
 
 pub fn table() -> BoxedStrategy<Table> {
-    let service = (service_id(), text(), address(), backends(), vec(address(), 0..3)).prop_map(
-        |(service, name, vip, backends, draining)| ServiceEntry { service, name, vip, backends, draining },
+    let vip = (option::of(address()), any::<bool>());
+    let service = (service_id(), text(), vip, backends(), vec(address(), 0..3), allow()).prop_map(
+        |(service, name, (vip, client_affinity), backends, draining, allow)| ServiceEntry {
+            service,
+            name,
+            vip,
+            client_affinity,
+            backends,
+            draining,
+            allow,
+        },
     );
-    let network = (network(), btree_map(address(), node_id(), 0..3), vec(service, 0..3)).prop_map(
-        |(network, routes, services)| NetworkTable { network: Arc::new(network), routes, services },
-    );
+    let services = vec(service, 0..3).prop_map(|mut services| {
+        services.sort_by_key(|entry| entry.service);
+        services
+    });
+    let route = (node_id(), option::of(service_id())).prop_map(|(node, service)| Route { node, service });
+    let network =
+        (network(), btree_map(address(), route, 0..3), services).prop_map(|(network, routes, services)| {
+            NetworkTable { network: Arc::new(network), routes, services }
+        });
     let port = (
         any::<u16>(),
         protocol(),
         any::<u16>(),
         port_mode(),
-        (service_id(), text(), any::<u32>()),
+        (service_id(), text(), any::<u32>(), any::<bool>()),
         backends(),
     )
-        .prop_map(|(published, protocol, target, mode, (service, service_name, vni), backends)| {
-            endpoints::PublishedPort {
-                published,
-                protocol,
-                target,
-                mode,
-                service,
-                service_name,
-                vni,
-                backends,
-            }
-        });
+        .prop_map(
+            |(published, protocol, target, mode, (service, service_name, vni, proxy), backends)| {
+                endpoints::PublishedPort {
+                    published,
+                    protocol,
+                    target,
+                    mode,
+                    service,
+                    service_name,
+                    proxy_protocol: proxy,
+                    vni,
+                    backends,
+                }
+            },
+        );
     (btree_map(node_id(), text(), 0..3), vec(network, 0..3), vec(port, 0..3))
         .prop_map(|(peers, networks, ports)| Table {
             peers,
@@ -821,6 +859,9 @@ pub fn change() -> BoxedStrategy<Change> {
         (node_id(), option::of((1..u64::MAX).prop_map(RaftId)))
             .prop_map(|(node, lost)| Change::Reseat { node, lost }),
         network_id().prop_map(|network| Change::RemoveNetwork { network }),
+        (network_id(), any::<u64>(), any::<bool>()).prop_map(|(network, version, isolated)| {
+            Change::UpdateNetwork { network, version, isolated }
+        }),
         (any::<u64>(), any::<u32>()).prop_map(|(version, level)| Change::SetLevel { version, level }),
         (request(), answer()).prop_map(|(request, answer)| Change::Once { request, answer }),
     ];

@@ -99,6 +99,9 @@ impl Turn {
             Change::ExpireJob { service, spec_version } => self.expire_job(*service, *spec_version),
             Change::RemoveService { service, version } => self.remove_service(*service, *version),
             Change::CreateNetwork(network) => self.create_network(network),
+            Change::UpdateNetwork { network, version, isolated } => {
+                self.update_network(*network, *version, *isolated)
+            }
             Change::RemoveNetwork { network } => self.remove_network(*network),
             Change::CreateTask(task) => self.create_task(task),
             Change::Allocate { task, addresses } => self.allocate(*task, addresses),

@@ -171,6 +171,26 @@ impl Turn {
         Ok(())
     }
 
+    pub(super) fn update_network(
+        &mut self,
+        id: NetworkId,
+        version: u64,
+        isolated: bool,
+    ) -> Result<(), Stale> {
+        let Some(network) = self.state.network(id).cloned() else {
+            return stale(format!("network {id} is gone"));
+        };
+        if network.meta.version != version {
+            return stale(format!("network {} has changed", network.name));
+        }
+        let mut network = Network { isolated, ..Network::clone(&network) };
+        network.meta.version = self.index;
+        network.meta.updated_at = self.at;
+        self.event(Object::Network(id), EventKind::Updated);
+        self.state.networks.insert(id, Arc::new(network));
+        Ok(())
+    }
+
     pub(super) fn remove_network(&mut self, id: NetworkId) -> Result<(), Stale> {
         let Some(network) = self.state.network(id).cloned() else {
             return stale(format!("network {id} is gone"));

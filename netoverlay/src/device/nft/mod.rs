@@ -166,14 +166,24 @@ pub enum Field {
 
 /// Bits of connection tracking.
 pub mod ct {
+    /// [`super::Field::CtState`]: makes no sense to connection tracking.
+    pub const INVALID: u32 = 1;
     /// [`super::Field::CtState`]: belongs to a known connection.
     pub const ESTABLISHED: u32 = 1 << 1;
     /// [`super::Field::CtState`]: an error about a known connection, or its helper.
     pub const RELATED: u32 = 1 << 2;
     /// [`super::Field::CtState`]: opens a connection.
     pub const NEW: u32 = 1 << 3;
+    /// [`super::Field::CtState`]: nobody tracks it.
+    pub const UNTRACKED: u32 = 1 << 6;
     /// [`super::Field::CtStatus`]: its destination was rewritten.
     pub const DNAT: u32 = 1 << 5;
+}
+
+/// Bits of [`Field::TcpFlags`].
+pub mod tcp_flags {
+    /// Opens a connection, or agrees to it.
+    pub const SYN: u32 = 1 << 1;
 }
 
 /// What a field is compared with.

@@ -9,9 +9,11 @@ use std::{
 use bytes::Bytes;
 use quinn_proto::{Connection, ConnectionHandle, SendDatagramError, StreamId, Transmit};
 
-use super::HEADER;
 use crate::{
-    decide::forward::{Reason, Slot},
+    decide::{
+        datagram::HEADER,
+        forward::{Reason, Slot},
+    },
     peer::{
         Command, Counters, Stream,
         socket::{DATAGRAM_MAX, Udp},

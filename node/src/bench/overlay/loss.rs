@@ -7,7 +7,7 @@ use crate::bench::figure::{Figure, Of, Samples};
 use crate::bench::note;
 use anyhow::{Context, Result};
 use rswarm_netoverlay::device::netns::Netns;
-use rswarm_netoverlay::table::{Backend, Protocol, PublishedPort, Service, Table};
+use rswarm_netoverlay::table::{Access, Backend, Protocol, PublishedPort, Service, Table};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -85,8 +85,10 @@ fn table() -> Result<Table> {
         name: "web".into(),
         aliases: Vec::new(),
         vip: Some(VIP),
+        client_affinity: false,
         backends: (1..NODES).map(place::container).collect(),
         draining: Vec::new(),
+        access: Access::Open,
     });
     table.ports.push(PublishedPort {
         port: PORT,
@@ -94,6 +96,7 @@ fn table() -> Result<Table> {
         service: "web".into(),
         network,
         target_port: TARGET,
+        proxy_protocol: false,
         backends: (1..NODES).map(|n| Backend { node: place::id(n), address: place::container(n) }).collect(),
     });
     Ok(table)

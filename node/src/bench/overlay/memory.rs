@@ -72,6 +72,7 @@ fn per_1000_endpoints() -> Result<f64> {
         address: (0x0a00_0100 + number).into(),
         node: place::id(number as usize % 2),
         names: vec![format!("web.{number}")],
+        service: None,
     });
     let table = Table {
         generation: 1,
@@ -85,6 +86,7 @@ fn per_1000_endpoints() -> Result<f64> {
             gateway: [10, 0, 0, 1].into(),
             mtu: 1400,
             internal: false,
+            isolated: false,
         }],
         endpoints: endpoints.collect(),
         ..Table::default()

@@ -229,9 +229,16 @@ pub fn table(underlays: &[Ipv4Addr]) -> Result<Table> {
             gateway: [10, 50, 0, 1].into(),
             mtu: 1400,
             internal: false,
+            isolated: false,
         }],
         endpoints: nodes
-            .map(|(n, _)| table::Endpoint { network, address: container(n), node: id(n), names: Vec::new() })
+            .map(|(n, _)| table::Endpoint {
+                network,
+                address: container(n),
+                node: id(n),
+                names: Vec::new(),
+                service: None,
+            })
             .collect(),
         ..Table::default()
     })

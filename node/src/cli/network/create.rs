@@ -28,6 +28,9 @@ pub struct Create {
     /// Cut containers off from the world outside
     #[arg(long)]
     internal: bool,
+    /// Let containers connect only to services that allow theirs, with `service create --allow-from`
+    #[arg(long)]
+    isolated: bool,
     /// Largest packet a container may send, in bytes
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(576..=65535))]
     mtu: Option<u32>,
@@ -53,6 +56,7 @@ impl Create {
             gateway: self.gateway.map(|gateway| gateway.to_string()).unwrap_or_default(),
             attachable: self.attachable,
             internal: self.internal,
+            isolated: self.isolated,
             mtu: self.mtu.unwrap_or(0),
         };
         let created = cx.client().await?.control.create_network(request).await;

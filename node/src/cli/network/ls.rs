@@ -27,6 +27,7 @@ pub const LISTING: Listing = Listing {
         ("Scope", "SCOPE"),
         ("Subnet", "SUBNET"),
         ("Internal", "INTERNAL"),
+        ("Isolated", "ISOLATED"),
         ("Labels", "LABELS"),
         ("CreatedAt", "CREATED AT"),
     ],
@@ -69,6 +70,7 @@ fn row(network: &Network) -> Struct {
         .with("Driver", "overlay")
         .with("ID", network.id.to_string())
         .with("Internal", network.internal)
+        .with("Isolated", network.isolated)
         .with("Labels", labels.join(","))
         .with("Name", &network.name)
         .with("Scope", "swarm")
@@ -78,25 +80,13 @@ fn row(network: &Network) -> Struct {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::view::samples;
     use expect_test::expect;
     use rswarm_control::NetworkId;
-    use rswarm_control::model::{Labels, Meta};
-    use std::net::Ipv4Addr;
 
     #[test]
     fn networks_are_listed_by_name() {
-        let network = |id, name: &str| Network {
-            id: NetworkId(id),
-            meta: Meta::default(),
-            name: name.into(),
-            vni: 4096,
-            subnet: "10.0.1.0/24".parse().expect("a subnet"),
-            gateway: Ipv4Addr::new(10, 0, 1, 1),
-            mtu: 1400,
-            labels: Labels::new(),
-            attachable: false,
-            internal: false,
-        };
+        let network = |id, name: &str| Network { id: NetworkId(id), name: name.into(), ..samples::network() };
         let networks = vec![network(2, "default"), network(1, "backend")];
         expect![[r"
             NETWORK ID      NAME      DRIVER    SCOPE

@@ -1,10 +1,12 @@
 //! `rswarm network`
 
+pub mod can;
 pub mod create;
 pub mod doctor;
 pub mod inspect;
 pub mod ls;
 pub mod rm;
+pub mod update;
 
 use super::context::Context;
 use anyhow::Result;
@@ -14,6 +16,7 @@ use clap::Subcommand;
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs, reason = "each variant is described by its type")]
 pub enum NetworkCommand {
+    Can(can::Can),
     Create(create::Create),
     Doctor(doctor::Doctor),
     #[command(visible_alias = "list")]
@@ -21,6 +24,7 @@ pub enum NetworkCommand {
     Inspect(inspect::Inspect),
     #[command(visible_alias = "remove")]
     Rm(rm::Rm),
+    Update(update::Update),
 }
 
 impl NetworkCommand {
@@ -30,11 +34,13 @@ impl NetworkCommand {
     /// With the words for the user.
     pub async fn run(self, cx: &mut Context) -> Result<()> {
         match self {
+            Self::Can(command) => command.run(cx).await,
             Self::Create(command) => command.run(cx).await,
             Self::Doctor(command) => command.run(cx).await,
             Self::Ls(command) => command.run(cx).await,
             Self::Inspect(command) => command.run(cx).await,
             Self::Rm(command) => command.run(cx).await,
+            Self::Update(command) => command.run(cx).await,
         }
     }
 }

@@ -1,15 +1,16 @@
 //! `rswarm service create --name web --replicas 3 -p 8080:80 rswarm/demo`
 
 use super::dry_run::DryRun;
-use super::flags::{Common, Env, Label, ModeArg, MountArg, Publish, main, set_env};
+use super::flags::{Common, Env, Label, ModeArg, MountArg, main, set_env};
 use super::health::Wellness;
 use super::placement::Rules;
+use super::reach::Publish;
 use super::wait;
 use crate::cli::context::Context;
 use crate::cli::failure::refused;
 use anyhow::{Context as _, Result};
 use rswarm_control::model::UpdateConfig;
-use rswarm_control::model::{Constraint, ContainerSpec, EndpointSpec, Labels, ServiceSpec, TaskSpec};
+use rswarm_control::model::{Allow, Constraint, ContainerSpec, EndpointSpec, Labels, ServiceSpec, TaskSpec};
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::planned_request::What;
 use std::hash::{BuildHasher, RandomState};
@@ -52,6 +53,9 @@ pub struct Create {
     /// Publish a port on every node
     #[arg(short, long = "publish", value_name = "[PUBLISHED:]TARGET[/PROTOCOL]")]
     publish: Vec<Publish>,
+    /// Let these services connect, and nobody else: to one port, or to all
+    #[arg(long, value_name = "SERVICE[:PORT[/PROTOCOL]]")]
+    allow_from: Vec<Allow>,
     /// Mount a volume or a directory of the node, or memory
     #[arg(long = "mount", value_name = "type=bind|tmpfs,…")]
     mounts: Vec<MountArg>,
@@ -125,7 +129,7 @@ impl Create {
             task: Arc::new(task),
             update: UpdateConfig::default(),
             rollback: UpdateConfig::default(),
-            endpoint: EndpointSpec { ports, ..EndpointSpec::default() },
+            endpoint: EndpointSpec { ports, allow: self.allow_from, ..EndpointSpec::default() },
         };
         self.common.apply(&mut spec)?;
         Ok(spec)
@@ -191,6 +195,9 @@ mod tests {
             "--reserve-memory=1g",
             "-p",
             "8080:80",
+            "--allow-from",
+            "front:80",
+            "--allow-from=probe",
             "--mount",
             "type=tmpfs,target=/tmp",
             "--restart-condition",
@@ -222,6 +229,8 @@ mod tests {
         assert_eq!(spec.mode.replicas(), Some(3));
         assert_eq!(spec.labels["tier"], "front");
         assert_eq!(spec.endpoint.ports[0].published, Some(8080));
+        let allowed: Vec<String> = spec.endpoint.allow.iter().map(ToString::to_string).collect();
+        assert_eq!(allowed, ["front:80/tcp", "probe"]);
         let task = &spec.task;
         assert_eq!(task.resources.limits.nano_cpus, 500_000_000);
         assert_eq!(task.resources.limits.memory_bytes, 64 << 20);

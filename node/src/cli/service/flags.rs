@@ -3,9 +3,7 @@
 use crate::cli::failure::Failure;
 use crate::cli::output::units::{parse_bytes, parse_cpus, parse_duration};
 use clap::ValueEnum;
-use rswarm_control::model::{
-    ContainerSpec, EnvVar, Mode, Mount, PortMode, PortSpec, Protocol, RestartCondition,
-};
+use rswarm_control::model::{ContainerSpec, EnvVar, Mode, Mount, RestartCondition};
 use rswarm_control::model::{OnNodeLoss, ServiceSpec, TaskSpec};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -67,81 +65,6 @@ pub fn set_env(env: &mut Vec<EnvVar>, variable: EnvVar) {
     match env.iter_mut().find(|known| known.name == variable.name) {
         Some(known) => known.value = variable.value,
         None => env.push(variable),
-    }
-}
-
-/// `8080:80/tcp`, `80`, or `published=8080,target=80,protocol=tcp,mode=ingress`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Publish(pub PortSpec);
-
-impl FromStr for Publish {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let port = |text: &str| {
-            let port = text.parse::<u16>().ok().filter(|port| *port > 0);
-            port.ok_or_else(|| format!("`{text}` is not a port; a port is a number from 1 to 65535"))
-        };
-        let protocol = |text: &str| match text {
-            "tcp" => Ok(Protocol::Tcp),
-            "udp" => Ok(Protocol::Udp),
-            _ => Err(format!("`{text}` is not a protocol; there are tcp and udp")),
-        };
-        let mut spec =
-            PortSpec { published: None, target: 0, protocol: Protocol::Tcp, mode: PortMode::Ingress };
-        if !text.contains('=') {
-            let (ports, named) = text.split_once('/').unwrap_or((text, "tcp"));
-            spec.protocol = protocol(named)?;
-            let (published, target) = match ports.split_once(':') {
-                Some((_, rest)) if rest.contains(':') => {
-                    return Err("a port cannot be published on one address; write PUBLISHED:TARGET".into());
-                }
-                Some((published, target)) => (Some(port(published)?), target),
-                None => (None, ports),
-            };
-            (spec.published, spec.target) = (published, port(target)?);
-            return Ok(Self(spec));
-        }
-        for part in text.split(',') {
-            match part.split_once('=') {
-                Some(("published", value)) => spec.published = Some(port(value)?),
-                Some(("target", value)) => spec.target = port(value)?,
-                Some(("protocol", value)) => spec.protocol = protocol(value)?,
-                Some(("mode", "ingress")) => spec.mode = PortMode::Ingress,
-                Some(("mode", "host")) => spec.mode = PortMode::Host,
-                Some(("mode", value)) => {
-                    return Err(format!("`{value}` is not a mode; there are ingress and host"));
-                }
-                _ => return Err(format!("`{part}` is none of published=, target=, protocol= and mode=")),
-            }
-        }
-        if spec.target == 0 {
-            Err("target= is missing: the port in the container".into())
-        } else {
-            Ok(Self(spec))
-        }
-    }
-}
-
-/// `80` or `80/udp`: a port in the container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TargetPort(Publish);
-
-impl FromStr for TargetPort {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        text.parse().map(Self)
-    }
-}
-
-impl TargetPort {
-    /// Whether the option names this port.
-    pub fn names(&self, spec: &PortSpec) -> bool {
-        let Self(Publish(named)) = self;
-        named.target == spec.target
-            && named.protocol == spec.protocol
-            && (named.published.is_none() || named.published == spec.published)
     }
 }
 
@@ -328,6 +251,8 @@ pub struct Common {
     shape: super::profile::Shape,
     #[command(flatten)]
     pace: super::pace::Pace,
+    #[command(flatten)]
+    reach: super::reach::Reach,
 }
 
 /// The words of one option.
@@ -370,8 +295,10 @@ impl Common {
             read_only,
             shape,
             pace,
+            reach,
         } = self;
         pace.apply(spec);
+        reach.apply(&mut spec.endpoint);
         if let Some(replicas) = replicas
             && !spec.mode.resize(replicas)
         {
@@ -461,34 +388,6 @@ fn set_text(field: &mut Option<String>, value: Option<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ports_are_published_short_and_long() {
-        let spec = |published, target, protocol, mode| PortSpec { published, target, protocol, mode };
-        use {PortMode::*, Protocol::*};
-        for (text, is) in [
-            ("8080:80", spec(Some(8080), 80, Tcp, Ingress)),
-            ("80", spec(None, 80, Tcp, Ingress)),
-            ("53:5353/udp", spec(Some(53), 5353, Udp, Ingress)),
-            ("published=8080,target=80", spec(Some(8080), 80, Tcp, Ingress)),
-            ("target=80,mode=host,protocol=udp", spec(None, 80, Udp, Host)),
-        ] {
-            assert_eq!(text.parse(), Ok(Publish(is)), "{text}");
-        }
-        for (text, why) in [
-            ("", "is not a port"),
-            ("0:80", "is not a port"),
-            ("80/sctp", "there are tcp and udp"),
-            ("127.0.0.1:80:80", "on one address"),
-            ("published=80", "target= is missing"),
-            ("target=80,mode=dns", "there are ingress and host"),
-            ("target=80,x=1", "is none of"),
-            ("99999", "is not a port"),
-        ] {
-            let error = text.parse::<Publish>().expect_err(text);
-            assert!(error.contains(why), "{text}: {error}");
-        }
-    }
 
     #[test]
     fn mounts_are_read() {

@@ -12,6 +12,7 @@ pub mod pace;
 pub mod placement;
 pub mod profile;
 pub mod ps;
+pub mod reach;
 pub mod rebalance;
 pub mod revisions;
 pub mod rm;

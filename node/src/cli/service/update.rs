@@ -1,15 +1,16 @@
 //! `rswarm service update --image rswarm/demo:2 web`
 
 use super::dry_run::DryRun;
-use super::flags::{Common, Env, Label, MountArg, Publish, TargetPort, Words, main, set_env, words};
+use super::flags::{Common, Env, Label, MountArg, Words, main, set_env, words};
 use super::health::Wellness;
 use super::placement::Changes;
+use super::reach::{Publish, TargetPort};
 use super::wait;
 use crate::cli::client::{Client, one};
 use crate::cli::context::Context;
 use crate::cli::failure::{Failure, refused};
 use anyhow::{Context as _, Result};
-use rswarm_control::model::{Constraint, Service, ServiceSpec};
+use rswarm_control::model::{Allow, Constraint, Service, ServiceSpec};
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::planned_request::What;
 use std::sync::Arc;
@@ -59,6 +60,12 @@ pub struct Update {
     /// No longer publish a port, named by the port in the container
     #[arg(long, value_name = "TARGET[/PROTOCOL]")]
     publish_rm: Vec<TargetPort>,
+    /// Let a service connect, as one of those that may
+    #[arg(long, visible_alias = "allow-from", value_name = "SERVICE[:PORT[/PROTOCOL]]")]
+    allow_from_add: Vec<Allow>,
+    /// No longer let a service connect; without any left, everybody may, except on isolated networks
+    #[arg(long, value_name = "SERVICE[:PORT[/PROTOCOL]]")]
+    allow_from_rm: Vec<Allow>,
     /// Add or replace a mount
     #[arg(long, value_name = "type=bind|tmpfs,…")]
     mount_add: Vec<MountArg>,
@@ -152,6 +159,19 @@ impl Update {
             {
                 Some(port) => *port = added,
                 None => ports.push(added),
+            }
+        }
+
+        let allow = &mut spec.endpoint.allow;
+        for named in &self.allow_from_rm {
+            if !allow.contains(named) {
+                return Err(Failure::failed(format!("--allow-from-rm names {named}, which is not allowed")));
+            }
+        }
+        allow.retain(|entry| !self.allow_from_rm.contains(entry));
+        for added in self.allow_from_add {
+            if !allow.contains(&added) {
+                allow.push(added);
             }
         }
 
@@ -304,6 +324,24 @@ mod tests {
         assert_eq!(container.mounts.len(), 1);
         assert_eq!(spec.task.force, 1);
         assert_eq!(spec.mode.replicas(), Some(5));
+    }
+
+    #[test]
+    fn services_are_allowed_and_no_longer_allowed() {
+        let mut spec = samples::service("web").spec;
+        let mut change = |words: &[&str]| {
+            let words = ["update"].into_iter().chain(words.iter().copied()).chain(["web"]);
+            let update = Args::try_parse_from(words).expect("it parses").update;
+            update.apply(&mut spec).map_err(|error| error.to_string())?;
+            Ok::<_, String>(spec.endpoint.allow.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let both = ["api:80/tcp", "probe"].map(ToOwned::to_owned).to_vec();
+        let added = ["--allow-from-add", "api:80", "--allow-from", "probe", "--allow-from", "probe"];
+        assert_eq!(change(&added), Ok(both));
+        assert_eq!(change(&["--allow-from-rm", "api:80/tcp"]), Ok(vec!["probe".to_owned()]));
+        let error = change(&["--allow-from-rm", "probe:1"]).expect_err("it is not on the list");
+        assert_eq!(error, "--allow-from-rm names probe:1/tcp, which is not allowed");
+        assert_eq!(change(&["--allow-from-rm", "probe"]), Ok(vec![]));
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub fn network(network: &Network) -> Value {
         .with("EnableIPv6", false)
         .with("IPAM", ipam)
         .with("Internal", network.internal)
+        .with("Isolated", network.isolated)
         .with("Attachable", network.attachable)
         .with("Ingress", false)
         .with("Options", Value::Map(options.into_iter().collect()))

@@ -1,7 +1,7 @@
 //! Objects for tests of how they look.
 
 use rswarm_control::model::*;
-use rswarm_control::{NodeId, RaftId, TaskId, Timestamp};
+use rswarm_control::{NetworkId, NodeId, RaftId, TaskId, Timestamp};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -61,7 +61,7 @@ pub fn service(name: &str) -> Service {
     task.resources.limits = Resources { nano_cpus: 500_000_000, memory_bytes: 64 << 20 };
     task.placement.constraints = vec!["node.labels.disk==ssd".parse().expect("a constraint")];
     let (protocol, mode) = (Protocol::Tcp, PortMode::Ingress);
-    let port = PortSpec { published: Some(8080), target: 80, protocol, mode };
+    let port = PortSpec { published: Some(8080), target: 80, protocol, mode, proxy_protocol: false };
     Service {
         id: "000000000000c".parse().expect("an id"),
         meta: meta(3),
@@ -72,7 +72,7 @@ pub fn service(name: &str) -> Service {
             task: Arc::new(task),
             update: UpdateConfig::default(),
             rollback: UpdateConfig::default(),
-            endpoint: EndpointSpec { mode: EndpointMode::Vip, ports: vec![port] },
+            endpoint: EndpointSpec { ports: vec![port], ..EndpointSpec::default() },
         },
         author: "ann@n1".into(),
         spec_since: THEN,
@@ -83,10 +83,27 @@ pub fn service(name: &str) -> Service {
         expired_at: None,
         endpoint: Endpoint {
             vips: [(network, Ipv4Addr::new(10, 0, 1, 2))].into(),
-            ports: vec![PublishedPort { published: 8080, target: 80, protocol, mode }],
+            ports: vec![PublishedPort { published: 8080, target: 80, protocol, mode, proxy_protocol: false }],
         },
         update_status: None,
         rebalance: None,
+    }
+}
+
+/// A network with every default.
+pub fn network() -> Network {
+    Network {
+        id: NetworkId(1),
+        meta: Meta::default(),
+        name: "backend".into(),
+        vni: 4096,
+        subnet: "10.0.1.0/24".parse().expect("a subnet"),
+        gateway: Ipv4Addr::new(10, 0, 1, 1),
+        mtu: 1400,
+        labels: Labels::new(),
+        attachable: false,
+        internal: false,
+        isolated: false,
     }
 }
 

@@ -253,22 +253,25 @@ pub fn update_state(state: UpdateState) -> &'static str {
 fn endpoint_spec(spec: &EndpointSpec) -> Struct {
     let mode = match spec.mode {
         EndpointMode::Vip => "vip",
+        EndpointMode::Dnsrr => "dnsrr",
     };
     let port = |spec: &PortSpec| {
-        let PortSpec { published, target, protocol, mode } = *spec;
-        port(protocol, target, published.unwrap_or(0), mode)
+        let PortSpec { published, target, protocol, mode, proxy_protocol } = *spec;
+        port(protocol, target, published.unwrap_or(0), mode, proxy_protocol)
     };
     Struct::new("EndpointSpec")
         .with("Mode", mode)
         .maybe("Ports", spec.ports.iter().map(port).collect::<Vec<_>>())
+        .maybe("ClientAffinity", spec.client_affinity)
+        .maybe("AllowFrom", spec.allow.iter().map(ToString::to_string).collect::<Vec<_>>())
 }
 
 fn published(published: &PublishedPort) -> Struct {
-    let PublishedPort { published, target, protocol, mode } = *published;
-    port(protocol, target, published, mode)
+    let PublishedPort { published, target, protocol, mode, proxy_protocol } = *published;
+    port(protocol, target, published, mode, proxy_protocol)
 }
 
-fn port(protocol: Protocol, target: u16, published: u16, mode: PortMode) -> Struct {
+fn port(protocol: Protocol, target: u16, published: u16, mode: PortMode, proxy_protocol: bool) -> Struct {
     Struct::new("PortConfig")
         .with("Protocol", protocol_name(protocol))
         .with("TargetPort", target)
@@ -280,6 +283,7 @@ fn port(protocol: Protocol, target: u16, published: u16, mode: PortMode) -> Stru
                 PortMode::Host => "host",
             },
         )
+        .maybe("ProxyProtocol", if proxy_protocol { "v2" } else { "" })
 }
 
 /// `tcp` or `udp`.

@@ -1,0 +1,8 @@
+//! What a container asks its name server.
+#![no_main]
+
+#[path = "../../netoverlay/tests/hostile/mod.rs"]
+#[allow(dead_code, reason = "each target uses one of them")]
+mod hostile;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| hostile::question(bytes));
