@@ -39,7 +39,9 @@ fn the_doctor_finds_a_cut_link() {
         ensure!(trouble(cluster, "n1", "n2")?.as_deref() == Some(""), "this link is whole");
         cluster.lab.heal()?;
         eventually("the link is whole again", 20, || {
-            Ok(trouble(cluster, "n2", "n3")?.as_deref() == Some(""))
+            let told = trouble(cluster, "n2", "n3")?;
+            ensure!(told.as_deref() == Some(""), "it is told {told:?}");
+            Ok(true)
         })?;
         Ok(())
     });

@@ -11,11 +11,16 @@
 //! | 3 | what a health check finds is an event; services are rebalanced ([`Change::SetRebalance`]); containers have a [`Profile`] and tasks [`Bounds`], and running tasks are retuned ([`Change::Retune`]); the first release says this of itself |
 //! | 4 | networks are isolated, and services have allow lists ([`Allow`](crate::model::Allow)), no virtual address, clients that stay with a task, or connections that begin with a header |
 //!
+//! Workers need not understand the log, but would leave out of a container what they do not know of: a task that asks for
+//! more than what is plain is given to no node that does not say that it knows ([`of_task`]).
+//!
 //! What was written before the first release counts for nothing. From it on, whatever is new in the log, also a field
 //! that `apply` heeds, raises [`LATEST`], and is written from that level on only ([`needed`]).
 
 use crate::admission::Refused;
-use crate::model::{Bounds, Description, EndpointMode, EndpointSpec, NodeStatus, Profile, Role, ServiceSpec};
+use crate::model::{
+    Bounds, Description, EndpointMode, EndpointSpec, Node, NodeStatus, Profile, Role, ServiceSpec, TaskSpec,
+};
 use crate::plan::Draft;
 use crate::state::{Change, State};
 
@@ -59,6 +64,20 @@ fn admits_level(state: &State, needed: u32) -> Result<(), Refused> {
     )))
 }
 
+/// From which level on a daemon knows all that a task is asked to be. One of a lower level would leave some of it out,
+/// and say nothing.
+pub fn of_task(spec: &TaskSpec) -> u32 {
+    let plain = spec.resources.bounds == Bounds::default()
+        && spec.containers.iter().all(|container| container.profile == Profile::default());
+    if plain { OLDEST } else { PROFILES }
+}
+
+/// Whether a node knows all that a task is asked to be.
+pub(crate) fn knows(node: &Node, spec: &TaskSpec) -> bool {
+    let its = of(&node.description);
+    its >= LATEST || its >= of_task(spec)
+}
+
 /// That managers can write a network policy down, and that all nodes enforce it.
 ///
 /// # Errors
@@ -78,12 +97,9 @@ pub(crate) fn enforced(state: &State) -> Result<(), Refused> {
 
 /// From which level on managers can write a spec down whole.
 fn of_spec(spec: &ServiceSpec) -> u32 {
-    let has_profile = spec.task.resources.bounds != Bounds::default()
-        || spec.task.containers.iter().any(|container| container.profile != Profile::default());
-    match () {
-        () if is_reached_otherwise(&spec.endpoint) => POLICY,
-        () if has_profile => PROFILES,
-        () => OLDEST,
+    match is_reached_otherwise(&spec.endpoint) {
+        true => POLICY,
+        false => of_task(&spec.task),
     }
 }
 

@@ -54,8 +54,13 @@ pub enum Action {
     Prepare(Box<AssignedTask>),
     /// Start what is prepared. Answered by [`Seen::Running`] or [`Seen::Ended`].
     Start(TaskId),
-    /// Let it go on with other limits. Not answered.
-    Retune(Box<AssignedTask>),
+    /// Let it go on with other limits. Answered by [`Seen::Retuned`] or [`Seen::Untuned`].
+    Retune {
+        /// What it is now.
+        task: Box<AssignedTask>,
+        /// How long to wait before, unless another effect comes first.
+        delay: Duration,
+    },
     /// End it, however far it is. Answered by [`Seen::Ended`].
     Stop {
         /// Which.
@@ -100,6 +105,10 @@ pub enum Seen {
         /// Its process.
         pid: u32,
     },
+    /// It goes on with the limits it was last told.
+    Retuned,
+    /// It keeps the limits it had, and why.
+    Untuned(String),
     /// It has ended, or never came to run.
     Ended {
         /// How, if it ran: 0 to 255, 128 + n for signal n.
@@ -130,6 +139,9 @@ struct Held {
     ready: Option<bool>,
     /// What it was last told that it may use; nothing where another daemon did that.
     tuned: Option<TaskResources>,
+    /// How often in a row that was refused, and whether it is to be tried again.
+    refusals: u32,
+    refused: bool,
 }
 
 /// What the executor was last asked to do about a task, and has not answered to yet.
@@ -340,11 +352,14 @@ fn step(
                 effects.push(Action::Stop { task: id, grace: grace(Some(task)), delay });
             }
         }
-        (Some(task), _)
-            if this.observed == Observed::Running && this.tuned.as_ref() != Some(&task.spec.resources) =>
-        {
-            this.tuned = Some(task.spec.resources.clone());
-            effects.push(Action::Retune(Box::new(task.clone())));
+        (Some(task), _) if this.observed == Observed::Running => {
+            let others = this.tuned.as_ref() != Some(&task.spec.resources);
+            if others || this.refused {
+                this.refusals = if others { 0 } else { this.refusals };
+                (this.tuned, this.refused) = (Some(task.spec.resources.clone()), false);
+                let delay = retuned_after(this.refusals);
+                effects.push(Action::Retune { task: Box::new(task.clone()), delay });
+            }
         }
         (Some(_), _) => {}
         (None, None) if ended => {
@@ -364,8 +379,21 @@ fn step(
     }
 }
 
+/// How long limits that were refused so often in a row are left alone: what is in use may become less.
+fn retuned_after(refusals: u32) -> Duration {
+    const FIRST: Duration = Duration::from_secs(2);
+    const MOST: Duration = Duration::from_secs(60);
+    match refusals {
+        0 => Duration::ZERO,
+        refusals => FIRST.saturating_mul(1 << (refusals - 1).min(5)).min(MOST),
+    }
+}
+
 /// How long an unhealthy task is left alone until the managers say that nobody is sent to it any more.
 pub const UNROUTED_WITHIN: Duration = Duration::from_secs(2);
+
+/// How it is told that a running task was not given the limits asked for.
+pub const UNTUNED: &str = "has not been given the limits asked for: ";
 
 /// Why a task was stopped that nobody asked to stop.
 pub const FENCED: &str = "stopped by its node, which could not reach the managers";
@@ -389,6 +417,8 @@ impl Held {
             health: Health::Unchecked,
             ready: None,
             tuned: None,
+            refusals: 0,
+            refused: false,
         }
     }
 
@@ -397,7 +427,11 @@ impl Held {
         if self.observed.is_terminal() {
             return false;
         }
-        let before = (self.observed, self.message.clone(), self.pid, self.health, self.ready);
+        let said = |this: &Self| {
+            let words = (this.message.clone(), this.error.clone());
+            (this.observed, words, this.pid, this.health, this.ready)
+        };
+        let before = said(self);
         let ill = self.health == Health::Unhealthy;
         let stopping = self.asked == Asked::Stop && !ill;
         let settle = |this: &mut Self, observed, answers: Asked| {
@@ -453,6 +487,19 @@ impl Held {
                 self.message.clear();
                 self.pid = Some(pid);
             }
+            Seen::Retuned => {
+                self.refusals = 0;
+                if !ill {
+                    self.error.clear();
+                }
+            }
+            Seen::Untuned(words) => {
+                // Once is enough, as above.
+                if self.refusals == 0 && !ill {
+                    self.error = format!("{UNTUNED}{words}");
+                }
+                (self.refusals, self.refused) = (self.refusals.saturating_add(1), true);
+            }
             Seen::Unpreparable(error) => {
                 let observed = if stopping || unwanted { Observed::Shutdown } else { Observed::Rejected };
                 self.end(observed, None, error);
@@ -481,7 +528,7 @@ impl Held {
             }
             Seen::Gone => self.end(Observed::Orphaned, None, "its container is gone".into()),
         }
-        before != (self.observed, self.message.clone(), self.pid, self.health, self.ready)
+        before != said(self)
     }
 
     fn end(&mut self, observed: Observed, exit_code: Option<i32>, error: String) {
@@ -517,7 +564,8 @@ impl std::fmt::Display for Effect {
         match &self.action {
             Action::Prepare(task) => write!(f, "prepare {}", task.id),
             Action::Start(task) => write!(f, "start {task}"),
-            Action::Retune(task) => write!(f, "retune {}", task.id),
+            Action::Retune { task, delay } if delay.is_zero() => write!(f, "retune {}", task.id),
+            Action::Retune { task, delay } => write!(f, "retune {} after {delay:?}", task.id),
             Action::Stop { task, grace, delay } if delay.is_zero() => {
                 write!(f, "stop {task} within {grace:?}")
             }

@@ -1,5 +1,6 @@
 //! How a daemon is told where things are: flags, and `/etc/rswarm/rswarm.toml` for what flags do not say.
 
+use crate::executor::UserIds;
 use anyhow::{Context, Result};
 use rswarm_control::model::{Labels, Stocks, stocks};
 use serde::Deserialize;
@@ -39,6 +40,7 @@ struct File {
     socket: Option<PathBuf>,
     cgroup_parent: Option<String>,
     listen_addr: Option<SocketAddr>,
+    user_ids: Option<String>,
     #[serde(default)]
     insecure_registries: Vec<String>,
     #[serde(default)]
@@ -74,6 +76,8 @@ pub struct Config {
     pub cgroup_parent: String,
     /// What `init` and `join` listen on when they do not say.
     pub listen_addr: SocketAddr,
+    /// The ids that containers with users of their own are given.
+    pub user_ids: UserIds,
     /// Registries that are spoken to without TLS, as "host:port".
     pub insecure_registries: Vec<String>,
     /// What constraints read as `engine.labels.KEY`.
@@ -102,6 +106,11 @@ impl Config {
                 .listen_addr
                 .or(file.listen_addr)
                 .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT))),
+            user_ids: file
+                .user_ids
+                .map_or(Ok(UserIds::default()), |text| text.parse())
+                .map_err(|error| anyhow::anyhow!("user-ids: {error}"))
+                .with_context(unusable)?,
             insecure_registries: file.insecure_registries,
             labels: labels(&file.labels).with_context(unusable)?,
             generic: stocks(&file.generic_resources).with_context(unusable)?,

@@ -180,6 +180,7 @@ pub async fn run(config: Config) -> Result<()> {
         run_dir: config.run_dir.join("containers"),
         cgroup_parent: config.cgroup_parent.clone(),
         cgroup_mount: "/sys/fs/cgroup".into(),
+        user_ids: config.user_ids,
     })
     .await
     .context("cannot open the container executor")?;

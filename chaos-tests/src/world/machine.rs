@@ -593,7 +593,7 @@ impl World {
                     continue;
                 }
                 // What a container may use is no matter of this world.
-                Action::Retune(_) => continue,
+                Action::Retune { .. } => continue,
                 Action::Prepare(task) => {
                     let slow = Image::of(&task.spec.containers[0].image) == Image::Slow;
                     let delay = if slow || self.slow_pulls && self.rng.percent(50) {

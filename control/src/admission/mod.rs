@@ -16,7 +16,7 @@ pub use cluster::{DEFAULT_NETWORK, Init, first_ids, init};
 pub use lookup::{find_any, find_network, find_node, find_service, find_task};
 pub use network::NetworkSpec;
 pub use node::{Join, NodeUpdate, Session};
-pub use profile::log_bytes;
+pub use profile::{LOG_BYTES_MIN, LOG_FILES_MAX, log_bytes};
 pub use restore::{Founder, LEAP, Restored, restore};
 
 use crate::ids::{NetworkId, NodeId, RaftId, ServiceId};

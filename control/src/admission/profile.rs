@@ -97,21 +97,27 @@ fn log(log: &LogDriver) -> Result<(), Refused> {
             ));
         }
         let good = match option.as_str() {
-            "max-size" => log_bytes(value).is_some_and(|bytes| bytes >= 4096),
-            "max-file" => value.parse::<u32>().is_ok_and(|count| (1..=1000).contains(&count)),
+            "max-size" => log_bytes(value).is_some_and(|bytes| bytes >= LOG_BYTES_MIN),
+            "max-file" => value.parse::<u32>().is_ok_and(|count| (1..=LOG_FILES_MAX).contains(&count)),
             "compress" => ["true", "false"].contains(&value.as_str()),
             _ => is_word(value),
         };
         if !good {
             return invalid(format!(
-                "log option {option}: `{}` makes no sense; max-size is 4k or more, such as 10m, max-file 1 to 1000, \
-                 compress true or false",
+                "log option {option}: `{}` makes no sense; max-size is 64k or more, such as 10m, max-file 1 to \
+                 {LOG_FILES_MAX}, compress true or false",
                 value.escape_debug().take(80).collect::<String>()
             ));
         }
     }
     Ok(())
 }
+
+/// A file of a log holds so much at least, and there are so many at most: each of them is renamed whenever one is full,
+/// and who writes waits for that.
+pub const LOG_BYTES_MIN: u64 = 64 << 10;
+/// See [`LOG_BYTES_MIN`].
+pub const LOG_FILES_MAX: u32 = 100;
 
 /// `10m`, `100k`, `1g` or a number of bytes.
 pub fn log_bytes(text: &str) -> Option<u64> {
@@ -176,7 +182,14 @@ mod tests {
         let log = |name: &str, options| LogDriver { name: Some(name.into()), options };
         assert!(refused(|p| p.log = log("syslog", Default::default())).contains("there are local"));
         assert!(refused(|p| p.log = log("none", pair("max-size", "1m"))).contains("has none"));
-        assert!(refused(|p| p.log = log("local", pair("max-size", "1x"))).contains("makes no sense"));
+        for (option, value) in
+            [("max-size", "1x"), ("max-size", "63k"), ("max-file", "101"), ("max-file", "0")]
+        {
+            assert!(
+                refused(|p| p.log = log("local", pair(option, value))).contains("makes no sense"),
+                "{value}"
+            );
+        }
         let log = log("local", pair("max-size", "1m"));
         check(&Profile { log, devices: vec![device("rwm")], ..Profile::default() }).expect("it does");
     }

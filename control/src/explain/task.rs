@@ -7,6 +7,7 @@ use crate::orchestrator::is_given_up;
 use crate::plan::{Whom, Why};
 use crate::scheduler;
 use crate::time::Timestamp;
+use crate::worker::UNTUNED;
 use std::sync::Arc;
 
 impl Asked<'_> {
@@ -123,6 +124,9 @@ impl Asked<'_> {
                     message => message.to_owned(),
                 };
                 waits.push(wait(what, since, None));
+            }
+            Observed::Running if task.status.error.starts_with(UNTUNED) => {
+                waits.push(wait(format!("other limits: it {}", task.status.error), since, None));
             }
             _ => {}
         }

@@ -31,6 +31,18 @@ pub struct Profile {
     pub oom_score_adj: i32,
     /// Where what it writes is kept.
     pub log: LogDriver,
+    /// Whose users its users are.
+    pub userns: Userns,
+}
+
+/// Whose users a container's users are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Userns {
+    /// Its node's: its root is the node's root, with fewer rights.
+    #[default]
+    Host,
+    /// Its own: a range of the node's ids that the node chooses, so that its root is nobody outside it.
+    Auto,
 }
 
 /// How names outside the cluster are resolved. Those in it always are.

@@ -96,6 +96,9 @@ fn has_room(state: &State, service: &Service, task: &Task) -> bool {
         let reserved = other.spec.resources.reservations;
         (cpus.saturating_add(reserved.nano_cpus), memory.saturating_add(reserved.memory_bytes))
     });
+    if !level::knows(node, &service.spec.task) {
+        return false;
+    }
     let capacity = node.description.capacity;
     let fits = |used: u64, had: u64, wanted: u64, capacity: u64| {
         wanted <= had || used.saturating_add(wanted) <= capacity

@@ -2,6 +2,7 @@
 
 use super::constraint;
 use super::seat::{HostPorts, Seat};
+use crate::level;
 use crate::model::{Availability, Effect, NodeStatus, TaskSpec};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,6 +13,7 @@ pub(crate) enum Refusal {
     Unseen,
     Paused,
     Drained,
+    Outdated(u32),
     Constraint(String),
     Platform,
     Taint(String),
@@ -34,6 +36,9 @@ pub(super) fn closed(seat: &Seat, spec: &TaskSpec) -> Option<Refusal> {
         Availability::Active => {}
         Availability::Pause => return Some(Refusal::Paused),
         Availability::Drain => return Some(Refusal::Drained),
+    }
+    if !level::knows(node, spec) {
+        return Some(Refusal::Outdated(level::of_task(spec)));
     }
     let placement = &spec.placement;
     if let Some(unmet) = placement.constraints.iter().find(|c| !constraint::holds(c, node)) {
@@ -78,6 +83,14 @@ fn miss(refusal: &Refusal, seat: &Seat, spec: &TaskSpec) -> Option<(Distance, St
     let share = |lacks: u64, asked: u64| lacks.saturating_mul(1_000_000) / asked.max(1);
     let (stage, share, words) = match refusal {
         Refusal::Unseen | Refusal::Paused | Refusal::Drained => return None,
+        Refusal::Outdated(level) => {
+            let words = format!(
+                "{host} runs rswarm {} of level {}, and this needs {level}",
+                description.engine_version,
+                level::of(description)
+            );
+            (0, 0, words)
+        }
         Refusal::Constraint(_) => {
             let constraints = &spec.placement.constraints;
             let unmet = constraints.iter().find(|c| !constraint::holds(c, &seat.node))?;
@@ -180,6 +193,7 @@ pub(super) fn refused(refusal: &Refusal, count: u32) -> String {
         Refusal::Unseen => format!("{count} {nodes} not ready"),
         Refusal::Paused => format!("{count} {nodes} {are} paused"),
         Refusal::Drained => format!("{count} {nodes} {are} drained"),
+        Refusal::Outdated(_) => format!("rswarm is too old for the options asked for on {count} {nodes}"),
         Refusal::Constraint(text) => format!("{text} does not hold on {count} {nodes}"),
         Refusal::Platform => format!("unsupported platform on {count} {nodes}"),
         Refusal::Taint(taint) => format!("taint {taint} is not tolerated on {count} {nodes}"),

@@ -510,3 +510,38 @@ mod like_the_naive_one {
         }
     }
 }
+
+#[test]
+fn a_node_that_would_leave_an_option_out_is_not_asked_to_run_it() {
+    let mut bed = Bed::new();
+    let founder = crate::admission::first_ids(crate::testing::init().id_seed).1;
+    let (old, new) = (bed.node("old", 64), bed.node("new", 64));
+    for (node, level) in [(founder, crate::level::LATEST), (old, 1), (new, crate::level::LATEST)] {
+        bed.alter(node, |node| node.description.level = level);
+    }
+    bed.tick();
+    let own_users = |name: &str, replicas| {
+        with_task(spec(name, replicas), |task| task.containers[0].profile.userns = Userns::Auto)
+    };
+    let plain = bed.service(spec("plain", 2));
+    let safe = bed.service(own_users("safe", 2));
+    bed.tick();
+    let hosts = |bed: &Bed, id| -> Vec<String> {
+        let nodes = bed.tasks(id).into_iter().filter_map(|task| bed.state.node(task.node?).cloned());
+        nodes.map(|node| node.hostname.clone()).collect()
+    };
+    assert_eq!(hosts(&bed, safe), ["new", "new"]);
+    let mut both = hosts(&bed, plain);
+    both.sort();
+    assert_eq!(both, ["new", "old"], "what is plain every node knows");
+    bed.alter(new, |node| node.availability = Availability::Pause);
+    let waits = bed.service(own_users("waits", 1));
+    bed.tick();
+    let note = bed.tasks(waits).pop().expect("a task was created").note.clone();
+    assert!(
+        note.contains("rswarm is too old for the options asked for on 1 node")
+            && note.contains("old runs rswarm")
+            && note.contains("of level 1, and this needs 3"),
+        "{note}"
+    );
+}

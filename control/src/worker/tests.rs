@@ -194,7 +194,7 @@ fn other_limits_are_told_once_and_again_to_what_another_daemon_started() {
         assigned([task])
     };
     let retunes = |effects: Vec<Effect>| {
-        effects.iter().filter(|effect| matches!(effect.action, Action::Retune(_))).count()
+        effects.iter().filter(|effect| matches!(effect.action, Action::Retune { .. })).count()
     };
     let mut worker = running();
     assert_eq!(retunes(worker.assign(&with(0))), 0, "it was started with these");
@@ -210,4 +210,36 @@ fn other_limits_are_told_once_and_again_to_what_another_daemon_started() {
     assert_eq!(retunes(worker.assign(&with(9))), 0);
     worker.observe(T1, Seen::Prepared);
     assert_eq!(retunes(worker.observe(T1, Seen::Running { pid: 7 })), 1);
+}
+
+#[rustfmt::skip]
+#[test]
+fn refused_limits_are_told_once_and_tried_again_ever_later() {
+    let with = |memory_bytes: u64| {
+        let mut task = started(task(1, Desired::Running));
+        Arc::make_mut(&mut task.spec).resources.limits.memory_bytes = memory_bytes;
+        assigned([task])
+    };
+    let refusal = || Seen::Untuned("too much is in use".into());
+    let error = |worker: &Worker| worker.reports()[0].error.clone();
+    let mut worker = running();
+    check(worker.assign(&with(9)), expect!["retune 1"]);
+    check(worker.observe(T1, refusal()), expect!["report 1 running, retune 1 after 2s"]);
+    assert_eq!(error(&worker), "has not been given the limits asked for: too much is in use");
+    check(worker.observe(T1, refusal()), expect!["retune 1 after 4s"]);
+    for _ in 0..9 {
+        worker.observe(T1, refusal());
+    }
+    check(worker.observe(T1, refusal()), expect!["retune 1 after 60s"]);
+    // Others take the place of those at once, and are told anew.
+    check(worker.assign(&with(10)), expect!["retune 1"]);
+    check(worker.observe(T1, Seen::Untuned("no such disk".into())), expect!["report 1 running, retune 1 after 2s"]);
+    assert_eq!(error(&worker), "has not been given the limits asked for: no such disk");
+    check(worker.observe(T1, Seen::Retuned), expect!["report 1 running"]);
+    assert_eq!(error(&worker), "");
+    check(worker.observe(T1, Seen::Retuned), expect![""]);
+    // What is no longer wanted is not given any.
+    check(worker.assign(&with(11)), expect!["retune 1"]);
+    check(worker.assign(&assigned([started(task(1, Desired::Shutdown))])), expect!["stop 1 within 3s"]);
+    check(worker.observe(T1, refusal()), expect!["report 1 running"]);
 }

@@ -452,7 +452,7 @@ impl World {
                     (task, Seen::Ended { exit_code: Some(143), error: String::new() })
                 }
                 Action::Remove(task) => (task, Seen::Gone),
-                Action::Retune(_) => continue,
+                Action::Retune { .. } => continue,
             };
             self.see(id, task, seen);
         }

@@ -138,6 +138,19 @@ pub struct Linux {
     /// Device nodes to make beyond those every container has.
     #[serde(default)]
     pub devices: Vec<DeviceNode>,
+    #[serde(default)]
+    pub uid_mappings: Vec<IdMapping>,
+    #[serde(default)]
+    pub gid_mappings: Vec<IdMapping>,
+}
+
+#[derive(PartialEq, Eq, Deserialize)]
+pub struct IdMapping {
+    #[serde(rename = "containerID")]
+    pub container_id: u32,
+    #[serde(rename = "hostID")]
+    pub host_id: u32,
+    pub size: u32,
 }
 
 #[derive(Deserialize)]

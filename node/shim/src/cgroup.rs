@@ -257,34 +257,61 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Sets the limits, lifting those that are none.
+    /// Sets the limits, lifting those that are none. Less memory than is in use and cannot be taken back is refused,
+    /// before anything is changed: the kernel would kill for it. Taking back may take its time.
     pub fn limit(&self, limits: &Limits) -> io::Result<()> {
-        let quota_us = limits.nano_cpus.map(|nano| (nano / (1_000_000_000 / PERIOD_US)).max(QUOTA_MIN_US));
-        let or_max = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
-        let total = limits.memory_bytes.and_then(|bytes| bytes.checked_add(limits.swap_bytes));
+        self.limit_memory(limits)?;
         self.limit_io(limits)?;
-        let or_negative = |value: Option<u64>| value.map_or("-1".to_owned(), |value| value.to_string());
+        let or_max = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
+        let quota_us = limits.nano_cpus.map(|nano| (nano / (1_000_000_000 / PERIOD_US)).max(QUOTA_MIN_US));
         if self.layout.unified_controls {
-            self.set("", "memory.max", &or_max(limits.memory_bytes), limits.memory_bytes.is_some())?;
-            // Without swap the limit is what it says; not every kernel counts swap.
-            let swap = total.map(|_| limits.swap_bytes);
-            let _ = self.set("", "memory.swap.max", &or_max(swap), false);
             let cpu = format!("{} {PERIOD_US}", or_max(quota_us));
             self.set("", "cpu.max", &cpu, quota_us.is_some())?;
             return self.set("", "pids.max", &or_max(limits.pids), limits.pids.is_some());
         }
-        let (memory, total) = (or_negative(limits.memory_bytes), or_negative(total));
-        // Memory must stay below memory and swap together: lowering begins with one, raising with the other.
-        if self.set("memory", "memory.limit_in_bytes", &memory, true).is_err() {
-            let _ = self.set("memory", "memory.memsw.limit_in_bytes", &total, false);
-            self.set("memory", "memory.limit_in_bytes", &memory, limits.memory_bytes.is_some())?;
-        }
-        let _ = self.set("memory", "memory.memsw.limit_in_bytes", &total, false);
         if quota_us.is_some() {
             self.set("cpu", "cpu.cfs_period_us", &PERIOD_US.to_string(), true)?;
         }
-        self.set("cpu", "cpu.cfs_quota_us", &or_negative(quota_us), quota_us.is_some())?;
+        let quota = quota_us.map_or("-1".to_owned(), |quota| quota.to_string());
+        self.set("cpu", "cpu.cfs_quota_us", &quota, quota_us.is_some())?;
         self.set("pids", "pids.max", &or_max(limits.pids), limits.pids.is_some())
+    }
+
+    fn limit_memory(&self, limits: &Limits) -> io::Result<()> {
+        let limited = limits.memory_bytes.is_some();
+        let total = limits.memory_bytes.and_then(|bytes| bytes.checked_add(limits.swap_bytes));
+        if !self.layout.unified_controls {
+            let or_negative = |value: Option<u64>| value.map_or("-1".to_owned(), |value| value.to_string());
+            let (memory, total) = (or_negative(limits.memory_bytes), or_negative(total));
+            // Memory must stay below memory and swap together: lowering begins with one, raising with the other.
+            if self.set("memory", "memory.limit_in_bytes", &memory, true).is_err() {
+                let _ = self.set("memory", "memory.memsw.limit_in_bytes", &total, false);
+                let set = self.set("memory", "memory.limit_in_bytes", &memory, limited);
+                set.map_err(|error| in_use(error, limits))?;
+            }
+            let _ = self.set("memory", "memory.memsw.limit_in_bytes", &total, false);
+            return Ok(());
+        }
+        let or_max = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
+        let used = || number(&self.read("", "memory.current")).unwrap_or(0);
+        let too_much = |bytes: u64| used() > bytes;
+        // Above its maximum the kernel kills, above this mark it only takes back, and does that while it is written.
+        let marked = limits.memory_bytes.filter(|bytes| too_much(*bytes));
+        if let Some(bytes) = marked {
+            self.set("", "memory.high", &bytes.to_string(), false)?;
+        }
+        let set = match marked.is_some_and(too_much) {
+            true => Err(in_use(io::ErrorKind::ResourceBusy.into(), limits)),
+            false => self.set("", "memory.max", &or_max(limits.memory_bytes), limited),
+        };
+        if marked.is_some() {
+            let _ = self.set("", "memory.high", "max", false);
+        }
+        set?;
+        // Without swap the limit is what it says; not every kernel counts swap.
+        let swap = total.map(|_| limits.swap_bytes);
+        let _ = self.set("", "memory.swap.max", &or_max(swap), false);
+        Ok(())
     }
 
     /// Sets what holds for disks, lifting what no longer does.
@@ -407,13 +434,11 @@ impl Cgroup {
 
     /// Holds every process inside still, or lets them go on, and waits until that is so.
     pub fn freeze(&self, frozen: bool) -> io::Result<()> {
-        let (controller, file, value) = match (&self.layout.unified, frozen) {
-            (Some(_), true) => ("", "cgroup.freeze", "1"),
-            (Some(_), false) => ("", "cgroup.freeze", "0"),
-            (None, true) => (FREEZER, "freezer.state", "FROZEN"),
-            (None, false) => (FREEZER, "freezer.state", "THAWED"),
-        };
-        self.set(controller, file, value, true)?;
+        match (&self.layout.unified, frozen) {
+            (_, false) => self.thaw()?,
+            (Some(_), true) => self.set("", "cgroup.freeze", "1", true)?,
+            (None, true) => self.set(FREEZER, "freezer.state", "FROZEN", true)?,
+        }
         let deadline = Instant::now() + FREEZE_MAX;
         while self.is_frozen() != frozen {
             if Instant::now() >= deadline {
@@ -422,6 +447,14 @@ impl Cgroup {
             thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    /// Lets every process inside go on, and does not wait until that is so.
+    pub fn thaw(&self) -> io::Result<()> {
+        match &self.layout.unified {
+            Some(_) => self.set("", "cgroup.freeze", "0", true),
+            None => self.set(FREEZER, "freezer.state", "THAWED", true),
+        }
     }
 
     /// Every process inside is held still.
@@ -572,6 +605,17 @@ fn make_directory(path: &Path) -> io::Result<()> {
             Err(named(path, "cannot make cgroup", error))
         }
         _ => Ok(()),
+    }
+}
+
+/// What the kernel's refusal of less memory means.
+fn in_use(error: io::Error, limits: &Limits) -> io::Error {
+    match (error.kind(), limits.memory_bytes) {
+        (io::ErrorKind::ResourceBusy, Some(bytes)) => io::Error::new(
+            error.kind(),
+            format!("it uses more memory than {} MiB and cannot give it back", bytes.div_ceil(1 << 20)),
+        ),
+        _ => error,
     }
 }
 

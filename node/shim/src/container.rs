@@ -9,6 +9,7 @@ use crate::bundle::{Bundle, Namespace};
 use crate::process::{self, Program};
 use crate::rootfs;
 use crate::sys::{self, Child, Failure, Result, Side, check};
+use crate::users::Users;
 
 /// How long the kernel may take to let go of a cgroup whose processes are dead.
 const REMOVAL_PATIENCE: Duration = Duration::from_secs(2);
@@ -21,9 +22,9 @@ pub struct Started {
 }
 
 /// Starts the container, and returns when its program has been executed.
-pub fn start(bundle: &Bundle, stdio: [RawFd; 3]) -> Result<Started> {
+pub fn start(bundle: &Bundle, users: Option<&Users>, stdio: [RawFd; 3]) -> Result<Started> {
     let cgroup = bundle.launch.cgroup.as_ref();
-    let started = prepare(bundle).and_then(|()| spawn(bundle, stdio));
+    let started = prepare(bundle).and_then(|()| spawn(bundle, users, stdio));
     if started.is_err() {
         cgroup.map(remove);
     }
@@ -49,7 +50,7 @@ fn prepare(bundle: &Bundle) -> Result<()> {
     cgroup.restrict_devices(&resources.devices()).map_err(|error| Failure::io("restrict devices", &error))
 }
 
-fn spawn(bundle: &Bundle, stdio: [RawFd; 3]) -> Result<Started> {
+fn spawn(bundle: &Bundle, users: Option<&Users>, stdio: [RawFd; 3]) -> Result<Started> {
     let namespaces = Namespaces::open(&bundle.spec.linux.namespaces)?;
     let cgroup = bundle.launch.cgroup.as_ref();
     let unified = cgroup.and_then(Cgroup::open_unified);
@@ -61,7 +62,7 @@ fn spawn(bundle: &Bundle, stdio: [RawFd; 3]) -> Result<Started> {
             drop((errors, go));
             process::report_and_exit(&child_errors, || {
                 wait_for_go(&child_go)?;
-                become_container(bundle, &namespaces, stdio, &child_errors)
+                become_container(bundle, users, &namespaces, stdio, &child_errors)
             })
         }
         Side::Parent(child) => child,
@@ -93,6 +94,7 @@ fn wait_for_go(go: &OwnedFd) -> Result<()> {
 /// The child's side, from a copy of the shim to the container's program.
 fn become_container(
     bundle: &Bundle,
+    users: Option<&Users>,
     namespaces: &Namespaces,
     stdio: [RawFd; 3],
     report: &OwnedFd,
@@ -103,7 +105,7 @@ fn become_container(
         check(libc::setsid(), "setsid")?;
     }
     namespaces.join()?;
-    rootfs::build(bundle)?;
+    rootfs::build(bundle, users)?;
     if let Some(name) = &bundle.spec.hostname {
         // SAFETY: pointer and length of a live string.
         check(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) }, "sethostname")?;
@@ -111,6 +113,7 @@ fn become_container(
     let launch = &bundle.launch;
     let program = Program {
         process: &bundle.spec.process,
+        users,
         user: &launch.user,
         groups: &launch.groups,
         seccomp: &bundle.seccomp,
@@ -146,6 +149,8 @@ impl Namespaces {
                     namespaces.cgroup = true;
                     continue;
                 }
+                // Entered last, by itself.
+                "user" if path.is_none() => continue,
                 _ => return Err(Failure::setup(format!("namespace {kind:?} is not supported"))),
             };
             match path {

@@ -127,7 +127,9 @@ impl LogFile {
             -1 => Err(io::Error::last_os_error()),
             0 => {
                 let compress = || -> io::Result<()> {
-                    sys::keep_only([from.as_raw_fd(), to.as_raw_fd()]);
+                    sys::keep_only(&[from.as_raw_fd(), to.as_raw_fd()]);
+                    // SAFETY: a call on this process only. It gives way to others.
+                    let _ = unsafe { libc::nice(19) };
                     let mut out = GzBuilder::new().comment(made_of).write(&to, Compression::fast());
                     io::copy(&mut from, &mut out)?;
                     out.finish()?;

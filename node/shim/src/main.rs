@@ -5,8 +5,11 @@
 //! `Ready`, as standard output.
 
 mod attach;
+mod beside;
 mod bundle;
 mod container;
+mod errand;
+mod execs;
 mod init;
 mod journal;
 mod log;
@@ -16,6 +19,7 @@ mod rootfs;
 mod serve;
 mod sys;
 mod terminal;
+mod users;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -33,6 +37,7 @@ use crate::container::Started;
 use crate::log::{Log, Stream, unix_ns};
 use crate::serve::{Shim, Streams};
 use crate::sys::{Child, Failure, Result, check};
+use crate::users::Users;
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1).map(PathBuf::from);
@@ -91,7 +96,8 @@ fn run(directory: &Path, run_directory: &Path) -> Result<()> {
     let input = stdin_child.as_ref().map_or(null.as_raw_fd(), AsRawFd::as_raw_fd);
     let stdio = [input, stdout_child.as_raw_fd(), stderr_child.as_raw_fd()];
     let started_unix_ns = unix_ns();
-    let Started { child, terminal } = container::start(&bundle, stdio)?;
+    let users = Users::of(&bundle.spec.linux)?;
+    let Started { child, terminal } = container::start(&bundle, users.as_ref(), stdio)?;
     drop((stdin_child, stdout_child, stderr_child));
 
     let running = Running {
@@ -111,7 +117,6 @@ fn run(directory: &Path, run_directory: &Path) -> Result<()> {
         // kernel milliseconds, and nobody waits for it here.
         let _ = shims.add(std::process::id() as i32, false);
     }
-    serve::reserve(directory);
     let log = Log::open(directory.join(LOG_FILE), bundle.launch.log, &bundle.launch.journal);
     let mut outputs = vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
     if let Some(terminal) = &terminal {
@@ -125,7 +130,7 @@ fn run(directory: &Path, run_directory: &Path) -> Result<()> {
         sys::set_nonblocking(output).map_err(|error| Failure::io("read without waiting", &error))?;
     }
     let streams = Streams { outputs, input: terminal.or(stdin), null };
-    Shim::new(&bundle, child, running, log, streams).run(&listener, &signals);
+    Shim::new((&bundle, users.as_ref()), child, running, log, streams).run(&listener, &signals);
     let _ = fs::remove_file(run_directory.join(SOCKET_FILE));
     Ok(())
 }

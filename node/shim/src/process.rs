@@ -9,17 +9,19 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::ptr;
 
-use rswarm_shim::cgroup::Cgroup;
 use rswarm_shim::protocol::WindowSize;
 
 use crate::bundle::{Process, Rlimit};
 use crate::init;
-use crate::sys::{self, Child, Failure, RESOLVE_IN_ROOT, Result, Side, c_string, check, words};
+use crate::sys::{self, Child, Failure, RESOLVE_IN_ROOT, Result, c_string, check, words};
 use crate::terminal;
+use crate::users::Users;
 
 /// What a process is to become.
 pub struct Program<'a> {
     pub process: &'a Process,
+    /// The container's own, if it has some.
+    pub users: Option<&'a Users>,
     pub user: &'a str,
     /// Groups besides the user's own.
     pub groups: &'a [String],
@@ -59,7 +61,8 @@ pub fn reported(socket: &OwnedFd) -> Result<Option<OwnedFd>> {
     }
 }
 
-fn failure(message: &[u8]) -> Failure {
+/// What a child said when it failed.
+pub fn failure(message: &[u8]) -> Failure {
     match message.get(1..).and_then(<[u8]>::split_first_chunk::<4>) {
         Some((code, text)) => {
             Failure { code: i32::from_le_bytes(*code), message: String::from_utf8_lossy(text).into() }
@@ -68,80 +71,20 @@ fn failure(message: &[u8]) -> Failure {
     }
 }
 
+/// The exit code a wait status stands for, and the signal if one ended the process.
+pub fn exit_code(status: i32) -> (i32, Option<i32>) {
+    if libc::WIFSIGNALED(status) {
+        let signal = libc::WTERMSIG(status);
+        (128 + signal, Some(signal))
+    } else {
+        (libc::WEXITSTATUS(status), None)
+    }
+}
+
 pub fn kill_and_reap(child: &Child) {
     let _ = sys::pidfd_signal(&child.pidfd, libc::SIGKILL);
     // SAFETY: waits for our own child; the status is not asked for.
     unsafe { libc::waitpid(child.pid, ptr::null_mut(), 0) };
-}
-
-/// A program beside the first one, and our end of its terminal if it has one.
-pub struct Beside {
-    pub child: Child,
-    pub terminal: Option<OwnedFd>,
-}
-
-/// Runs another program in the container whose first process is `target`, inside all of `cgroups`.
-pub fn spawn_beside(target: &OwnedFd, cgroups: &[&Cgroup], program: &Program<'_>) -> Result<Beside> {
-    let (reports, child_reports) = sys::message_pair()?;
-    let middle = match sys::clone(0, None)? {
-        Side::Child => report_and_exit(&child_reports, || {
-            let me = std::process::id() as i32;
-            for cgroup in cgroups {
-                cgroup.add(me, false).map_err(|error| Failure::setup(error.to_string()))?;
-            }
-            let mut namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWUTS;
-            namespaces |= libc::CLONE_NEWIPC | libc::CLONE_NEWNET | libc::CLONE_NEWCGROUP;
-            // SAFETY: an open pidfd and flags, on a process of one thread; and calls on this process only.
-            unsafe {
-                check(libc::prctl(libc::PR_SET_DUMPABLE, 0), "PR_SET_DUMPABLE")?;
-                check(libc::setns(target.as_raw_fd(), namespaces), "enter the container")?;
-            }
-            // A process enters a pid namespace only by being born in it.
-            match sys::clone(libc::CLONE_PARENT, None)? {
-                Side::Child => report_and_exit(&child_reports, || {
-                    // SAFETY: a call on this process only.
-                    check(unsafe { libc::setsid() }, "setsid")?;
-                    match program.tty {
-                        None => become_program(program),
-                        Some(size) => become_program_on_terminal(program, size, &child_reports),
-                    }
-                }),
-                Side::Parent(child) => {
-                    let mut message = vec![b'P'];
-                    message.extend_from_slice(&child.pid.to_le_bytes());
-                    sys::send_with_fds(child_reports.as_raw_fd(), &message, &[child.pidfd.as_raw_fd()])
-                        .map_err(|error| Failure::io("report the pid", &error))?;
-                    // SAFETY: ends this process without running anything of the shim's.
-                    unsafe { libc::_exit(0) }
-                }
-            }
-        }),
-        Side::Parent(middle) => middle,
-    };
-    drop(child_reports);
-    let (mut child, mut terminal) = (None, None);
-    let mut failed = None;
-    let mut buffer = [0_u8; 4096];
-    loop {
-        match sys::receive_with_fds(reports.as_raw_fd(), &mut buffer) {
-            Ok((0, _)) => break,
-            Ok((5, mut fds)) if buffer[0] == b'P' => {
-                let pid = i32::from_le_bytes([buffer[1], buffer[2], buffer[3], buffer[4]]);
-                child = fds.pop().map(|pidfd| Child { pid, pidfd });
-            }
-            Ok((1, mut fds)) if buffer[0] == b'T' => terminal = fds.pop(),
-            Ok((length, _)) => failed = Some(failure(&buffer[..length])),
-            Err(error) => failed = Some(Failure::io("hear from the child", &error)),
-        }
-    }
-    kill_and_reap(&middle);
-    match (child, failed) {
-        (Some(child), None) => Ok(Beside { child, terminal }),
-        (child, failed) => {
-            child.as_ref().map(kill_and_reap);
-            Err(failed.unwrap_or_else(|| Failure::setup("the child ended without a word")))
-        }
-    }
 }
 
 /// Becomes the program on a terminal of its own, whose other end is handed over first.
@@ -172,7 +115,7 @@ pub fn become_program(program: &Program<'_>) -> Result<()> {
         env.push(format!("HOME={}", user.home));
     }
     let command = Command::new(&process.args, &env)?;
-    become_user(&user, capability_mask(&process.capabilities.bounding)?)?;
+    become_user(&user, program.users, capability_mask(&process.capabilities.bounding)?)?;
     // SAFETY: calls on this process only; the signal set is initialised before it is used.
     unsafe {
         if process.no_new_privileges {
@@ -200,6 +143,8 @@ pub fn become_program(program: &Program<'_>) -> Result<()> {
 }
 
 fn take_stdio(program: &Program<'_>, user: &User) -> Result<()> {
+    let here = |id: u32| program.users.map_or(Ok(id), |users| users.here(id));
+    let (uid, gid) = (here(user.uid)?, here(user.gid)?);
     let mut copies = [0; 3];
     // SAFETY: descriptors of this process; the stat buffer is valid when zero.
     unsafe {
@@ -213,11 +158,11 @@ fn take_stdio(program: &Program<'_>, user: &User) -> Result<()> {
             let known = libc::fstat(*copy, &raw mut status) == 0;
             // Programs that open /dev/stdout anew must be allowed to, whoever they run as.
             if program.first && known && status.st_mode & libc::S_IFMT == libc::S_IFIFO {
-                let _ = libc::fchown(*copy, user.uid, user.gid);
+                let _ = libc::fchown(*copy, uid, gid);
             }
             if program.tty.is_some() {
                 // The group stays the terminals' own.
-                let _ = libc::fchown(*copy, user.uid, libc::gid_t::MAX);
+                let _ = libc::fchown(*copy, uid, libc::gid_t::MAX);
             }
         }
     }
@@ -274,12 +219,16 @@ fn enter_workdir(path: &str) -> Result<()> {
     }
 }
 
-fn become_user(user: &User, capabilities: u64) -> Result<()> {
+fn become_user(user: &User, users: Option<&Users>, capabilities: u64) -> Result<()> {
     const VERSION_3: u32 = 0x2008_0522;
+    // A user namespace of an ordinary user allows no change of groups; it has none to change either.
+    let may_have_groups = !sys::in_user_namespace();
+    if let Some(users) = users {
+        users.enter()?;
+    }
     // SAFETY: calls on this process only; the groups and the capability words outlive the calls.
     unsafe {
-        // A user namespace of an ordinary user allows no change of groups; it has none to change either.
-        if !user.groups.is_empty() || !sys::in_user_namespace() {
+        if !user.groups.is_empty() || may_have_groups {
             check(libc::setgroups(user.groups.len(), user.groups.as_ptr()), "setgroups")?;
         }
         for capability in 0..64 {

@@ -15,6 +15,11 @@ pub const LAUNCH_FILE: &str = "shim.json";
 pub const SECCOMP_FILE: &str = "seccomp.bpf";
 /// The [`Exit`], written once.
 pub const EXIT_FILE: &str = "exit.json";
+/// What the exit record is written in before it has its name: made with the container, with room for the longest record,
+/// so that there is some when logs have filled the disk.
+pub const EXIT_ROOM_FILE: &str = ".exit.json.tmp";
+/// The longest exit record, in bytes.
+pub const EXIT_ROOM_BYTES: u64 = 8192;
 /// The current log; older ones are `log.1`, `log.2`, ...
 pub const LOG_FILE: &str = "log";
 /// Appended to the name of a file of the log that has been compressed.

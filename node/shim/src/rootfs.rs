@@ -15,10 +15,20 @@ use crate::sys::{
     self, Failure, FileSystem, MOUNT_NODEV, MOUNT_NOEXEC, MOUNT_NOSUID, MOUNT_RDONLY, RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, Result, c_path, c_string, check, words,
 };
+use crate::users::Users;
 
 /// Builds the root, moves this process into it, and lets go of the old one.
-pub fn build(bundle: &Bundle) -> Result<()> {
+pub fn build(bundle: &Bundle, users: Option<&Users>) -> Result<()> {
+    // What is made has the mode it is made with: to change it afterwards, by its name, could hit what a link leads to.
+    // SAFETY: a call on this process only, which sets its mask anew before it becomes a program.
+    unsafe { libc::umask(0) };
     mount_old_way(None, c"/", None, libc::MS_PRIVATE | libc::MS_REC, None, "make mounts private")?;
+    if let Some(users) = users {
+        users.make_as_root()?;
+        // What of the container's own directory is seen in the container is seen through this.
+        users.cover(&bundle.directory)?;
+        bundle.launch.lower.iter().try_for_each(|layer| users.cover(layer))?;
+    }
     let place = bundle.directory.join(ROOT_DIR);
     mount_root(bundle, &place)?;
     // Proc and sysfs are refused to a mount namespace in which no other instance is in full view, so all file
@@ -30,7 +40,7 @@ pub fn build(bundle: &Bundle) -> Result<()> {
         if mount.kind.as_deref() == Some("cgroup") {
             mounts.extend(cgroup_views(mount, bundle).map_err(failed)?);
         } else {
-            mounts.push((mount.destination.clone(), detached(mount, bundle).map_err(failed)?));
+            mounts.push((mount.destination.clone(), detached(mount, bundle, users).map_err(failed)?));
         }
         if mount.destination == "/dev" && sys::in_user_namespace() {
             mounts.extend(host_devices()?);
@@ -150,7 +160,7 @@ fn pivot(place: &Path) -> Result<()> {
 }
 
 /// What a mount entry describes, not yet anywhere.
-fn detached(mount: &Mount, bundle: &Bundle) -> Result<OwnedFd> {
+fn detached(mount: &Mount, bundle: &Bundle, users: Option<&Users>) -> Result<OwnedFd> {
     let (attributes, options) = split(&mount.options);
     let kind = mount.kind.as_deref().unwrap_or("bind");
     match kind {
@@ -161,6 +171,15 @@ fn detached(mount: &Mount, bundle: &Bundle) -> Result<OwnedFd> {
             let recursive = mount.options.iter().any(|option| option == "rbind");
             let source = bundle.directory.join(source);
             let tree = sys::open_tree(libc::AT_FDCWD, &source.to_string_lossy(), recursive)?;
+            if let Some(users) = users.filter(|_| !source.starts_with(&bundle.directory)) {
+                users.map(&tree, recursive).map_err(|failure| {
+                    Failure::setup(format!(
+                        "{} is on a file system that cannot be mounted for a container with users of its own: {}",
+                        source.display(),
+                        failure.message
+                    ))
+                })?;
+            }
             if attributes != 0 {
                 sys::set_attributes(&tree, attributes, recursive)?;
             }
@@ -174,7 +193,10 @@ fn detached(mount: &Mount, bundle: &Bundle) -> Result<OwnedFd> {
                     continue;
                 }
                 let refused = |error| Failure::io(format_args!("option {key}"), &error);
-                file_system.set(key, value.map(str::as_bytes)).map_err(refused)?;
+                let group = value.and_then(|value| value.parse().ok()).filter(|_| key == "gid");
+                let group = group.and_then(|gid| Some(users?.here(gid))).transpose()?;
+                let value = group.map(|gid| gid.to_string()).or(value.map(str::to_owned));
+                file_system.set(key, value.as_deref().map(str::as_bytes)).map_err(refused)?;
             }
             let mounted = file_system.mount(attributes)?;
             if kind == "tmpfs" && mount.destination == "/dev" {
@@ -265,12 +287,9 @@ fn populate_dev(dev: &OwnedFd) -> Result<()> {
     for &(name, major, minor) in devices {
         let name = c_string(name)?;
         let (at, device) = (dev.as_raw_fd(), libc::makedev(major, minor));
-        // SAFETY: `name` is a C string that outlives the calls; `at` is an open directory.
-        unsafe {
-            check(libc::mknodat(at, name.as_ptr(), libc::S_IFCHR | 0o666, device), "make device node")?;
-            // The mask of the process does not apply to a change of mode.
-            check(libc::fchmodat(at, name.as_ptr(), 0o666, 0), "chmod device node")?;
-        }
+        // SAFETY: `name` is a C string that outlives the call; `at` is an open directory.
+        let made = unsafe { libc::mknodat(at, name.as_ptr(), libc::S_IFCHR | 0o666, device) };
+        check(made, "make device node")?;
     }
     for (target, name) in LINKS {
         let (target, name) = (c_string(target)?, c_string(name)?);
@@ -290,11 +309,10 @@ fn make_device(root: &OwnedFd, device: &DeviceNode) -> Result<()> {
     let format = if kind == "b" { libc::S_IFBLK } else { libc::S_IFCHR };
     let number = libc::makedev(*major, *minor);
     // SAFETY: `name` is a C string that outlives the calls; the parent is an open directory; an all-zero stat is a
-    // valid buffer. A link in the way is not followed by any of the calls.
+    // valid buffer. A link in the way is not followed by either of them.
     unsafe {
         if libc::mknodat(parent.as_raw_fd(), name.as_ptr(), format | 0o666, number) == 0 {
-            let mode = libc::fchmodat(parent.as_raw_fd(), name.as_ptr(), 0o666, 0);
-            return check(mode, format_args!("device {path}")).map(drop);
+            return Ok(());
         }
         let error = io::Error::last_os_error();
         let mut present: libc::stat = std::mem::zeroed();

@@ -10,21 +10,22 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rswarm_shim::cgroup::Cgroup;
-use rswarm_shim::protocol::{EXIT_FILE, Exec, Exit, LEASE_OVER, LINE_MAX, Reply, Request, Running, boot_ms};
+use rswarm_shim::protocol::{
+    EXIT_FILE, EXIT_ROOM_FILE, Exec, Exit, LEASE_OVER, LINE_MAX, Reply, Request, Running, boot_ms,
+};
 
 use crate::attach::{self, Attachment};
 use crate::bundle::Bundle;
 use crate::container;
+use crate::errand::{Errands, Task};
+use crate::execs::{Answer, Execs};
 use crate::log::{Log, Stream, unix_ns};
-use crate::process::{self, Beside, Program};
+use crate::process::exit_code;
 use crate::sys::{self, Child, Failure};
+use crate::users::Users;
 
 /// How long output may still come after the container has ended. Something outside it may hold its pipes.
 const DRAIN: Duration = Duration::from_millis(500);
-/// How often a cgroup is tried whose killed processes are not gone yet, and for how long.
-const SWEEP: Duration = Duration::from_millis(5);
-const SWEEP_MAX: Duration = Duration::from_secs(2);
 const CLIENTS_MAX: usize = 64;
 /// So many of them are left to the daemon, which waits, signals and renews leases, when others stay for long.
 const CLIENTS_KEPT: usize = 16;
@@ -40,6 +41,8 @@ pub struct Streams {
 
 pub struct Shim<'a> {
     bundle: &'a Bundle,
+    /// The container's own, if it has some.
+    users: Option<&'a Users>,
     child: Child,
     running: Running,
     log: Log,
@@ -50,10 +53,8 @@ pub struct Shim<'a> {
     /// The wait status, and until when output is still awaited.
     ended: Option<(i32, Instant)>,
     clients: BTreeMap<RawFd, Client>,
-    execs: BTreeMap<i32, Execution>,
-    execs_begun: u64,
-    /// Cgroups of programs that have ended, until nothing is left in them.
-    leftovers: Vec<Leftover>,
+    errands: Errands,
+    execs: Execs,
     null: File,
     /// Until when it may run, by [`boot_ms`].
     lease: Option<u64>,
@@ -72,43 +73,19 @@ struct Client {
     waits: bool,
 }
 
-struct Execution {
-    client: Option<RawFd>,
-    pidfd: OwnedFd,
-    deadline: Option<Instant>,
-    timed_out: bool,
-    contained: bool,
-    cgroup: Option<Cgroup>,
-}
-
-impl Execution {
-    /// Kills the program and all it has started, as far as they can be told.
-    fn kill(&self, pid: i32) {
-        let _ = sys::pidfd_signal(&self.pidfd, libc::SIGKILL);
-        match &self.cgroup {
-            Some(cgroup) => cgroup.kill(),
-            // It leads a process group of its own. SAFETY: a plain signal; the group exists while its leader does.
-            None => unsafe {
-                libc::kill(-pid, libc::SIGKILL);
-            },
-        }
-    }
-}
-
-/// A cgroup to remove, and until when what is still in it is killed.
-struct Leftover {
-    cgroup: Cgroup,
-    killing_until: Option<Instant>,
-}
-
 impl<'a> Shim<'a> {
-    pub fn new(bundle: &'a Bundle, child: Child, running: Running, log: Log, streams: Streams) -> Self {
+    pub fn new(
+        (bundle, users): (&'a Bundle, Option<&'a Users>),
+        child: Child,
+        running: Running,
+        log: Log,
+        streams: Streams,
+    ) -> Self {
         let Streams { outputs, input, null } = streams;
-        let (clients, execs) = (BTreeMap::new(), BTreeMap::new());
-        let (execs_begun, leftovers) = (0, Vec::new());
         let lease = bundle.launch.lease_ms.map(|time| boot_ms().saturating_add(time));
         Self {
             bundle,
+            users,
             child,
             running,
             log,
@@ -116,10 +93,9 @@ impl<'a> Shim<'a> {
             input,
             attachments: Vec::new(),
             ended: None,
-            clients,
-            execs,
-            execs_begun,
-            leftovers,
+            clients: BTreeMap::new(),
+            errands: Errands::default(),
+            execs: Execs::default(),
             null,
             lease,
             lease_over: false,
@@ -131,16 +107,21 @@ impl<'a> Shim<'a> {
         loop {
             let fixed = [listener.as_raw_fd(), signals.as_raw_fd()];
             let outputs = self.outputs.iter().map(|(_, fd)| fd.as_raw_fd());
+            let own = self.execs.reports().chain(self.errands.report());
             let watched: Vec<RawFd> =
-                fixed.into_iter().chain(outputs).chain(self.clients.keys().copied()).collect();
+                fixed.into_iter().chain(outputs).chain(own).chain(self.clients.keys().copied()).collect();
             let ready = poll(&watched, self.deadline());
             self.read_outputs(&ready);
             if ready.contains(&signals.as_raw_fd()) {
                 self.reap(signals);
             }
-            self.enforce_timeouts();
+            let heard = self.execs.hear(&ready);
+            self.answer_all(heard);
+            self.run_errands(&ready);
+            let over = self.execs.enforce_timeouts();
+            self.answer_all(over);
             self.enforce_lease();
-            self.sweep();
+            self.execs.sweep();
             if let Some((status, until)) = self.ended
                 && (self.outputs.is_empty() || Instant::now() >= until)
             {
@@ -152,6 +133,7 @@ impl<'a> Shim<'a> {
                     self.hear(fd);
                 }
             }
+            self.run_errands(&[]);
             // Not before: a new client may get the number of one that was let go, and has said nothing yet.
             if called {
                 self.accept(listener);
@@ -160,13 +142,10 @@ impl<'a> Shim<'a> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let timeouts = self.execs.values().filter(|exec| !exec.timed_out).filter_map(|exec| exec.deadline);
-        let sweeping = self.leftovers.iter().any(|left| left.killing_until.is_some());
-        let sweep = sweeping.then(|| Instant::now() + SWEEP);
         let lease = self.lease.filter(|_| !self.lease_over && self.ended.is_none());
         let lease =
             lease.map(|until| Instant::now() + Duration::from_millis(until.saturating_sub(boot_ms())));
-        timeouts.chain(self.ended.map(|(_, until)| until)).chain(sweep).chain(lease).min()
+        self.execs.deadline().into_iter().chain(self.ended.map(|(_, until)| until)).chain(lease).min()
     }
 
     fn read_outputs(&mut self, ready: &[RawFd]) {
@@ -213,26 +192,25 @@ impl<'a> Shim<'a> {
             }
             if pid == self.child.pid {
                 self.ended = Some((status, Instant::now() + DRAIN));
-            } else if let Some(exec) = self.execs.remove(&pid) {
-                let killing_until = (exec.contained || exec.timed_out).then(|| Instant::now() + SWEEP_MAX);
-                self.leftovers.extend(exec.cgroup.map(|cgroup| Leftover { cgroup, killing_until }));
-                let reply = Reply::ExecExited { code: code(status).0, timed_out: exec.timed_out };
-                if let Some(client) = exec.client {
-                    self.answer(client, &reply);
-                }
             } else {
                 self.log.reaped(pid, status);
+                let answer = self.execs.ended(pid, status);
+                self.answer_all(answer);
             }
         }
     }
 
-    fn enforce_timeouts(&mut self) {
-        let now = Instant::now();
-        for (pid, exec) in &mut self.execs {
-            if !exec.timed_out && exec.deadline.is_some_and(|deadline| deadline <= now) {
-                exec.timed_out = true;
-                exec.kill(*pid);
-            }
+    /// Lets what is to be done to the cgroup be done, one after the other.
+    fn run_errands(&mut self, ready: &[RawFd]) {
+        let ended = self.errands.report().is_some_and(|report| ready.contains(&report));
+        let ended = if ended { self.errands.ended() } else { None };
+        if let Some((Some(client), outcome)) = ended {
+            self.answer(client, &outcome_of(outcome));
+        }
+        let bundle = self.bundle;
+        let Some(cgroup) = &bundle.launch.cgroup else { return };
+        while let Some((client, error)) = self.errands.begin(cgroup) {
+            self.answer(client, &outcome_of(Err(error)));
         }
     }
 
@@ -251,22 +229,10 @@ impl<'a> Shim<'a> {
         }
     }
 
-    /// Removes the cgroups of ended programs. What others than the contained have started may live on in them.
-    fn sweep(&mut self) {
-        let now = Instant::now();
-        self.leftovers.retain_mut(|left| {
-            if left.killing_until.is_some() {
-                left.cgroup.kill();
-            }
-            left.killing_until = left.killing_until.filter(|until| *until > now);
-            left.cgroup.remove(Duration::ZERO).is_err()
-        });
-    }
-
     fn conclude(mut self, status: i32) {
         self.log.finish();
         let cgroup = self.bundle.launch.cgroup.as_ref();
-        let (code, signal) = code(status);
+        let (code, signal) = exit_code(status);
         let exit = Exit {
             code,
             signal,
@@ -326,10 +292,7 @@ impl<'a> Shim<'a> {
 
     fn serve(&mut self, fd: RawFd, request: Request) -> Option<Reply> {
         let cgroup = self.bundle.launch.cgroup.as_ref();
-        let outcome = |result: io::Result<()>| match result {
-            Ok(()) => Reply::Done,
-            Err(error) => Reply::Failed { code: 125, message: error.to_string() },
-        };
+        let outcome = outcome_of;
         Some(match request {
             Request::Attach | Request::Exec(_) if self.clients.len() > CLIENTS_MAX - CLIENTS_KEPT => {
                 let message = "too many are attached to it or run programs in it: end some of them".into();
@@ -341,15 +304,16 @@ impl<'a> Shim<'a> {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
                 other => other,
             }),
-            Request::Freeze { frozen } => outcome(match cgroup {
-                Some(cgroup) => cgroup.freeze(frozen),
-                None => Err(io::Error::other("no cgroup can be written on this machine to pause it with")),
-            }),
-            Request::KillExec { pid, signal } => outcome(match self.execs.get(&pid) {
-                Some(exec) => sys::pidfd_signal(&exec.pidfd, signal),
-                // It has ended.
-                None => Ok(()),
-            }),
+            Request::Freeze { frozen } if cgroup.is_some() => {
+                match self.errands.add(fd, Task::Freeze(frozen)) {
+                    Ok(()) => return None,
+                    Err(error) => outcome(Err(error)),
+                }
+            }
+            Request::Freeze { .. } => {
+                outcome(Err(io::Error::other("no cgroup can be written on this machine to pause it with")))
+            }
+            Request::KillExec { pid, signal } => outcome(self.execs.signal(pid, signal)),
             Request::KillAll => {
                 self.kill_all();
                 Reply::Done
@@ -363,12 +327,13 @@ impl<'a> Shim<'a> {
                 return None;
             }
             Request::Usage => Reply::Usage(cgroup.map(|cgroup| cgroup.usage()).unwrap_or_default()),
-            Request::Update(limits) => outcome(match cgroup {
-                Some(cgroup) => cgroup.limit(&limits),
-                None => {
-                    Err(io::Error::other("limits cannot be enforced on this machine: no writable cgroup"))
-                }
-            }),
+            Request::Update(limits) if cgroup.is_some() => match self.errands.add(fd, Task::Limit(limits)) {
+                Ok(()) => return None,
+                Err(error) => outcome(Err(error)),
+            },
+            Request::Update(_) => outcome(Err(io::Error::other(
+                "limits cannot be enforced on this machine: no writable cgroup",
+            ))),
             Request::Attach => {
                 let client = self.clients.get_mut(&fd)?;
                 client.waits = true;
@@ -387,10 +352,7 @@ impl<'a> Shim<'a> {
                 Reply::Done
             }
             Request::Exec(exec) => match self.execute(fd, exec) {
-                Ok((pid, terminal)) => {
-                    self.answer_with(fd, &Reply::Spawned { pid }, terminal);
-                    return None;
-                }
+                Ok(()) => return None,
                 Err(Failure { code, message }) => Reply::Failed { code, message },
             },
         })
@@ -400,59 +362,24 @@ impl<'a> Shim<'a> {
     fn signal(&self, signal: i32) -> io::Result<()> {
         let sent = sys::pidfd_signal(&self.child.pidfd, signal);
         match self.bundle.launch.cgroup.as_ref().filter(|cgroup| cgroup.is_frozen()) {
-            Some(cgroup) => sent.and(cgroup.freeze(false)),
+            Some(cgroup) => sent.and(cgroup.thaw()),
             None => sent,
         }
     }
 
-    fn execute(&mut self, fd: RawFd, exec: Exec) -> Result<(i32, Option<OwnedFd>), Failure> {
+    fn execute(&mut self, fd: RawFd, exec: Exec) -> Result<(), Failure> {
         let fds = match self.clients.get_mut(&fd) {
             Some(client) => mem::take(&mut client.inbox.fds),
             None => Vec::new(),
         };
-        if self.bundle.launch.cgroup.as_ref().is_some_and(Cgroup::is_frozen) {
-            // It would be held still on its way in, and the shim with it.
-            return Err(Failure::setup("the container is paused: unpause it first"));
-        }
         let stdio = [0, 1, 2].map(|index| fds.get(index).map_or(self.null.as_raw_fd(), AsRawFd::as_raw_fd));
-        let mut process = self.bundle.spec.process.clone();
-        process.args = exec.args;
-        process.env.extend(exec.env);
-        if let Some(workdir) = exec.workdir {
-            process.cwd = workdir;
-        }
-        let program = Program {
-            process: &process,
-            user: exec.user.as_deref().unwrap_or(&self.bundle.launch.user),
-            groups: if exec.user.is_none() { &self.bundle.launch.groups } else { &[] },
-            seccomp: &self.bundle.seccomp,
-            stdio,
-            first: false,
-            init: false,
-            tty: exec.tty,
-        };
-        let cgroup = self.part()?;
-        let cgroups: Vec<&Cgroup> = self.bundle.launch.cgroup.iter().chain(&cgroup).collect();
-        let Beside { child, terminal } = match process::spawn_beside(&self.child.pidfd, &cgroups, &program) {
-            Ok(beside) => beside,
-            Err(failure) => {
-                self.leftovers.extend(cgroup.map(|cgroup| Leftover { cgroup, killing_until: None }));
-                return Err(failure);
-            }
-        };
-        let deadline = exec.timeout_ms.map(|timeout| Instant::now() + Duration::from_millis(timeout));
-        let (pid, pidfd, contained) = (child.pid, child.pidfd, exec.contained);
-        let execution = Execution { client: Some(fd), pidfd, deadline, timed_out: false, contained, cgroup };
-        self.execs.insert(pid, execution);
-        Ok((pid, terminal))
+        self.execs.begin((self.bundle, self.users), &self.child.pidfd, (fd, stdio), exec)
     }
 
-    /// A cgroup for one more program, so that it can be ended with all it starts.
-    fn part(&mut self) -> Result<Option<Cgroup>, Failure> {
-        let Some(cgroup) = &self.bundle.launch.cgroup else { return Ok(None) };
-        self.execs_begun += 1;
-        let part = cgroup.divide(&format!("exec-{}", self.execs_begun));
-        part.map_err(|error| Failure::setup(error.to_string()))
+    fn answer_all(&mut self, answers: impl IntoIterator<Item = Answer>) {
+        for Answer { client, reply, descriptor } in answers {
+            self.answer_with(client, &reply, descriptor);
+        }
     }
 
     fn answer(&mut self, fd: RawFd, reply: &Reply) {
@@ -478,13 +405,9 @@ impl<'a> Shim<'a> {
 
     fn forget(&mut self, fd: RawFd) {
         self.clients.remove(&fd);
+        self.errands.forget(fd);
         self.attachments.retain(|attachment| attachment.client() != fd);
-        for (pid, exec) in self.execs.iter_mut().filter(|(_, exec)| exec.client == Some(fd)) {
-            exec.client = None;
-            if exec.contained {
-                exec.kill(*pid);
-            }
-        }
+        self.execs.forget(fd);
     }
 }
 
@@ -504,34 +427,17 @@ fn poll(fds: &[RawFd], deadline: Option<Instant>) -> Vec<RawFd> {
     entries.iter().filter(|entry| entry.revents != 0).map(|entry| entry.fd).collect()
 }
 
-/// The exit code a wait status stands for, and the signal if one ended the process.
-fn code(status: i32) -> (i32, Option<i32>) {
-    if libc::WIFSIGNALED(status) {
-        let signal = libc::WTERMSIG(status);
-        (128 + signal, Some(signal))
-    } else {
-        (libc::WEXITSTATUS(status), None)
-    }
-}
-
-/// What the exit record is written in, before it has its name.
-const RESERVED: &str = ".exit.json.tmp";
-/// Room for the longest record, in bytes.
-const RECORD_MAX: libc::off_t = 8192;
-
-/// Sets room aside for the exit record, so that it can be written when the container's log has filled the disk.
-pub fn reserve(directory: &Path) {
-    let file = OpenOptions::new().create(true).write(true).truncate(false).open(directory.join(RESERVED));
-    if let Ok(file) = file {
-        // SAFETY: an open descriptor and plain numbers. A file system that cannot set room aside has none set aside.
-        unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, RECORD_MAX) };
+fn outcome_of(result: io::Result<()>) -> Reply {
+    match result {
+        Ok(()) => Reply::Done,
+        Err(error) => Reply::Failed { code: 125, message: error.to_string() },
     }
 }
 
 /// Writes the exit record so that it is either absent or whole, also after a power cut.
 pub fn record(directory: &Path, exit: &Exit) {
     let write = || -> io::Result<()> {
-        let temporary = directory.join(RESERVED);
+        let temporary = directory.join(EXIT_ROOM_FILE);
         let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(&temporary)?;
         let bytes = serde_json::to_vec(exit)?;
         file.write_all(&bytes)?;

@@ -244,6 +244,20 @@ pub fn set_attributes(mount: &OwnedFd, set: u64, recursive: bool) -> Result<()> 
     check(result, "mount_setattr").map(drop)
 }
 
+/// Maps the ids of a mount that is nowhere yet, and with `recursive` of all beneath it, as a user namespace does.
+pub fn map_ids(mount: &OwnedFd, namespace: &OwnedFd, recursive: bool) -> Result<()> {
+    const IDMAP: u64 = 0x10_0000;
+    // attr_set, attr_clr, propagation, userns_fd
+    let attributes: [u64; 4] = [IDMAP, 0, 0, namespace.as_raw_fd() as u64];
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: `attributes` has the layout and the size of the first version of struct mount_attr.
+    let result = unsafe {
+        let (fd, size) = (mount.as_raw_fd(), mem::size_of_val(&attributes));
+        libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, attributes.as_ptr(), size)
+    };
+    check(result, "map ids").map(drop)
+}
+
 /// A file system being configured, not yet mounted.
 pub struct FileSystem {
     fd: OwnedFd,
@@ -352,16 +366,14 @@ pub fn receive_with_fds(socket: RawFd, buffer: &mut [u8]) -> io::Result<(usize, 
     }
 }
 
-/// In a copy of this process that only works on two files: closes all else, gives way to others, and ends with its
-/// parent.
-pub fn keep_only(files: [RawFd; 2]) {
+/// In a copy of this process that only works on a few files: closes all else, and ends with its parent.
+pub fn keep_only(files: &[RawFd]) {
     // SAFETY: calls on this process only, which uses no other descriptors from here on. The files themselves go on
     // under their own numbers, which lie between the closed ranges.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        let _ = libc::nice(19);
         let mut from: u32 = 0;
-        let mut sorted = files.map(|fd| fd as u32);
+        let mut sorted: Vec<u32> = files.iter().map(|fd| *fd as u32).collect();
         sorted.sort_unstable();
         for kept in sorted {
             if kept > from {

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// How long a program may take to accept what has come. One that has stopped accepting is stopped all the same.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Packets that were sent before the last node had stopped sending may be under way for so long.
+const UNDER_WAY: Duration = Duration::from_millis(100);
 /// Between two looks: the kernel tells nobody when a connection is accepted.
 const LOOK: Duration = Duration::from_millis(5);
 /// What is read of a kernel's list, in which listeners come first.
@@ -16,10 +18,11 @@ const LIST_BYTES_MAX: u64 = 1 << 20;
 const SYN_RECEIVED: &str = "03";
 const LISTENING: &str = "0A";
 
-/// Waits until the programs in the network of process `pid` have accepted all connections, but not for long. Does not
-/// wait for those in the machine's own network, which are everybody's.
+/// Waits until the programs in the network of process `pid` have accepted all connections that are under way, but not
+/// for long. Does not wait for those in the machine's own network, which are everybody's.
 pub async fn accepted(pid: i32) {
     let wait = async {
+        tokio::time::sleep(UNDER_WAY).await;
         while tokio::task::spawn_blocking(move || waits(pid)).await.is_ok_and(|waits| waits.unwrap_or(false))
         {
             tokio::time::sleep(LOOK).await;

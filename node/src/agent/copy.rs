@@ -2,21 +2,24 @@
 
 use super::enter::{Sink, say};
 use crate::executor::Executor;
-use crate::files::{self, Target};
+use crate::files::{self, Root, Target};
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::enter_input::What as Input;
 use rswarm_proto::v1::enter_output::What as Output;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tonic::{Status, Streaming};
 
 /// Pieces on their way to the disk.
 const AHEAD: usize = 16;
 /// The largest piece that is sent at once, in bytes.
 const CHUNK: usize = 32 * 1024;
+/// So many copies go on at once on a node: each has a thread for as long as the caller takes.
+const COPIES_MAX: usize = 32;
+
+static COPIES: Semaphore = Semaphore::const_new(COPIES_MAX);
 
 /// Copies, and says how that ended.
 pub async fn serve(
@@ -32,6 +35,12 @@ pub async fn serve(
         let _ = sink.send(Err(Status::invalid_argument(words))).await;
         return;
     }
+    let Ok(_copy) = COPIES.try_acquire() else {
+        let words =
+            format!("{COPIES_MAX} copies go on on this node already: try again when one of them is done");
+        let _ = sink.send(Err(Status::resource_exhausted(words))).await;
+        return;
+    };
     let root = match executor.root(&id, door.into).await {
         Ok(root) => root,
         Err(error) => {
@@ -56,7 +65,7 @@ pub async fn serve(
     say(&sink, last).await;
 }
 
-async fn out(root: OwnedFd, path: PathBuf, follow: bool, sink: &Sink) -> io::Result<()> {
+async fn out(root: Root, path: PathBuf, follow: bool, sink: &Sink) -> io::Result<()> {
     let writer = Outward(sink.clone());
     let work = move || {
         let buffered = io::BufWriter::with_capacity(CHUNK, writer);
@@ -66,7 +75,7 @@ async fn out(root: OwnedFd, path: PathBuf, follow: bool, sink: &Sink) -> io::Res
 }
 
 async fn into(
-    root: OwnedFd,
+    root: Root,
     path: PathBuf,
     door: pb::CopyDoor,
     mut input: Streaming<pb::EnterInput>,

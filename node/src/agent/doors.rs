@@ -1,6 +1,7 @@
 //! What managers may ask of this node: the logs of its tasks, doors into them, and how they are.
 
 use super::{copy, enter, work};
+use crate::api::doctor::{IN_DOUBT, loses};
 use crate::executor::{Executor, LogQuery, LogStream};
 use crate::rfc3339::{nanos, stamp};
 use rswarm_control::ids::TaskId;
@@ -26,6 +27,8 @@ pub struct Doors {
 
 /// How often each peer of the overlay is asked for a sign of life, and for how long it may hesitate.
 const ASKED: u32 = 5;
+/// How often as many are asked where packets were lost.
+const ROUNDS_IN_DOUBT: u32 = IN_DOUBT / ASKED;
 const ANSWER_WITHIN: Duration = Duration::from_millis(300);
 
 type Stream<T> = Pin<Box<dyn tokio_stream::Stream<Item = Result<T, Status>> + Send>>;
@@ -137,14 +140,17 @@ impl pb::agent_server::Agent for Doors {
 
     async fn peers(&self, _: Request<pb::PeersRequest>) -> Result<Response<pb::PeersAnswer>, Status> {
         let status = self.overlay.status().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let nodes: Vec<_> = status.peers.into_iter().filter(|p| p.connected).map(|p| p.node).collect();
-        let asked = nodes.iter().map(|node| async move {
+        let connected = status.peers.iter().filter(|peer| peer.connected);
+        let asked = connected.map(|peer| async move {
+            // What was lost may have been lost long ago, while a link was cut.
+            let rounds = if loses(peer.packets_lost, peer.packets_sent) { ROUNDS_IN_DOUBT } else { 1 };
             let mut answered = 0;
-            for _ in 0..ASKED {
-                let answer = tokio::time::timeout(ANSWER_WITHIN, self.overlay.probe(node.clone())).await;
-                answered += u32::from(answer == Ok(true));
+            for _ in 0..rounds {
+                let ask = || tokio::time::timeout(ANSWER_WITHIN, self.overlay.probe(peer.node.clone()));
+                let answers = futures_util::future::join_all((0..ASKED).map(|_| ask())).await;
+                answered += answers.iter().map(|answer| u32::from(*answer == Ok(true))).sum::<u32>();
             }
-            (node.clone(), answered)
+            (peer.node.clone(), (rounds * ASKED, answered))
         });
         let answered: BTreeMap<_, _> = futures_util::future::join_all(asked).await.into_iter().collect();
         // Looked at again: what was just measured is in it.
@@ -158,7 +164,8 @@ impl pb::agent_server::Agent for Doors {
     }
 }
 
-fn peer(status: PeerStatus, answered: Option<u32>) -> pb::OverlayPeer {
+fn peer(status: PeerStatus, questions: Option<(u32, u32)>) -> pb::OverlayPeer {
+    let (asked, answered) = questions.unwrap_or_default();
     pb::OverlayPeer {
         node: status.node.to_string(),
         addr: status.underlay.to_string(),
@@ -169,8 +176,8 @@ fn peer(status: PeerStatus, answered: Option<u32>) -> pb::OverlayPeer {
         packet_max: status.packet_max.map_or(0, u32::from),
         packets_sent: status.packets_sent,
         packets_lost: status.packets_lost,
-        asked: answered.map_or(0, |_| ASKED),
-        answered: answered.unwrap_or(0),
+        asked,
+        answered,
         error: status.error.unwrap_or_default(),
     }
 }

@@ -1,18 +1,17 @@
 //! The inside of a door: a task's own streams, another program in its container with its streams, or a connection to
 //! one of its ports.
 
+use super::feed::{ROOM, Terminal, Whom, feed};
 use crate::executor::{AttachEnd, Error, Exec, Execution, Executor, WindowSize};
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::enter_input::What as Input;
 use rswarm_proto::v1::enter_output::What as Output;
-use rustix::termios::Winsize;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -51,7 +50,7 @@ pub async fn exec(
             return;
         }
     };
-    if !say(&sink, Output::Opened(true)).await || detach {
+    if !say(&sink, Output::Room(ROOM as u64)).await || !say(&sink, Output::Opened(true)).await || detach {
         return;
     }
     relay(executor, id, execution, streams, input, &sink).await;
@@ -109,15 +108,6 @@ fn pipes(stdin: bool, streams: &mut Streams) -> io::Result<Vec<OwnedFd>> {
     Ok(stdio)
 }
 
-/// Whom what comes in goes to.
-#[derive(Clone, Copy)]
-enum Whom {
-    /// The container's first process.
-    First,
-    /// Another program, by its pid.
-    Beside(i32),
-}
-
 /// How much a container may write before it is taken, in bytes: more, and the listener is let go.
 const BEHIND_MAX: usize = 1 << 20;
 
@@ -167,12 +157,14 @@ pub async fn attach(
     };
     let (tty, stdin) = (streams.terminal.is_some(), streams.stdin.is_some());
     let told = Output::Streams(pb::TaskStreams { tty, stdin: door.stdin && (tty || stdin) });
-    if !say(&sink, told).await || !say(&sink, Output::Opened(true)).await {
-        return;
+    for told in [told, Output::Room(ROOM as u64), Output::Opened(true)] {
+        if !say(&sink, told).await {
+            return;
+        }
     }
     let (mut readers, mut feeding) = (JoinSet::new(), JoinSet::new());
     listen(std::mem::take(&mut streams.outputs), &sink, &mut readers);
-    feeding.spawn(feed(executor, id, Whom::First, streams.stdin, streams.terminal, input));
+    feeding.spawn(feed(executor, id, Whom::First, streams.stdin, streams.terminal, input, sink.clone()));
     let ended = tokio::select! {
         ended = attached.wait() => ended,
         () = sink.closed() => return,
@@ -237,7 +229,7 @@ async fn relay(
         });
     }
     let whom = Whom::Beside(execution.pid());
-    feeding.spawn(feed(executor, id, whom, streams.stdin, streams.terminal, input));
+    feeding.spawn(feed(executor, id, whom, streams.stdin, streams.terminal, input, sink.clone()));
     let ended = tokio::select! {
         ended = execution.wait() => ended,
         () = sink.closed() => return,
@@ -251,89 +243,6 @@ async fn relay(
         Err(error) => {
             let _ = sink.send(Err(Status::unavailable(error.to_string()))).await;
         }
-    }
-}
-
-/// Passes on to a program what comes for it.
-async fn feed(
-    executor: Arc<Executor>,
-    id: String,
-    whom: Whom,
-    mut stdin: Option<pipe::Sender>,
-    terminal: Option<Arc<Terminal>>,
-    mut input: Streaming<pb::EnterInput>,
-) {
-    while let Ok(Some(message)) = input.message().await {
-        match message.what {
-            Some(Input::Data(bytes)) => {
-                if let Some(terminal) = &terminal {
-                    let _ = terminal.write_all(&bytes).await;
-                } else if let Some(pipe) = &mut stdin
-                    && pipe.write_all(&bytes).await.is_err()
-                {
-                    // It reads no more; what it writes is still to be heard.
-                    stdin = None;
-                }
-            }
-            Some(Input::End(_)) => {
-                let fed = stdin.take().is_some();
-                if let (Whom::First, true) = (whom, fed)
-                    && let Err(error) = executor.close_stdin(&id).await
-                {
-                    tracing::debug!(%error, "the end of the input did not arrive");
-                }
-                if let Some(terminal) = &terminal {
-                    // As if the end had been typed.
-                    let _ = terminal.write_all(b"\x04").await;
-                }
-            }
-            Some(Input::Resize(size)) => {
-                if let Some(terminal) = &terminal {
-                    terminal.resize(&size);
-                }
-            }
-            Some(Input::Signal(signal)) => {
-                let sent = match whom {
-                    Whom::First => executor.kill(&id, signal).await,
-                    Whom::Beside(pid) => executor.signal(&id, pid, signal).await,
-                };
-                if let Err(error) = sent {
-                    tracing::debug!(%error, "a signal did not arrive");
-                }
-            }
-            Some(Input::Open(_)) | None => {}
-        }
-    }
-}
-
-/// Our end of a terminal.
-struct Terminal(AsyncFd<OwnedFd>);
-
-impl Terminal {
-    fn new(master: OwnedFd) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&master, true)?;
-        // SAFETY: it is open for as long as this owns it, and nothing here replaces it.
-        Ok(Self(unsafe { AsyncFd::register(master) }?))
-    }
-
-    async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?)).await
-    }
-
-    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let count = self.0.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
-            bytes = &bytes[count..];
-        }
-        Ok(())
-    }
-
-    fn resize(&self, size: &pb::WindowSize) {
-        let side = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
-        let (ws_row, ws_col) = (side(size.rows), side(size.columns));
-        let size = Winsize { ws_row, ws_col, ws_xpixel: 0, ws_ypixel: 0 };
-        // A terminal that has hung up has no size.
-        let _ = rustix::termios::tcsetwinsize(self.0.get_ref().as_fd(), size);
     }
 }
 

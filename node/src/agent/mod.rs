@@ -5,6 +5,7 @@ mod backlog;
 mod copy;
 mod doors;
 mod enter;
+mod feed;
 mod health;
 mod kept;
 mod news;
@@ -502,18 +503,20 @@ impl Loop {
                     tracing::warn!(%task, error = format!("{error:#}"), "cannot start");
                     Some(Seen::Ended { exit_code: error_code(&error), error: format!("{error:#}") })
                 }),
-                Action::Retune(task) => {
-                    tokio::spawn(async move {
-                        match hands.retune(&task).await {
-                            Ok(()) => tracing::info!(task = %task.id, "goes on with other limits"),
-                            Err(error) => tracing::warn!(
-                                task = %task.id,
-                                error = format!("{error:#}"),
-                                "cannot be given other limits, and keeps the old ones until it is replaced"
-                            ),
+                Action::Retune { task, delay } => self.step(task.id, generation, async move {
+                    tokio::time::sleep(delay).await;
+                    Some(match hands.retune(&task).await {
+                        Ok(()) => {
+                            tracing::info!(task = %task.id, "goes on with other limits");
+                            Seen::Retuned
                         }
-                    });
-                }
+                        Err(error) => {
+                            let error = format!("{error:#}");
+                            tracing::warn!(task = %task.id, error, "cannot be given other limits");
+                            Seen::Untuned(error)
+                        }
+                    })
+                }),
                 Action::Stop { task, grace, delay } => {
                     self.watches.end(task);
                     self.step(task, generation, async move {

@@ -2,9 +2,9 @@
 
 use crate::executor::{self, ContainerRequest, Device, IoLimit, Limits, LogOptions, Rlimit, device_numbers};
 use anyhow::{Context, Result};
-use rswarm_control::admission::log_bytes;
+use rswarm_control::admission::{LOG_BYTES_MIN, LOG_FILES_MAX, log_bytes};
 use rswarm_control::assignment::AssignedTask;
-use rswarm_control::model::{ContainerSpec, LogDriver, Profile, Swap, TaskResources};
+use rswarm_control::model::{ContainerSpec, LogDriver, Profile, Swap, TaskResources, Userns};
 use std::path::Path;
 
 /// Processes and threads of a task of which nothing is said.
@@ -35,15 +35,22 @@ pub fn apply(profile: &Profile, request: &mut ContainerRequest) {
     request.log = log(&profile.log);
     request.shm_bytes = profile.shm_bytes;
     request.oom_score_adj = profile.oom_score_adj;
+    request.own_users = profile.userns == Userns::Auto;
 }
 
-/// Where a container's log is kept. What is said of it was found good when it was asked for.
+/// Where a container's log is kept. What is said of it was found good when it was asked for, by whichever version.
 fn log(spec: &LogDriver) -> LogOptions {
     let option = |name: &str| spec.options.get(name);
     let usual = LogOptions::default();
     LogOptions {
-        file_bytes_max: option("max-size").and_then(|text| log_bytes(text)).unwrap_or(usual.file_bytes_max),
-        files_max: option("max-file").and_then(|text| text.parse().ok()).unwrap_or(usual.files_max).max(1),
+        file_bytes_max: option("max-size")
+            .and_then(|text| log_bytes(text))
+            .unwrap_or(usual.file_bytes_max)
+            .max(LOG_BYTES_MIN),
+        files_max: option("max-file")
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(usual.files_max)
+            .clamp(1, LOG_FILES_MAX),
         compress: option("compress").is_none_or(|text| text != "false"),
         driver: match spec.name.as_deref() {
             Some("journald") => executor::LogDriver::Journald,

@@ -20,6 +20,15 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const CLOCKS_APART_MS: u64 = 2000;
 /// More than this share of lost packets is told of, in thousandths.
 const LOSS_PER_MILLE: u64 = 5;
+/// Of fewer packets nothing is concluded.
+const PACKETS_MIN: u64 = 100;
+/// So many questions a node asks another to which packets were lost; if all are answered, that is over.
+pub const IN_DOUBT: u32 = 50;
+
+/// Whether so many lost packets of those that were sent are more than a link loses.
+pub fn loses(lost: u64, sent: u64) -> bool {
+    sent >= PACKETS_MIN && lost.saturating_mul(1000) / sent > LOSS_PER_MILLE
+}
 
 /// A node as the leader knows it.
 struct Asked {
@@ -134,8 +143,8 @@ fn pair_trouble(peer: &pb::OverlayPeer, answers: bool, mtu: u32) -> String {
             format!("silent for {silent} ms, and does not answer the managers either: it is down, or cut off")
         };
     }
-    let lost = peer.packets_lost.saturating_mul(1000) / peer.packets_sent.max(1);
-    if peer.answered < peer.asked || (peer.packets_sent >= 100 && lost > LOSS_PER_MILLE) {
+    let is_over = peer.asked >= IN_DOUBT;
+    if peer.answered < peer.asked || (!is_over && loses(peer.packets_lost, peer.packets_sent)) {
         return format!(
             "packets are lost: {} of {} since the connection was made, {} of {} questions just now unanswered\nhelp: look at both machines' links (`ip -s link`) and at what is between",
             peer.packets_lost,
@@ -183,6 +192,9 @@ mod tests {
         assert!(told(|peer| peer.packet_max = 1162, true).contains("--mtu 1162"));
         assert!(told(|peer| peer.answered = 4, true).starts_with("packets are lost"));
         assert!(told(|peer| peer.packets_lost = 50, true).starts_with("packets are lost"));
+        let doubted = |answered| pb::OverlayPeer { packets_lost: 50, asked: IN_DOUBT, answered, ..well() };
+        assert_eq!(pair_trouble(&doubted(IN_DOUBT), true, 1400), "", "they were lost while a link was cut");
+        assert!(pair_trouble(&doubted(IN_DOUBT - 1), true, 1400).starts_with("packets are lost"));
         let refused = |peer: &mut pb::OverlayPeer| {
             peer.connected = false;
             peer.error = "the cryptographic handshake failed: invalid peer certificate: Expired".into();

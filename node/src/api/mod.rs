@@ -4,7 +4,7 @@
 mod anew;
 mod backup;
 pub mod control;
-mod doctor;
+pub(crate) mod doctor;
 mod events;
 mod images;
 mod insight;

@@ -79,6 +79,7 @@ async fn executor(site: &Site, trials: usize) -> Result<Samples> {
         // Within the lab's, so that it goes with it whatever happens.
         cgroup_parent: format!("{}/executor", site.control_group()?),
         cgroup_mount: "/sys/fs/cgroup".into(),
+        user_ids: Default::default(),
     })
     .await?;
     let mut begun = Samples::default();

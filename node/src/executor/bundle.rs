@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 use rswarm_shim::cgroup::Cgroup;
-use rswarm_shim::protocol::{CONFIG_FILE, LAUNCH_FILE, Launch, ROOT_DIR, SECCOMP_FILE, WindowSize};
+use rswarm_shim::protocol::{
+    CONFIG_FILE, EXIT_ROOM_BYTES, EXIT_ROOM_FILE, LAUNCH_FILE, Launch, ROOT_DIR, SECCOMP_FILE, WindowSize,
+};
 use serde_json::{Value, json};
 
+use super::entry::Meta;
 use super::request::{ContainerRequest, Device, IoLimit, Mount};
 use super::seccomp;
 
@@ -99,12 +102,16 @@ pub(super) fn write(
     directory: &Path,
     home: &Path,
     request: &ContainerRequest,
-    cgroup: Option<&Cgroup>,
+    meta: &Meta,
     shims: Option<&Cgroup>,
 ) -> io::Result<()> {
+    let cgroup = meta.cgroup.as_ref();
     for name in [ROOT_DIR, "upper", "work"] {
         fs::create_dir(directory.join(name))?;
     }
+    let room = fs::File::create(directory.join(EXIT_ROOM_FILE))?;
+    // A file system that cannot set room aside has none set aside.
+    let _ = rustix::fs::fallocate(&room, rustix::fs::FallocateFlags::empty(), 0, EXIT_ROOM_BYTES);
     let hostname = hostname(request);
     fs::write(directory.join("hostname"), format!("{hostname}\n"))?;
     fs::write(directory.join("hosts"), hosts(request, hostname))?;
@@ -112,7 +119,7 @@ pub(super) fn write(
     if !request.privileges.seccomp_unconfined {
         fs::write(directory.join(SECCOMP_FILE), seccomp::encoded())?;
     }
-    let spec: Spec = serde_json::from_value(spec(request, home, cgroup))?;
+    let spec: Spec = serde_json::from_value(spec(request, home, meta))?;
     fs::write(directory.join(CONFIG_FILE), serde_json::to_vec(&spec)?)?;
     let launch = Launch {
         id: request.id.clone(),
@@ -167,7 +174,8 @@ fn resolv_conf(request: &ContainerRequest) -> String {
     text
 }
 
-fn spec(request: &ContainerRequest, home: &Path, cgroup: Option<&Cgroup>) -> Value {
+fn spec(request: &ContainerRequest, home: &Path, meta: &Meta) -> Value {
+    let cgroup = meta.cgroup.as_ref();
     let capabilities: Vec<String> = capabilities(request).iter().map(|name| format!("CAP_{name}")).collect();
     let mut namespaces = vec![
         json!({"type": "mount"}),
@@ -182,6 +190,14 @@ fn spec(request: &ContainerRequest, home: &Path, cgroup: Option<&Cgroup>) -> Val
     if cgroup.is_some() {
         namespaces.push(json!({"type": "cgroup"}));
     }
+    if meta.users.is_some() {
+        namespaces.push(json!({"type": "user"}));
+    }
+    let ids: Vec<Value> = meta
+        .users
+        .iter()
+        .map(|ids| json!({"containerID": 0, "hostID": ids.first, "size": ids.count}))
+        .collect();
     // As with Docker, a container that is not root may serve port 80.
     let mut sysctls = serde_json::Map::new();
     if !shares_our_network(request) {
@@ -212,6 +228,8 @@ fn spec(request: &ContainerRequest, home: &Path, cgroup: Option<&Cgroup>) -> Val
         "linux": {
             "devices": devices,
             "namespaces": namespaces,
+            "uidMappings": ids,
+            "gidMappings": ids,
             "maskedPaths": MASKED_PATHS,
             "readonlyPaths": READONLY_PATHS,
             "cgroupsPath": cgroup.map(|cgroup| format!("/{}", cgroup.path)),

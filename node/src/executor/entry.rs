@@ -5,16 +5,20 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rswarm_shim::cgroup::Cgroup;
-use rswarm_shim::protocol::{EXIT_FILE, Exit, LogDriver, Reply, Request, Running, SHIM_LOG_FILE, STATE_FILE};
+use rswarm_shim::protocol::{
+    EXIT_FILE, EXIT_ROOM_FILE, Exit, LogDriver, Reply, Request, Running, SHIM_LOG_FILE, STATE_FILE,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::shim::{self, Client};
 use super::{Config, Container, DEATH_MAX, Error, Result, State};
+use crate::files::Ids;
 
 /// Appended to the name of a directory that is not complete yet, or not any more.
 pub(super) const PARTIAL: &str = ".partial";
@@ -29,6 +33,8 @@ pub(super) struct Entry {
     pub(super) state: watch::Sender<State>,
     /// Held by what must not happen twice at once: the start and the removal.
     pub(super) operation: tokio::sync::Mutex<()>,
+    /// Held while its limits are changed.
+    pub(super) tuning: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What the executor must remember of a request.
@@ -39,6 +45,9 @@ pub(super) struct Meta {
     pub(super) cgroup: Option<Cgroup>,
     #[serde(default)]
     pub(super) log: LogDriver,
+    /// Which of the machine's ids its users are, if it has some of its own.
+    #[serde(default)]
+    pub(super) users: Option<Ids>,
 }
 
 impl Entry {
@@ -50,6 +59,7 @@ impl Entry {
             meta,
             state: watch::Sender::new(state),
             operation: tokio::sync::Mutex::default(),
+            tuning: Arc::default(),
         }
     }
 
@@ -189,7 +199,7 @@ pub(super) fn clear_away(entry: &Entry, code: i32, reason: &str) -> Exit {
         log_dropped_bytes: 0,
     };
     let write = || -> io::Result<()> {
-        let temporary = entry.directory.join(".exit.json.tmp");
+        let temporary = entry.directory.join(EXIT_ROOM_FILE);
         fs::write(&temporary, serde_json::to_vec(&exit)?)?;
         fs::rename(temporary, entry.directory.join(EXIT_FILE))
     };

@@ -10,7 +10,7 @@ use rswarm_shim::protocol::{LAUNCH_FILE, Launch, Running};
 use tokio::net::TcpStream;
 
 use super::bundle::in_user_namespace;
-use crate::files;
+use crate::files::{self, Root};
 
 use super::{Error, Executor, Result, State, blocking, dial, entry, io_error};
 
@@ -70,9 +70,10 @@ impl Executor {
 
     /// The root directory of a container, to resolve paths beneath: as a running one sees it, or what one that has
     /// ended left behind, which cannot be written to.
-    pub async fn root(&self, id: &str, to_write: bool) -> Result<OwnedFd> {
+    pub async fn root(&self, id: &str, to_write: bool) -> Result<Root> {
         let what = io_error(format!("cannot open the root of container {id}"));
-        match self.entry(id)?.state() {
+        let entry = self.entry(id)?;
+        match entry.state() {
             State::Running(running) => {
                 let open = move || {
                     let root = files::directory(Path::new(&format!("/proc/{}/root", running.pid)))?;
@@ -82,12 +83,14 @@ impl Executor {
                         false => Err(std::io::Error::new(ErrorKind::NotFound, "the container has ended")),
                     }
                 };
-                blocking(open).await.map_err(what)
+                let root = blocking(open).await.map_err(what)?;
+                Ok(Root::from(root).with_ids(entry.meta.users))
             }
             State::Created | State::Exited(_) if to_write => Err(Error::NotRunning(id.into())),
             State::Created | State::Exited(_) => {
-                let directory = self.entry(id)?.directory.clone();
-                blocking(move || remains(&directory)).await.map_err(what)
+                // On the disk ids are as the container has them.
+                let directory = entry.directory.clone();
+                blocking(move || remains(&directory)).await.map(Root::from).map_err(what)
             }
         }
     }
@@ -105,24 +108,26 @@ impl Executor {
 fn remains(directory: &Path) -> std::io::Result<OwnedFd> {
     use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
     let launch: Launch = serde_json::from_slice(&fs::read(directory.join(LAUNCH_FILE))?)?;
-    let overlay = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let layers: Vec<OwnedFd> = std::iter::once(&launch.upper)
         .chain(&launch.lower)
         .map(|layer| files::directory(layer))
         .collect::<std::io::Result<_>>()?;
     let names: Vec<String> =
         layers.iter().map(|layer| format!("/proc/self/fd/{}", layer.as_raw_fd())).collect();
-    let each = names
-        .iter()
-        .try_for_each(|name| rustix::mount::fsconfig_set_string(&overlay, "lowerdir+", name.as_str()));
-    if each.is_err() {
-        // Before Linux 6.8 there is only the one text.
-        rustix::mount::fsconfig_set_string(&overlay, "lowerdir", names.join(":"))?;
-    }
-    if in_user_namespace() {
-        rustix::mount::fsconfig_set_flag(&overlay, "userxattr")?;
-    }
-    rustix::mount::fsconfig_create(&overlay)?;
+    let made = |options: &[(&str, String)]| -> std::io::Result<OwnedFd> {
+        let overlay = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for (name, value) in options {
+            rustix::mount::fsconfig_set_string(&overlay, *name, value.as_str())?;
+        }
+        if in_user_namespace() {
+            rustix::mount::fsconfig_set_flag(&overlay, "userxattr")?;
+        }
+        rustix::mount::fsconfig_create(&overlay)?;
+        Ok(overlay)
+    };
+    let each: Vec<_> = names.iter().map(|name| ("lowerdir+", name.clone())).collect();
+    // Before Linux 6.8 there is only the one text; some of those before look at names only in the end.
+    let overlay = made(&each).or_else(|_| made(&[("lowerdir", names.join(":"))]))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV;

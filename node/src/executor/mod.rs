@@ -15,6 +15,7 @@ mod probe;
 mod request;
 mod seccomp;
 mod shim;
+mod users;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::files::Ids;
 pub use attach::{AttachEnd, Attached};
 use entry::{Entry, Meta, PARTIAL, clear_away, containers, partial, remove_directory, unix_ns};
 pub use exec::{ExecExit, Execution};
@@ -40,6 +42,7 @@ use rswarm_shim::protocol::{Ready, Reply, Request};
 use shim::{Client, Program};
 use tokio::sync::broadcast;
 use tokio::time::timeout;
+pub use users::UserIds;
 
 /// The file the executor keeps for itself in each container's directory.
 const META_FILE: &str = "container.json";
@@ -64,6 +67,8 @@ pub struct Config {
     pub cgroup_parent: String,
     /// Where the hierarchies are mounted, usually `/sys/fs/cgroup`.
     pub cgroup_mount: PathBuf,
+    /// The ids that containers with users of their own are given.
+    pub user_ids: UserIds,
 }
 
 /// Why something was not done.
@@ -340,10 +345,17 @@ impl Executor {
         }
     }
 
-    /// Changes the limits of a running container. Those that this machine cannot enforce are left out.
+    /// Changes the limits of a running container. Those that this machine cannot enforce are left out. What was asked
+    /// for last is what holds: one change waits for the end of another, also of one whose caller has given up.
     pub async fn update(&self, id: &str, limits: Limits) -> Result<()> {
         let limits = limits.without(&self.inner.lacks);
-        self.running(id)?.ask(&Request::Update(limits)).await.map(drop)
+        let entry = self.running(id)?;
+        let turn = entry.tuning.clone().lock_owned().await;
+        undisturbed(async move {
+            let _turn = turn;
+            entry.ask(&Request::Update(limits)).await.map(drop)
+        })
+        .await
     }
 
     /// Puts off the end of a running container that was made with a lease, until `until_boot_ms` of
@@ -536,6 +548,7 @@ impl Executor {
             stop_signal: request.stop_signal,
             cgroup: cgroup(path),
             log: request.log.driver,
+            users: self.users(request)?,
         };
         remove_directory(&partial).map_err(what())?;
         let write = || -> io::Result<()> {
@@ -543,7 +556,7 @@ impl Executor {
             let shims = cgroup(shims_path(&inner.config));
             let request =
                 ContainerRequest { limits: request.limits.clone().without(&inner.lacks), ..request.clone() };
-            bundle::write(&partial, &home, &request, meta.cgroup.as_ref(), shims.as_ref())?;
+            bundle::write(&partial, &home, &request, &meta, shims.as_ref())?;
             fs::write(partial.join(META_FILE), serde_json::to_vec(&meta)?)?;
             fs::rename(&partial, &home)
         };
@@ -552,6 +565,23 @@ impl Executor {
             return Err(what()(error));
         }
         Ok(Arc::new(Entry::new(&inner.config, &request.id, meta, State::Created)))
+    }
+
+    /// The ids of a container that has users of its own. Creations are one at a time, so nobody else takes them.
+    fn users(&self, request: &ContainerRequest) -> Result<Option<Ids>> {
+        if !request.own_users {
+            return Ok(None);
+        }
+        let refused = |reason: &str| Err(Error::Invalid { id: request.id.clone(), reason: reason.into() });
+        if bundle::in_user_namespace() {
+            return refused("it cannot have users of its own: this node runs in a user namespace itself");
+        }
+        let entries = self.entries();
+        let taken = entries.values().filter_map(|entry| entry.meta.users);
+        match self.inner.config.user_ids.free(taken) {
+            Some(ids) => Ok(Some(ids)),
+            None => refused("all ids that this node has for the users of containers are taken"),
+        }
     }
 
     async fn adopt(&self) -> Result<()> {

@@ -68,6 +68,8 @@ pub struct ContainerRequest {
     pub shm_bytes: Option<u64>,
     /// How readily the kernel kills it when memory is short.
     pub oom_score_adj: i32,
+    /// Its users are not the machine's: its root has no rights outside it.
+    pub own_users: bool,
     /// It is killed so long after its start, unless that is put off by [`Executor::lease`](super::Executor::lease):
     /// also when this daemon is no more.
     pub lease: Option<Duration>,
@@ -103,6 +105,7 @@ impl ContainerRequest {
             devices: Vec::new(),
             shm_bytes: None,
             oom_score_adj: 0,
+            own_users: false,
             lease: None,
         }
     }

@@ -1,9 +1,11 @@
 //! Files as a stream of tar, out of a root and into one, as `cp` copies them. Every path is resolved beneath the root
 //! by descriptor, so that no link in it, and nobody who changes it meanwhile, leads elsewhere.
 
+mod ids;
 mod pack;
 mod unpack;
 
+pub use ids::Ids;
 pub use pack::pack;
 pub use unpack::{Target, unpack};
 
@@ -15,12 +17,33 @@ use std::path::Path;
 /// The deepest tree that is copied.
 const DEPTH_MAX: usize = 200;
 
+/// A directory that paths are resolved beneath, and whose users own what is in it.
+#[derive(Debug)]
+pub struct Root {
+    directory: OwnedFd,
+    ids: Option<Ids>,
+}
+
+impl Root {
+    /// With users that have a range of the machine's ids.
+    #[must_use]
+    pub fn with_ids(self, ids: Option<Ids>) -> Self {
+        Self { ids, ..self }
+    }
+}
+
+impl From<OwnedFd> for Root {
+    fn from(directory: OwnedFd) -> Self {
+        Self { directory, ids: None }
+    }
+}
+
 /// Opens the root directory of this machine.
 ///
 /// # Errors
 /// If the system refuses.
-pub fn root() -> io::Result<OwnedFd> {
-    directory(Path::new("/"))
+pub fn root() -> io::Result<Root> {
+    directory(Path::new("/")).map(Root::from)
 }
 
 /// Opens a directory to resolve paths beneath.

@@ -1,6 +1,6 @@
 //! Out of a root.
 
-use super::{DEPTH_MAX, bad, find};
+use super::{DEPTH_MAX, Ids, Root, bad, find};
 use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat};
 use rustix::io::Errno;
 use std::fs::File;
@@ -15,25 +15,31 @@ use tar::{Builder, EntryType, Header};
 ///
 /// # Errors
 /// If nothing is there, or something cannot be read or written.
-pub fn pack(root: &OwnedFd, path: &Path, follow: bool, out: impl Write) -> io::Result<()> {
+pub fn pack(root: &Root, path: &Path, follow: bool, out: impl Write) -> io::Result<()> {
     let flags = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
-    let found = find(root, path, flags).map_err(|error| {
+    let found = find(&root.directory, path, flags).map_err(|error| {
         let error = io::Error::from(error);
         io::Error::new(error.kind(), format!("{}: {error}", path.display()))
     })?;
     let mut builder = Builder::new(out);
     let name = path.file_name().map_or(Path::new("."), Path::new);
-    entry(&mut builder, &found, name, 0)?;
+    entry(&mut builder, &found, name, 0, root.ids)?;
     builder.finish()?;
     builder.get_mut().flush()
 }
 
-fn entry(builder: &mut Builder<impl Write>, found: &OwnedFd, name: &Path, depth: usize) -> io::Result<()> {
+fn entry(
+    builder: &mut Builder<impl Write>,
+    found: &OwnedFd,
+    name: &Path,
+    depth: usize,
+    ids: Option<Ids>,
+) -> io::Result<()> {
     if depth > DEPTH_MAX {
         return Err(bad(format!("{} is deeper than {DEPTH_MAX} directories", name.display())));
     }
     let stat = fstat(found)?;
-    let mut header = header(&stat);
+    let mut header = header(&stat, ids);
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
             header.set_entry_type(EntryType::Directory);
@@ -49,7 +55,7 @@ fn entry(builder: &mut Builder<impl Write>, found: &OwnedFd, name: &Path, depth:
                 match openat(&directory, inner, flags, Mode::empty()) {
                     Ok(child) => {
                         let name = name.join(std::ffi::OsStr::from_bytes(inner.to_bytes()));
-                        entry(builder, &child, &name, depth + 1)?;
+                        entry(builder, &child, &name, depth + 1, ids)?;
                     }
                     // Removed since it was listed.
                     Err(Errno::NOENT) => {}
@@ -86,11 +92,12 @@ fn entry(builder: &mut Builder<impl Write>, found: &OwnedFd, name: &Path, depth:
     }
 }
 
-fn header(stat: &Stat) -> Header {
+fn header(stat: &Stat, ids: Option<Ids>) -> Header {
+    let there = |id: u32| ids.map_or(id, |ids| ids.there(id));
     let mut header = Header::new_gnu();
     header.set_mode(stat.st_mode & 0o7777);
-    header.set_uid(stat.st_uid.into());
-    header.set_gid(stat.st_gid.into());
+    header.set_uid(there(stat.st_uid).into());
+    header.set_gid(there(stat.st_gid).into());
     header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
     header.set_size(0);
     header

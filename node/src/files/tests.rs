@@ -4,7 +4,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 fn packed(root: &Path, path: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
-    pack(&directory(root).unwrap(), Path::new(path), false, &mut bytes).unwrap();
+    pack(&directory(root).unwrap().into(), Path::new(path), false, &mut bytes).unwrap();
     bytes
 }
 
@@ -13,7 +13,7 @@ fn named(name: &str) -> Target {
 }
 
 fn put(root: &Path, path: &str, target: &Target, archive: &[u8]) -> io::Result<()> {
-    unpack(&directory(root).unwrap(), Path::new(path), target, archive)
+    unpack(&directory(root).unwrap().into(), Path::new(path), target, archive)
 }
 
 /// A directory `src` with a file, a link and a directory.
@@ -106,7 +106,7 @@ fn neither_links_nor_names_lead_out() {
     assert!(to.path().join("climbed").exists());
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
     let mut bytes = Vec::new();
-    let root = directory(to.path()).unwrap();
+    let root = directory(to.path()).unwrap().into();
     assert!(pack(&root, Path::new("/out/secret"), true, &mut bytes).is_err());
     // A link in the way of a file is replaced, and not followed.
     symlink(outside.path().join("secret"), to.path().join("in/x")).unwrap();

@@ -1,6 +1,6 @@
 //! Into a root.
 
-use super::{DEPTH_MAX, bad, find};
+use super::{DEPTH_MAX, Ids, Root, bad, find};
 use crate::image::tarball::{Entry, Kind, Reader};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, chownat, fchmod, fchown,
@@ -31,7 +31,15 @@ pub struct Target {
 ///
 /// # Errors
 /// If the archive is damaged or leads out of where it is unpacked, a directory is missing, or the system refuses.
-pub fn unpack(root: &OwnedFd, path: &Path, target: &Target, archive: impl Read) -> io::Result<()> {
+pub fn unpack(root: &Root, path: &Path, target: &Target, archive: impl Read + Send) -> io::Result<()> {
+    let Some(ids) = root.ids else { return put_all(root, path, target, archive) };
+    std::thread::scope(|scope| {
+        let work = scope.spawn(|| ids.make_as_root().and_then(|()| put_all(root, path, target, archive)));
+        work.join().unwrap_or_else(|_| Err(io::Error::other("the unpacking has panicked")))
+    })
+}
+
+fn put_all(root: &Root, path: &Path, target: &Target, archive: impl Read) -> io::Result<()> {
     let mut reader = Reader::new(archive);
     let Some(mut entry) = reader.next()? else {
         return Ok(());
@@ -66,6 +74,7 @@ struct Base {
     first: First,
     /// The archive is of a root, which has no name: paths in it begin with what lies there.
     nameless: bool,
+    ids: Option<Ids>,
 }
 
 /// How many directories get their time back, each of which stays open until the end.
@@ -73,7 +82,8 @@ const DATED_MAX: usize = 512;
 
 impl Base {
     /// `entry` is the archive's first.
-    fn find(root: &OwnedFd, path: &Path, target: &Target, entry: &Entry) -> io::Result<Self> {
+    fn find(root: &Root, path: &Path, target: &Target, entry: &Entry) -> io::Result<Self> {
+        let (root, ids) = (&root.directory, root.ids);
         let is_directory = entry.kind == Kind::Directory;
         let nameless = matches!(&entry.path[..], b"." | b"./" | b"/");
         let shown = path.display();
@@ -86,13 +96,13 @@ impl Base {
         let there = found.as_ref().map(fstat).transpose()?;
         let there = there.map(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
         match (found, there, &target.name) {
-            (Some(directory), Some(true), None) => Ok(Self { directory, first: First::Kept, nameless }),
+            (Some(directory), Some(true), None) => Ok(Self { directory, first: First::Kept, nameless, ids }),
             (_, _, None) => Err(bad(format!("{shown} is not a directory to unpack an archive in"))),
             (Some(directory), Some(true), Some(_)) if target.contents => {
-                Ok(Self { directory, first: First::Dropped, nameless })
+                Ok(Self { directory, first: First::Dropped, nameless, ids })
             }
             (Some(directory), Some(true), Some(name)) => {
-                Ok(Self { directory, first: First::Renamed(name.clone()), nameless })
+                Ok(Self { directory, first: First::Renamed(name.clone()), nameless, ids })
             }
             (Some(_), _, Some(_)) if is_directory || as_directory => {
                 Err(bad(format!("{shown} is not a directory")))
@@ -106,7 +116,7 @@ impl Base {
                 let directory = find(root, parent, OFlags::DIRECTORY).map_err(|error| {
                     io::Error::new(error.kind(), format!("{}: {error}", parent.display()))
                 })?;
-                Ok(Self { directory, first: First::Renamed(name.to_owned()), nameless })
+                Ok(Self { directory, first: First::Renamed(name.to_owned()), nameless, ids })
             }
         }
     }
@@ -155,7 +165,8 @@ impl Base {
             (Some(_), _) => unlinkat(&parent, *name, AtFlags::empty())?,
         }
         let mode = Mode::from_raw_mode(entry.mode & if archive { 0o7777 } else { 0o777 });
-        let (uid, gid) = (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
+        let here = |id: u32| self.ids.filter(|_| archive).map_or(Ok(id), |ids| ids.here(id));
+        let (uid, gid) = (Some(Uid::from_raw(here(entry.uid)?)), Some(Gid::from_raw(here(entry.gid)?)));
         match entry.kind {
             Kind::File => {
                 let flags =

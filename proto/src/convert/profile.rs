@@ -2,7 +2,7 @@
 
 use super::{Invalid, Problem, parsed, parsed_each, port, texts};
 use crate::v1 as pb;
-use rswarm_control::model::{Bounds, Device, DnsConfig, IoBound, LogDriver, Profile, Swap, Ulimit};
+use rswarm_control::model::{Bounds, Device, DnsConfig, IoBound, LogDriver, Profile, Swap, Ulimit, Userns};
 use std::net::IpAddr;
 
 impl From<&Profile> for pb::Profile {
@@ -20,6 +20,7 @@ impl From<&Profile> for pb::Profile {
             shm_bytes,
             oom_score_adj,
             log,
+            userns,
         } = profile;
         let DnsConfig { servers, search, options } = dns;
         let LogDriver { name, options: log_options } = log;
@@ -51,6 +52,7 @@ impl From<&Profile> for pb::Profile {
             oom_score_adj: *oom_score_adj,
             log: (*log != LogDriver::default())
                 .then(|| pb::LogDriver { name: name.clone(), options: log_options.clone() }),
+            userns_auto: *userns == Userns::Auto,
         }
     }
 }
@@ -82,6 +84,7 @@ impl TryFrom<pb::Profile> for Profile {
             shm_bytes: wire.shm_bytes,
             oom_score_adj: wire.oom_score_adj,
             log: LogDriver { name, options },
+            userns: if wire.userns_auto { Userns::Auto } else { Userns::Host },
         })
     }
 }

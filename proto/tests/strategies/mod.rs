@@ -179,8 +179,9 @@ fn profile() -> BoxedStrategy<Profile> {
     let device = device.prop_map(|(source, target, access)| Device { source, target, access });
     let rights = (texts(), texts(), labels(), btree_map(text(), ulimit, 0..3), vec(device, 0..3));
     let log = (option::of(text()), labels()).prop_map(|(name, options)| LogDriver { name, options });
-    (who, rights, any::<Option<u64>>(), -1000..=1000_i32, log)
-        .prop_map(|((groups, stdin, hosts, dns), rights, shm_bytes, oom_score_adj, log)| {
+    let userns = prop_oneof![Just(Userns::Host), Just(Userns::Auto)];
+    (who, rights, any::<Option<u64>>(), -1000..=1000_i32, (log, userns))
+        .prop_map(|((groups, stdin, hosts, dns), rights, shm_bytes, oom_score_adj, (log, userns))| {
             let (cap_add, cap_drop, sysctls, ulimits, devices) = rights;
             Profile {
                 groups,
@@ -195,6 +196,7 @@ fn profile() -> BoxedStrategy<Profile> {
                 shm_bytes,
                 oom_score_adj,
                 log,
+                userns,
             }
         })
         .boxed()

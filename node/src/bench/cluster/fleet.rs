@@ -240,7 +240,7 @@ impl Agent {
                     Action::Stop { task, .. } => {
                         seen.push_back((task, Seen::Ended { exit_code: Some(0), error: String::new() }));
                     }
-                    Action::Retune(_) => {}
+                    Action::Retune { .. } => {}
                     Action::Remove(task) => seen.push_back((task, Seen::Gone)),
                 }
             }

@@ -2,7 +2,9 @@
 
 use super::flags::Label;
 use crate::cli::output::units::{memory, parse_bytes};
-use rswarm_control::model::{Bounds, ContainerSpec, Device, IoBound, Profile, Swap, TaskSpec, Ulimit};
+use rswarm_control::model::{
+    Bounds, ContainerSpec, Device, IoBound, Profile, Swap, TaskSpec, Ulimit, Userns,
+};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -77,6 +79,14 @@ impl FromStr for Rate {
     }
 }
 
+fn userns(text: &str) -> Result<Userns, String> {
+    match text {
+        "host" => Ok(Userns::Host),
+        "auto" => Ok(Userns::Auto),
+        _ => Err(format!("`{text}` is neither host nor auto")),
+    }
+}
+
 /// A number of bytes, or -1 for all there is.
 fn swap(text: &str) -> Result<Swap, String> {
     match text {
@@ -106,6 +116,9 @@ pub struct Shape {
     /// How readily the kernel kills it when memory is short, from -1000 to 1000 [default: 0]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     oom_score_adj: Option<i32>,
+    /// Whose users its users are: host, its node's; auto, a range of ids of its own [default: host]
+    #[arg(long, value_name = "MODE", value_parser = userns)]
+    userns: Option<Userns>,
     /// Add a capability
     #[arg(long, value_name = "CAPABILITY")]
     cap_add: Vec<String>,
@@ -145,6 +158,7 @@ impl Shape {
         profile.stdin = self.interactive.unwrap_or(profile.stdin);
         profile.shm_bytes = self.shm_size.or(profile.shm_bytes);
         profile.oom_score_adj = self.oom_score_adj.unwrap_or(profile.oom_score_adj);
+        profile.userns = self.userns.unwrap_or(profile.userns);
         // The last word about a capability counts.
         for name in self.cap_add.iter().map(|name| capability(name)) {
             profile.cap_drop.retain(|other| *other != name);
@@ -369,6 +383,9 @@ pub fn pretty(out: &mut String, container: &ContainerSpec) -> std::fmt::Result {
     if profile.oom_score_adj != 0 {
         writeln!(out, " OOM Score:\t{}", profile.oom_score_adj)?;
     }
+    if profile.userns == Userns::Auto {
+        writeln!(out, " Users:\t\tits own")?;
+    }
     Ok(())
 }
 
@@ -430,9 +447,11 @@ mod tests {
         apply(&mut task, &["--device", "/dev/fuse:rw", "--device", "/dev/a:/dev/b:r", "--memory-swap", "-1"]);
         apply(&mut task, &["--device-read-bps", "/dev/sda:1m", "--device-write-bps", "/dev/sda:2m"]);
         apply(&mut task, &["--limit-pids", "0", "--shm-size", "1m", "--log-opt", "max-size=1m"]);
+        apply(&mut task, &["--userns", "auto"]);
         let (container, bounds) = (&task.containers[0], &task.resources.bounds);
         let profile = &container.profile;
         assert!(container.init && container.tty && profile.stdin);
+        assert_eq!(profile.userns, Userns::Auto);
         assert_eq!(
             (&profile.cap_add[..], &profile.cap_drop[..]),
             (&["NET_RAW".into()][..], &["ALL".into()][..])

@@ -1,15 +1,16 @@
 //! `rswarm attach web.1`
 
-use super::exec::{CHUNK, Raw, resize, window};
-use super::{enter, input};
+use super::exec::{Raw, resize, window};
+use super::input::{Room, feed};
+use super::{enter, input, show};
 use crate::cli::context::Context;
-use crate::cli::failure::{Ended, Failure, refused};
+use crate::cli::failure::refused;
 use anyhow::{Context as _, Result, bail};
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::enter_input::What as Input;
 use rswarm_proto::v1::enter_open::Door;
 use rswarm_proto::v1::enter_output::What as Output;
-use std::io::{IsTerminal, Read, Write as _};
+use std::io::{IsTerminal, Write as _};
 use std::str::FromStr;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -108,7 +109,8 @@ impl Attach {
         let sized = size.is_some();
         let door = pb::AttachDoor { stdin: with_stdin, size };
         let (sender, mut output) = enter(&mut cx.client().await?, &self.task, Door::Attach(door)).await?;
-        let pb::TaskStreams { tty, stdin } = opened(&self.task, &mut output).await?;
+        let room = Room::default();
+        let pb::TaskStreams { tty, stdin } = opened(&self.task, &mut output, &room).await?;
         // Only where the task has a terminal too is this one's given up.
         let _raw = (terminal && tty).then(Raw::enter).flatten();
         if tty && sized {
@@ -122,49 +124,33 @@ impl Attach {
         let (detach, mut detached) = mpsc::channel(1);
         if stdin {
             let keys = if terminal { self.detach_keys.0.clone() } else { Vec::new() };
-            let sender = sender.clone();
-            std::thread::Builder::new()
-                .name("stdin".into())
-                .spawn(move || feed(&sender, Typed { keys, seen: 0 }, &detach))?;
+            let (sender, room) = (sender.clone(), room.clone());
+            let pass_on = move || {
+                let mut typed = Typed { keys, seen: 0 };
+                if feed(&sender, &room, |bytes| typed.take(bytes)) {
+                    let _ = detach.blocking_send(());
+                }
+            };
+            std::thread::Builder::new().name("stdin".into()).spawn(pass_on)?;
         }
-        loop {
-            let message = tokio::select! {
-                Some(()) = detached.recv() => {
-                    writeln!(cx.err, "read escape sequence")?;
-                    return Ok(());
-                }
-                message = output.message() => message.map_err(|status| refused(&status)),
-            };
-            let Some(message) = message.with_context(|| self.task.clone())? else {
-                bail!("{}: the node hung up; how the task ended is not known", self.task);
-            };
-            match message.what {
-                Some(Output::Stdout(bytes)) => {
-                    cx.out.write_all(&bytes)?;
-                    cx.out.flush()?;
-                }
-                Some(Output::Stderr(bytes)) => {
-                    cx.err.write_all(&bytes)?;
-                    cx.err.flush()?;
-                }
-                Some(Output::ExitCode(0)) => return Ok(()),
-                Some(Output::ExitCode(code)) => bail!(Ended(u8::try_from(code).unwrap_or(1))),
-                Some(Output::Failed(failed)) => {
-                    bail!(Failure::failed(format!("{}: {}", self.task, failed.words)))
-                }
-                _ => {}
+        tokio::select! {
+            Some(()) = detached.recv() => {
+                writeln!(cx.err, "read escape sequence")?;
+                Ok(())
             }
+            ended = show(cx, &self.task, "the task", &mut output, &room) => ended,
         }
     }
 }
 
 /// Waits until the task is listened to, and says which streams it has.
-async fn opened(task: &str, output: &mut Streaming<pb::EnterOutput>) -> Result<pb::TaskStreams> {
+async fn opened(task: &str, output: &mut Streaming<pb::EnterOutput>, room: &Room) -> Result<pb::TaskStreams> {
     let mut streams = pb::TaskStreams::default();
     loop {
         let message = output.message().await.map_err(|status| refused(&status));
         match message.with_context(|| task.to_owned())?.and_then(|message| message.what) {
             Some(Output::Streams(told)) => streams = told,
+            Some(Output::Room(bytes)) => room.grant(bytes),
             Some(Output::Opened(_)) => return Ok(streams),
             Some(_) => {}
             None => bail!("{task}: the node hung up"),
@@ -179,23 +165,6 @@ async fn proxy(number: i32, sender: mpsc::Sender<pb::EnterInput>) {
             return;
         }
     }
-}
-
-/// Passes standard input on until its end, or until the keys are typed.
-fn feed(sender: &mpsc::Sender<pb::EnterInput>, mut typed: Typed, detach: &mpsc::Sender<()>) {
-    let mut stdin = std::io::stdin().lock();
-    let mut buffer = vec![0; CHUNK];
-    while let Ok(count @ 1..) = stdin.read(&mut buffer) {
-        let (bytes, over) = typed.take(&buffer[..count]);
-        if !bytes.is_empty() && sender.blocking_send(input(Input::Data(bytes.into()))).is_err() {
-            return;
-        }
-        if over {
-            let _ = detach.blocking_send(());
-            return;
-        }
-    }
-    let _ = sender.blocking_send(input(Input::End(true)));
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `rswarm exec -it web.1 sh`
 
-use super::{enter, input};
+use super::input::{Room, feed};
+use super::{enter, input, show};
 use crate::cli::context::Context;
 use crate::cli::failure::{Ended, Failure, refused};
 use anyhow::{Context as _, Result, bail};
@@ -9,12 +10,9 @@ use rswarm_proto::v1::enter_input::What as Input;
 use rswarm_proto::v1::enter_open::Door;
 use rswarm_proto::v1::enter_output::What as Output;
 use rustix::termios::{self, OptionalActions, Termios};
-use std::io::{IsTerminal, Read, Write as _};
+use std::io::{IsTerminal, Write as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-
-/// How much is read from standard input at once, in bytes.
-pub(super) const CHUNK: usize = 32 * 1024;
 
 /// Run a command in a running task
 #[derive(Debug, clap::Args)]
@@ -67,11 +65,13 @@ impl Exec {
         let with_stdin = door.stdin;
         let (sender, mut output) = enter(&mut cx.client().await?, &self.task, Door::Exec(door)).await?;
         let broken = |status: tonic::Status| refused(&status);
+        let room = Room::default();
         loop {
             let message = output.message().await.map_err(broken).with_context(|| self.task.clone())?;
             match message.and_then(|message| message.what) {
                 Some(Output::Opened(_)) if self.detach => return Ok(()),
                 Some(Output::Opened(_)) => break,
+                Some(Output::Room(bytes)) => room.grant(bytes),
                 Some(Output::Failed(failed)) => return Err(unstarted(cx, &self.task, &failed)?),
                 Some(_) => {}
                 None => bail!("{}: the node hung up", self.task),
@@ -82,26 +82,11 @@ impl Exec {
             tokio::spawn(resize(sender.clone()));
         }
         if with_stdin {
-            // A thread, because a read that waits for somebody to type cannot be given up otherwise.
-            let sender = sender.clone();
-            std::thread::Builder::new().name("stdin".into()).spawn(move || feed(&sender))?;
+            let (sender, room) = (sender.clone(), room.clone());
+            let pass_on = move || feed(&sender, &room, |bytes| (bytes.to_vec(), false));
+            std::thread::Builder::new().name("stdin".into()).spawn(pass_on)?;
         }
-        while let Some(message) = output.message().await.map_err(broken).with_context(|| self.task.clone())? {
-            match message.what {
-                Some(Output::Stdout(bytes)) => {
-                    cx.out.write_all(&bytes)?;
-                    cx.out.flush()?;
-                }
-                Some(Output::Stderr(bytes)) => {
-                    cx.err.write_all(&bytes)?;
-                    cx.err.flush()?;
-                }
-                Some(Output::ExitCode(0)) => return Ok(()),
-                Some(Output::ExitCode(code)) => bail!(Ended(u8::try_from(code).unwrap_or(1))),
-                _ => {}
-            }
-        }
-        bail!("{}: the node hung up; how the command ended is not known", self.task)
+        show(cx, &self.task, "the command", &mut output, &room).await
     }
 }
 
@@ -134,19 +119,6 @@ pub(super) async fn resize(sender: mpsc::Sender<pb::EnterInput>) {
             return;
         }
     }
-}
-
-/// Passes standard input on until its end.
-fn feed(sender: &mpsc::Sender<pb::EnterInput>) {
-    let mut stdin = std::io::stdin().lock();
-    let mut buffer = vec![0; CHUNK];
-    while let Ok(count @ 1..) = stdin.read(&mut buffer) {
-        let data = bytes::Bytes::copy_from_slice(&buffer[..count]);
-        if sender.blocking_send(input(Input::Data(data))).is_err() {
-            return;
-        }
-    }
-    let _ = sender.blocking_send(input(Input::End(true)));
 }
 
 /// The terminal here passes every key on, until this is dropped.

@@ -3,17 +3,22 @@
 pub mod attach;
 pub mod cp;
 pub mod exec;
+mod input;
 pub mod pause;
 pub mod port_forward;
 pub mod stats;
 pub mod top;
 
 use crate::cli::client::Client;
-use crate::cli::failure::refused;
-use anyhow::{Context as _, Result};
+use crate::cli::context::Context;
+use crate::cli::failure::{Ended, Failure, refused};
+use anyhow::{Context as _, Result, bail};
+use input::Room;
 use rswarm_proto::v1 as pb;
 use rswarm_proto::v1::enter_input::What as Input;
 use rswarm_proto::v1::enter_open::Door;
+use rswarm_proto::v1::enter_output::What as Output;
+use std::io::Write as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -45,4 +50,33 @@ async fn enter(
 
 fn input(what: Input) -> pb::EnterInput {
     pb::EnterInput { what: Some(what) }
+}
+
+/// Shows what comes out of a door, and ends as the program behind it does; `whose` names that.
+async fn show(
+    cx: &mut Context,
+    task: &str,
+    whose: &str,
+    output: &mut Streaming<pb::EnterOutput>,
+    room: &Room,
+) -> Result<()> {
+    let broken = |status: tonic::Status| refused(&status);
+    while let Some(message) = output.message().await.map_err(broken).with_context(|| task.to_owned())? {
+        match message.what {
+            Some(Output::Stdout(bytes)) => {
+                cx.out.write_all(&bytes)?;
+                cx.out.flush()?;
+            }
+            Some(Output::Stderr(bytes)) => {
+                cx.err.write_all(&bytes)?;
+                cx.err.flush()?;
+            }
+            Some(Output::Room(bytes)) => room.grant(bytes),
+            Some(Output::ExitCode(0)) => return Ok(()),
+            Some(Output::ExitCode(code)) => bail!(Ended(u8::try_from(code).unwrap_or(1))),
+            Some(Output::Failed(failed)) => bail!(Failure::failed(format!("{task}: {}", failed.words))),
+            _ => {}
+        }
+    }
+    bail!("{task}: the node hung up; how {whose} ended is not known")
 }
