@@ -35,7 +35,7 @@ pub struct AssignedTask {
     /// Whether the managers know it to have ended, by whatever way: it must not run.
     pub ended: bool,
     /// Whether the managers know it to have been started: a node that has no trace of it must not start
-    /// it again.
+    /// it again. Said when a session opens; a node that has started a task on it knows that by itself.
     pub started: bool,
     /// Whether the managers know that it is unhealthy: nobody is sent to it any more, and it may be stopped.
     pub unhealthy: bool,
@@ -60,6 +60,29 @@ impl AssignedTask {
             addresses: task.addresses.clone(),
             claims: task.claims.clone(),
         }
+    }
+
+    /// Whether a node that was told `earlier` need not be told this.
+    fn is_known(&self, earlier: &Self) -> bool {
+        let Self {
+            id,
+            service,
+            service_name,
+            slot,
+            spec,
+            desired,
+            ended,
+            started: _,
+            unhealthy,
+            addresses,
+            claims,
+        } = self;
+        (*desired, *ended, *unhealthy) == (earlier.desired, earlier.ended, earlier.unhealthy)
+            && (*id, *service, *slot) == (earlier.id, earlier.service, earlier.slot)
+            && (Arc::ptr_eq(spec, &earlier.spec) || *spec == earlier.spec)
+            && *addresses == earlier.addresses
+            && *claims == earlier.claims
+            && *service_name == earlier.service_name
     }
 
     /// What tells its containers which generic resources they have: the kind in capitals, and how many or, where
@@ -112,12 +135,13 @@ pub fn of(state: &State, node: NodeId) -> Assignment {
 }
 
 impl Assignment {
-    /// What turns `earlier` into this.
+    /// What turns `earlier` into this, but for what a node knows by itself.
     pub fn since(&self, earlier: &Self) -> Difference {
+        let same = |new: &Arc<Network>, old: &Arc<Network>| Arc::ptr_eq(new, old) || new == old;
         Difference {
-            tasks: changed(&earlier.tasks, &self.tasks),
+            tasks: changed(&earlier.tasks, &self.tasks, AssignedTask::is_known),
             removed_tasks: gone(&earlier.tasks, &self.tasks),
-            networks: changed(&earlier.networks, &self.networks),
+            networks: changed(&earlier.networks, &self.networks, same),
             removed_networks: gone(&earlier.networks, &self.networks),
         }
     }
@@ -142,8 +166,13 @@ impl Difference {
     }
 }
 
-fn changed<K: Ord, V: Clone + PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<V> {
-    new.iter().filter(|(key, value)| old.get(key) != Some(value)).map(|(_, value)| value.clone()).collect()
+fn changed<K: Ord, V: Clone>(
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+    same: impl Fn(&V, &V) -> bool,
+) -> Vec<V> {
+    let is_new = |(key, value): &(&K, &V)| old.get(key).is_none_or(|old| !same(value, old));
+    new.iter().filter(is_new).map(|(_, value)| value.clone()).collect()
 }
 
 fn gone<K: Ord + Copy, V>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> Vec<K> {
@@ -176,7 +205,8 @@ mod tests {
             let difference = now.since(&followed);
             sent += usize::from(!difference.is_empty());
             followed.follow(difference);
-            assert_eq!(followed, now);
+            assert_eq!(followed.tasks.len(), now.tasks.len());
+            assert!(now.since(&followed).is_empty());
         }
         assert_eq!(sent, 4);
         assert!(followed.since(&followed).is_empty());

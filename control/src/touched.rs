@@ -3,7 +3,7 @@
 
 use crate::diff::sides;
 use crate::ids::NodeId;
-use crate::model::{Health, Node, Observed, Role, Task};
+use crate::model::{Health, Node, Role, Task};
 use crate::state::{Owner, State};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -76,10 +76,10 @@ pub fn between(before: &State, after: &State) -> Touched {
     Touched::These(nodes)
 }
 
-/// What its node is told of a task, as far as it can change.
+/// What its node is told of a task, as far as it can change. That the managers know it to be started is told with the
+/// whole alone.
 fn held(task: &Task) -> impl PartialEq {
-    let started = task.observed >= Observed::Starting;
     let unhealthy = task.status.health == Health::Unhealthy;
-    let life = (task.desired, task.is_live(), started, unhealthy);
+    let life = (task.desired, task.is_live(), unhealthy);
     (task.node, life, Arc::as_ptr(&task.spec), task.addresses.clone(), task.claims.clone())
 }

@@ -416,7 +416,6 @@ impl Session {
         missed: bool,
     ) -> Result<(), ()> {
         let (state, index) = (&latest.state, latest.state.index());
-        let turn = self.office.tables.turn().await;
         let is_touched = told.held.is_none()
             || editions.as_ref().is_none_or(|all| all.iter().any(|edition| edition.touches(self.node)));
         let table = match self.follows_news {
@@ -429,9 +428,6 @@ impl Session {
             false => told.table(latest, self.node).map(Down::Table),
         };
         let hold = is_touched.then(|| Hold::of(state, self.node, told.held.as_ref()));
-        // Whoever waits for a thread has it before another session is looked after.
-        tokio::task::yield_now().await;
-        drop(turn);
 
         self.send_table(table, index).await?;
         told.edition = latest.number;
@@ -450,7 +446,7 @@ impl Session {
     async fn send_table(&self, table: Option<Down>, index: u64) -> Result<(), ()> {
         let is_news = table.is_some();
         let turn = match &table {
-            Some(table) if is_large(table) => self.office.tables.large_turn().await,
+            Some(table) if is_large(table) => self.office.tables.turn().await,
             _ => None,
         };
         if let Some(table) = table {

@@ -19,8 +19,6 @@ use tokio::time::Instant;
 
 /// Editions that are kept for sessions that are behind; who is further behind is told everything anew.
 const KEPT: usize = 32;
-/// Sessions that are looked after at once: calls of users should not stand in line behind a thousand.
-const AT_ONCE: usize = 16;
 /// Nodes that are told much at once.
 const LARGE_AT_ONCE: usize = 16;
 /// What all sessions together are sent in a second, at the most.
@@ -42,8 +40,8 @@ const REST_BUT_PART: usize = 8;
 pub struct Tables {
     editions: Mutex<Editions>,
     wanted: Notify,
-    /// To be held by who tells a node something, and by who tells it much.
-    turns: [Semaphore; 2],
+    /// To be held by who tells a node much.
+    turns: Semaphore,
 }
 
 struct Editions {
@@ -108,7 +106,7 @@ impl Tables {
         let first = Edition { number: 1, touched: Touched::Everyone, parts: BTreeMap::new() };
         let latest = Latest::new(first.number, state);
         let editions = Editions { kept: [Arc::new(first)].into(), latest, forgotten: 0, wanted: 0 };
-        let turns = [Semaphore::new(AT_ONCE), Semaphore::new(LARGE_AT_ONCE)];
+        let turns = Semaphore::new(LARGE_AT_ONCE);
         Self { editions: Mutex::new(editions), wanted: Notify::new(), turns }
     }
 
@@ -119,15 +117,10 @@ impl Tables {
         (editions.latest.clone(), (number >= editions.forgotten).then(later))
     }
 
-    /// The right to find out what a node is to be told; others wait until it is given back.
+    /// The right to tell a node much; others wait until it is given back.
     pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
         // Nobody closes it.
-        self.turns[0].acquire().await.ok()
-    }
-
-    /// The right to tell a node much.
-    pub async fn large_turn(&self) -> Option<SemaphorePermit<'_>> {
-        self.turns[1].acquire().await.ok()
+        self.turns.acquire().await.ok()
     }
 
     /// Asks for an edition in which an entry of the log is applied, without putting it off.
