@@ -400,6 +400,8 @@ impl Session {
                     return;
                 }
             }
+            // Who waits does not hold on to a state of long ago.
+            drop(latest);
             tokio::select! {
                 () = wake.notified() => {}
                 changed = roster.changed() => if changed.is_err() { return },

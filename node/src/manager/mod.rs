@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod dispatcher;
 pub mod leader;
 pub mod leads;
+mod pace;
 pub mod roster;
 pub mod routes;
 pub mod seat;

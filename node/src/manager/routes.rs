@@ -17,7 +17,7 @@ pub struct Routes {
     sessions: Mutex<Sessions>,
     /// As of which entry of the log every node routes.
     settled: watch::Sender<u64>,
-    /// How many nodes have something to do until they route as of what has passed.
+    /// How many nodes have not done yet what they were woken for.
     behind: watch::Sender<usize>,
     /// Until when nodes are expected that have no session yet.
     expected_until: Instant,
@@ -30,6 +30,8 @@ struct Sessions {
     idle: BTreeSet<(u64, NodeId)>,
     /// The others, by the index as of which they route.
     busy: BTreeSet<(u64, NodeId)>,
+    /// How many of those have not done yet what they were woken for.
+    behind: usize,
     /// Nodes that will have a session soon, and route as a former leader said.
     expected: BTreeSet<NodeId>,
     /// Up to which index it was looked at whom the state concerns.
@@ -42,6 +44,8 @@ struct Progress {
     wake: Arc<Notify>,
     /// The last index that concerns the node.
     due: u64,
+    /// The last for which it was woken.
+    woken: u64,
     /// Up to which index the node's table was looked at.
     seen: u64,
     /// The generation of the last table it was sent.
@@ -53,6 +57,11 @@ struct Progress {
 impl Progress {
     fn is_idle(&self) -> bool {
         self.seen >= self.due && self.taken >= self.sent
+    }
+
+    /// Whether it has not done yet what it was woken for.
+    fn is_behind(&self) -> bool {
+        self.seen < self.woken || self.taken < self.sent
     }
 
     /// As of which entry the node routes, at least.
@@ -72,12 +81,24 @@ impl Sessions {
     fn take(&mut self, node: NodeId) -> Option<Progress> {
         let progress = self.of.remove(&node)?;
         self.list(&progress).remove(&(progress.settled(), node));
+        self.behind -= usize::from(progress.is_behind());
         Some(progress)
     }
 
     fn put(&mut self, node: NodeId, progress: Progress) {
         self.list(&progress).insert((progress.settled(), node));
+        self.behind += usize::from(progress.is_behind());
         self.of.insert(node, progress);
+    }
+
+    /// Has a node look, if it is to.
+    fn wake(&mut self, node: NodeId) {
+        self.update(node, |progress| {
+            if progress.woken < progress.due {
+                progress.woken = progress.due;
+                progress.wake.notify_one();
+            }
+        });
     }
 
     fn list(&mut self, progress: &Progress) -> &mut BTreeSet<(u64, NodeId)> {
@@ -109,7 +130,7 @@ impl Routes {
     /// A session has begun; it ends an earlier one of the same node. It is to look at the state now, and whenever it
     /// is woken.
     pub fn open(&self, node: NodeId, session: u64) -> Arc<Notify> {
-        let progress = Progress { session, due: 1, ..Progress::default() };
+        let progress = Progress { session, due: 1, woken: 1, ..Progress::default() };
         let wake = progress.wake.clone();
         self.change(|sessions| {
             sessions.expected.remove(&node);
@@ -133,19 +154,28 @@ impl Routes {
         self.lock().of.len()
     }
 
-    /// There is an edition of the state as of `index`, and some nodes are to look at it: first those that it touches,
-    /// and then, if it has news of tables, all others.
-    pub fn pass(&self, index: u64, touched: &Touched, is_news: bool) {
+    /// There is an edition of the state as of `index`, and some nodes are to look at it: those that it touches, and, if
+    /// it has news of tables, all others. Only those that are `hurried` are woken, and the others by [`Self::wake`].
+    pub fn pass(&self, index: u64, touched: &Touched, is_news: bool, hurried: &BTreeSet<NodeId>) {
         self.change(|sessions| {
             sessions.passed = index;
-            let (first, others): (Vec<_>, Vec<_>) =
-                sessions.of.keys().copied().partition(|node| touched.has(*node));
-            for node in first.into_iter().chain(others.into_iter().filter(|_| is_news)) {
-                sessions.update(node, |progress| {
-                    progress.due = index;
-                    progress.wake.notify_one();
-                });
+            let concerned: Vec<NodeId> = match touched {
+                Touched::These(nodes) if !is_news => nodes.iter().copied().collect(),
+                _ => sessions.of.keys().copied().collect(),
+            };
+            for node in concerned {
+                sessions.update(node, |progress| progress.due = index);
             }
+            hurried.iter().for_each(|node| sessions.wake(*node));
+        });
+    }
+
+    /// Wakes all that are to look at the latest edition: first those that it is known to touch.
+    pub fn wake(&self, touched: &Touched) {
+        self.change(|sessions| {
+            let (first, others): (Vec<_>, Vec<_>) =
+                sessions.busy.iter().map(|(_, node)| *node).partition(|node| touched.has(*node));
+            first.into_iter().chain(others).for_each(|node| sessions.wake(node));
         });
     }
 
@@ -199,9 +229,9 @@ impl Routes {
     fn change(&self, with: impl FnOnce(&mut Sessions)) {
         let mut sessions = self.lock();
         with(&mut sessions);
-        let (settled, busy) = (sessions.settled(), sessions.busy.len());
+        let (settled, behind) = (sessions.settled(), sessions.behind);
         self.settled.send_if_modified(|known| std::mem::replace(known, settled) != settled);
-        self.behind.send_if_modified(|known| std::mem::replace(known, busy) != busy);
+        self.behind.send_if_modified(|known| std::mem::replace(known, behind) != behind);
     }
 
     fn lock(&self) -> MutexGuard<'_, Sessions> {
@@ -212,9 +242,42 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
 
     const A: NodeId = NodeId(1);
     const B: NodeId = NodeId(2);
+
+    fn none() -> BTreeSet<NodeId> {
+        BTreeSet::new()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_hurried_are_woken_first_and_the_others_are_not_forgotten() {
+        let routes = Routes::new([]);
+        let wakes = [A, B].map(|node| routes.open(node, 1));
+        for node in [A, B] {
+            routes.seen(node, 1, 5, false);
+        }
+        routes.pass(6, &Touched::default(), true, &[A].into());
+        wakes[0].notified().await;
+        assert!(wakes[1].notified().now_or_never().is_none());
+        routes.seen(A, 1, 6, true);
+        routes.taken(A, 1, 6);
+        let began = Instant::now();
+        routes.rested(0).await;
+        assert_eq!(began.elapsed(), Duration::ZERO, "who was not woken does not keep others waiting");
+        routes.settled(6).await;
+        assert_eq!(began.elapsed(), PATIENCE, "but it does not route as of this entry yet");
+
+        routes.wake(&Touched::default());
+        wakes[1].notified().await;
+        assert!(wakes[0].notified().now_or_never().is_none(), "who has looked is not woken again");
+        routes.seen(B, 1, 6, true);
+        routes.taken(B, 1, 6);
+        let began = Instant::now();
+        routes.settled(6).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_node_that_has_not_taken_its_table_is_waited_for_a_second_at_the_most() {
@@ -239,7 +302,8 @@ mod tests {
         let (wakes_a, wakes_b) = (routes.open(A, 1), routes.open(B, 1));
         routes.seen(A, 1, 5, false);
         routes.seen(B, 1, 5, false);
-        routes.pass(6, &Touched::These([A].into()), false);
+        routes.pass(6, &Touched::These([A].into()), false, &none());
+        routes.wake(&Touched::default());
         wakes_a.notified().await;
         assert!(tokio::time::timeout(PATIENCE, wakes_b.notified()).await.is_err(), "it is not woken");
 
@@ -302,7 +366,8 @@ mod tests {
             routes.taken(node, 1, 5);
         }
         routes.rested(0).await;
-        routes.pass(6, &Touched::These([].into()), true);
+        routes.pass(6, &Touched::default(), true, &none());
+        routes.wake(&Touched::default());
         routes.rested(2).await;
         let began = Instant::now();
         let taking = async {

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
     use crate::agent::Follower;
     use crate::manager::routes::Routes;
-    use crate::manager::tables::Tables;
+    use crate::manager::tables::{Due, Tables};
     use rswarm_control::admission::{self, Answer, Init, Request};
     use rswarm_control::model::{
         Availability, ContainerSpec, Description, EndpointSpec, Health, JoinTokens, Mode, Observed, PortMode,
@@ -199,7 +199,7 @@ mod tests {
         for round in 0..100 {
             let last = Arc::new(bed.state.clone());
             bed.run(&format!("web{round}"), 2);
-            tables.bring_out(&last, &Arc::new(bed.state.clone()), &routes).await;
+            tables.bring_out(&last, &Arc::new(bed.state.clone()), &routes, &mut Due::default()).await;
             let now = endpoints::of(&bed.state, bed.node);
 
             let (latest, editions) = tables.since(each.edition);
