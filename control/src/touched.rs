@@ -3,7 +3,7 @@
 
 use crate::diff::sides;
 use crate::ids::{NodeId, ServiceId};
-use crate::model::{Health, Mode, Node, Role, Task};
+use crate::model::{Health, Mode, Node, Observed, Role, Task};
 use crate::state::{Owner, State};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -117,19 +117,17 @@ fn is_complete(state: &State, service: ServiceId) -> bool {
     }
 }
 
-/// What its node is told of a task, as far as it can change. That the managers know it to be started is told with the
-/// whole alone.
+/// What its node is told of a task, as far as it can change.
 fn held(task: &Task) -> impl PartialEq {
+    let started = task.observed >= Observed::Starting;
     let unhealthy = task.status.health == Health::Unhealthy;
-    let life = (task.desired, task.is_live(), unhealthy);
+    let life = (task.desired, task.is_live(), started, unhealthy);
     (task.node, life, Arc::as_ptr(&task.spec), task.addresses.clone(), task.claims.clone())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::ServiceId;
-    use crate::model::Observed;
     use crate::testing::{Bed, spec};
 
     fn places(state: &State, service: ServiceId) -> BTreeSet<NodeId> {

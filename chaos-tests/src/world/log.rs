@@ -291,7 +291,7 @@ impl World {
         for node in before.nodes().map(|node| node.id) {
             let held = |state| assignment::of(state, node);
             let known = |state| endpoints::of(state, node);
-            if !touched.has(node) && !held(&self.log.truth).since(&held(before)).is_empty()
+            if !touched.has(node) && held(before) != held(&self.log.truth)
                 || !is_news && known(before) != known(&self.log.truth)
             {
                 let detail = format!("node {node} does not hear of {:?}", proposal.changes);
