@@ -434,8 +434,11 @@ fn managers_come_and_go() {
         // A10: promote, let each write, demote.
         let refused = cluster.refused("n1", &["node", "demote", "n1"])?;
         ensure!(refused.contains("last") || refused.contains("only"), "the last manager stays: {refused}");
-        for node in ["n2", "n3"] {
-            cluster.ok("n1", &["node", "promote", node])?;
+        for (node, managers) in [("n2", 2), ("n3", 3)] {
+            let said = cluster.rswarm("n1", &["node", "promote", node])?;
+            ensure!(said.code == 0 && said.stderr.is_empty(), "{}", said.stderr);
+            let status = cluster.ok("n1", &["status"])?;
+            ensure!(status.contains(&format!("{managers} of {managers} managers")), "it votes: {status}");
             let took = eventually(&format!("{node} is a manager"), 20, || {
                 Ok(cluster.of_node(node, node, "ManagerStatus")? == "Reachable")
             })?;

@@ -20,7 +20,8 @@ fn whole(cluster: &Cluster, node: &str, managers: usize) -> Result<bool> {
 
 #[test]
 fn a_survivor_goes_on_alone_and_the_old_managers_rejoin_it() {
-    story("forced", 3, 3, |cluster| {
+    story("forced", 4, 3, |cluster| {
+        cluster.ok("n1", &["node", "update", "--availability", "drain", "n4"])?;
         cluster.create("n1", "web", &["--replicas", "3"])?;
         let before = cluster.runs("n1", "web", 3, 20)?;
         let own = before.iter().find(|task| task.node == "n1").context("one runs on n1")?;
@@ -36,6 +37,16 @@ fn a_survivor_goes_on_alone_and_the_old_managers_rejoin_it() {
             for words in ["LOST", "1 of 3 managers", "manager n2 (", "manager n3 (", "--force-new-cluster"] {
                 ensure!(status.contains(words), "{words} is not in: {status}");
             }
+            Ok(true)
+        })?;
+        eventually("so does a worker", 20, || {
+            let status = cluster.ok("n4", &["status"])?;
+            let missing = ["n2", "n3"].map(|node| cluster.address(node));
+            for address in missing {
+                let words = format!("manager {}:2377 has not answered", address?);
+                ensure!(status.contains(&words), "{words} is not in: {status}");
+            }
+            ensure!(status.contains("LOST") && status.contains("--force-new-cluster"), "{status}");
             Ok(true)
         })?;
         let said = cluster.ok("n1", &["init", "--force-new-cluster"])?;
@@ -86,6 +97,38 @@ fn a_survivor_goes_on_alone_and_the_old_managers_rejoin_it() {
         })?;
         ensure!(cluster.services("n3")? == ["after", "web", "without-n1"], "nothing was lost");
         cluster.runs("n2", "web", 3, 30)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_worker_leaves_a_leader_that_has_lost_the_other_managers() {
+    story("forsaken", 4, 3, |cluster| {
+        cluster.create("n1", "web", &["--replicas", "1", "--constraint", "node.hostname==n4"])?;
+        let before = cluster.runs("n1", "web", 1, 20)?;
+        let process = container(&before[0].id)?;
+        let leader = cluster.leader("n1")?;
+        let others = ["n1", "n2", "n3"].into_iter().filter(|node| *node != leader).collect::<Vec<_>>();
+        let leads = |node: &str| cluster.ok(node, &["status", "--format", "{{.LeaderID}}"]);
+        let former = leads("n4")?;
+        for other in &others {
+            cluster.lab.cut(&leader, other)?;
+            cluster.lab.cut(other, &leader)?;
+        }
+        eventually("another leads, and the worker is with it", 20, || {
+            let next = leads(others[0])?;
+            ensure!(
+                !next.is_empty() && next != former && next == leads(others[1])?,
+                "there is no next leader yet"
+            );
+            ensure!(leads("n4")? == next, "the worker is not with it");
+            Ok(true)
+        })?;
+        cluster.write(others[0], "meanwhile")?;
+        let now = cluster.runs(others[0], "web", 1, 1)?;
+        ensure!(now[0].id == before[0].id && container(&now[0].id)? == process, "{}", cluster::told(&now));
+        cluster.lab.heal()?;
+        eventually("all three vote together", 20, || whole(cluster, &leader, 3))?;
         Ok(())
     });
 }

@@ -13,7 +13,7 @@ use std::{
 use rswarm_netoverlay::{
     decide::policy::Policy,
     device::{
-        conntrack::Conntrack,
+        conntrack::{self, Conntrack},
         link::{Links, Route},
         netns::Netns,
         nft::{self, Nft},
@@ -445,6 +445,47 @@ async fn connections_to_a_removed_backend_are_forgotten() {
     network.render(&services(&[vip(100, &[3])])).unwrap();
     let _other = connect().unwrap().unwrap();
     assert_eq!(network.render(&services(&[])).unwrap().forgotten, 1);
+}
+
+#[tokio::test]
+async fn a_connection_from_the_port_of_a_former_one_is_not_forgotten_in_its_stead() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let client = pins.container(&network, 2).await;
+    let tasks = [pins.container(&network, 3).await, pins.container(&network, 4).await];
+    let listeners = tasks.map(|task| {
+        let listener = task.netns().run(|| TcpListener::bind(("0.0.0.0", PORT))).unwrap().unwrap();
+        (task, listener)
+    });
+    let connect = |port: u16| {
+        let open = || -> io::Result<TcpStream> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_reuse_address(true)?;
+            // Closing it frees the port at once.
+            socket.set_linger(Some(Duration::ZERO))?;
+            socket.bind(&SocketAddr::from((v4(2), port)).into())?;
+            socket.connect_timeout(&SocketAddr::from((v4(100), PORT)).into(), PATIENCE)?;
+            Ok(socket.into())
+        };
+        client.netns().run(open).unwrap().unwrap()
+    };
+    let conntrack = Conntrack::open(network.netns()).unwrap();
+    for port in 40_000..40_020 {
+        network.render(&services(&[vip(100, &[3])])).unwrap();
+        drop(connect(port));
+        let is_former = |found: &conntrack::Connection| found.dnat && found.original.source_port == port;
+        let former = conntrack.list().unwrap().into_iter().find(is_former).unwrap();
+        // The first task leaves, and the client uses its port again.
+        let mut leaving = vip(100, &[4]);
+        leaving.draining = BTreeSet::from([v4(3)]);
+        network.render(&services(&[leaving])).unwrap();
+        let mut again = connect(port);
+        assert!(!conntrack.forget(&former).unwrap(), "the former is no longer there");
+        let (mut accepted, _) = listeners[1].1.accept().unwrap();
+        accepted.set_read_timeout(Some(PATIENCE)).unwrap();
+        again.write_all(b"still").unwrap();
+        accepted.read_exact(&mut [0; 5]).unwrap();
+    }
 }
 
 /// The tasks of these services and, with a virtual IP, who may connect to them; web has .2, db .3, other .4.

@@ -56,8 +56,8 @@ pub struct Connection {
     pub dnat: bool,
     /// Its mark.
     pub mark: u32,
-    /// The original tuple and the id, as the kernel wrote them.
-    raw_original: Vec<u8>,
+    /// The tuple of the answers and the id, as the kernel wrote them.
+    raw_reply: Vec<u8>,
     raw_id: Vec<u8>,
 }
 
@@ -88,33 +88,41 @@ impl Conntrack {
     pub fn delete(&self, mut wanted: impl FnMut(&Connection) -> bool) -> Result<usize> {
         let mut deleted = 0;
         for connection in self.list()?.iter().filter(|connection| wanted(connection)) {
-            let family = if connection.original.source.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
-            let mut request = Writer::default();
-            let label = format!("forget the connection from {}", connection.original.source);
-            request.message(DELETE, NLM_F_ACK, family as u8, 0, label, |w| {
-                w.nest(TUPLE_ORIGINAL, |w| w.raw(&connection.raw_original));
-                // The id keeps a new connection with the same addresses safe.
-                w.attribute(ID, &connection.raw_id);
-            });
-            match self.socket.transact(&request) {
-                Ok(()) => deleted += 1,
-                Err(error) if error.is_missing() => {}
-                Err(error) => return Err(error),
-            }
+            deleted += usize::from(self.forget(connection)?);
         }
         Ok(deleted)
+    }
+
+    /// Forgets one connection, and says whether it was still there.
+    ///
+    /// It is named by its answers, which tell where it really goes. A client that uses its port again at once may have
+    /// made another connection since, to the same virtual address but to another task: the original tuple of that one
+    /// is the same, and often the id too, which the kernel makes of the tuple and the place in memory.
+    pub fn forget(&self, connection: &Connection) -> Result<bool> {
+        let family = if connection.original.source.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
+        let mut request = Writer::default();
+        let label = format!("forget the connection from {}", connection.original.source);
+        request.message(DELETE, NLM_F_ACK, family as u8, 0, label, |w| {
+            w.nest(TUPLE_REPLY, |w| w.raw(&connection.raw_reply));
+            w.attribute(ID, &connection.raw_id);
+        });
+        match self.socket.transact(&request) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_missing() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 
 fn parse(attributes: &[u8]) -> Option<Connection> {
-    let raw_original = attribute(attributes, TUPLE_ORIGINAL)?;
+    let raw_reply = attribute(attributes, TUPLE_REPLY)?;
     let four = |kind| attribute(attributes, kind).map(number).unwrap_or_default();
     Some(Connection {
-        original: parse_tuple(raw_original)?,
-        reply: parse_tuple(attribute(attributes, TUPLE_REPLY)?)?,
+        original: parse_tuple(attribute(attributes, TUPLE_ORIGINAL)?)?,
+        reply: parse_tuple(raw_reply)?,
         dnat: four(STATUS) & STATUS_DNAT != 0,
         mark: four(MARK),
-        raw_original: raw_original.to_vec(),
+        raw_reply: raw_reply.to_vec(),
         raw_id: attribute(attributes, ID)?.to_vec(),
     })
 }

@@ -41,6 +41,9 @@ pub struct Control {
 /// How long a registry may take to say what a name means.
 const LOOK_UP: Duration = Duration::from_secs(5);
 
+/// How long whoever changes a node's role waits until the managers count with it.
+const COUNTED: Duration = Duration::from_secs(5);
+
 fn unpinned(image: &str, why: &str) -> String {
     format!(
         "image {image} could not be resolved to a digest ({why}); each node will look for it itself, and they may \
@@ -72,6 +75,18 @@ impl Control {
 
     pub(super) fn cluster(&self) -> Result<Cluster, Status> {
         Ok(self.manager()?.cluster().clone())
+    }
+
+    /// Whether the managers count with a node's vote, or no longer do, as its role wants it; waits for that, but not for
+    /// long. Somebody who lets another manager go right after relies on it.
+    async fn counted(&self, node: &str, role: Role) -> Result<bool, Status> {
+        let mut status = self.cluster()?.log().watch();
+        let votes = status.wait_for(|status| {
+            let votes = status.voters.iter().any(|voter| voter.node == node);
+            votes == (role == Role::Manager) && !status.joint
+        });
+        // A manager that is no longer one has nothing to watch.
+        Ok(tokio::time::timeout(COUNTED, votes).await.is_ok())
     }
 
     pub(super) async fn fresh(&self) -> Result<Arc<State>, Status> {
@@ -353,11 +368,16 @@ impl pb::control_server::Control for Control {
         let repeated = is_repeated(&state, once);
         let before = find_node(&state, &update.node).map_err(refused)?;
         let update = NodeUpdate { node: before.id.to_string(), ..update };
+        let role = update.role;
         let (_, state) = self.admit(once, Ask::UpdateNode(update)).await?;
         let node =
             state.node(before.id).ok_or_else(|| Status::not_found("the node has just been removed"))?;
         let changed = repeated || node.meta.version != before.meta.version;
-        Ok(Response::new(pb::UpdateNodeResponse { node: Some((&**node).into()), changed }))
+        let vote_pending = match role {
+            Some(role) => !self.counted(&node.id.to_string(), role).await?,
+            None => false,
+        };
+        Ok(Response::new(pb::UpdateNodeResponse { node: Some((&**node).into()), changed, vote_pending }))
     }
 
     async fn remove_node(

@@ -5,6 +5,7 @@ use super::roster::Roster;
 use super::tables::{Edition, Latest};
 use super::told::Told;
 use super::{Manager, Office, clock};
+use crate::member::believed;
 use crate::rpc::access;
 use bytes::Bytes;
 use prost::Message;
@@ -158,7 +159,7 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
         let node = access::node(&request)?;
         let manager = (self.manager)().ok_or_else(|| Status::unavailable("this node is not a manager"))?;
         let mut incoming = request.into_inner();
-        let Some(office) = manager.office() else {
+        let Some(office) = manager.office().filter(|_| reaches_quorum(&manager)) else {
             let state = manager.cluster().state();
             let known = state.node(node);
             return Ok(once(vec![
@@ -167,7 +168,7 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
                     role: pb::Role::Unspecified.into(),
                     ..Roster::of(manager.cluster()).told_to(&node.to_string(), known.map(AsRef::as_ref))
                 }),
-                refusal(pb::refusal::Reason::NotLeader, "another manager leads"),
+                refusal(pb::refusal::Reason::NotLeader, "this manager does not lead"),
             ]));
         };
         let hello = match incoming.message().await? {
@@ -318,6 +319,12 @@ fn is_large(table: &Down) -> bool {
         Down::Table(table) => table.encoded_len() > LARGE,
         _ => false,
     }
+}
+
+/// Whether a leader may still be one. A node that holds on to one without a quorum would not look for its successor, nor
+/// tell its users what is wrong.
+fn reaches_quorum(manager: &Manager) -> bool {
+    believed(&manager.cluster().log().status()).is_some()
 }
 
 fn refusal(reason: pb::refusal::Reason, words: &str) -> Down {
@@ -481,6 +488,12 @@ impl Session {
                 self.office.ears.wake();
             }
             match message.what {
+                Some(Up::Heartbeat(_)) if !reaches_quorum(&self.manager) => {
+                    let words = "this manager reaches no quorum";
+                    self.office.ears.sent_away();
+                    let _ = self.send(refusal(pb::refusal::Reason::NotLeader, words)).await;
+                    return words;
+                }
                 Some(Up::Heartbeat(heartbeat)) => {
                     beats.push_back((heartbeat.sequence, heard_at));
                     let led = self.office.leads.confirmed();

@@ -3,6 +3,7 @@
 
 use super::clock;
 use super::cluster::{Cluster, WriteError};
+use crate::member::believed;
 use rswarm_control::ids::{NodeId, RaftId};
 use rswarm_control::liveness::{Heard, SUSPECT_AFTER};
 use rswarm_control::state::State;
@@ -10,6 +11,7 @@ use rswarm_control::time::Timestamp;
 use rswarm_control::{Crank, membership};
 use rswarm_raft::{AsWhat, Member, RaftId as Seat};
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -26,6 +28,9 @@ const REST: u32 = 2;
 const REST_MAX: Duration = Duration::from_millis(250);
 /// What takes no longer than this is no reason to rest.
 const QUICK: Duration = Duration::from_millis(5);
+/// How long a node that looks for a leader takes at the most until it asks this one again: a manager that does not
+/// answer, and the pause after it.
+const RETURN: Duration = Duration::from_secs(3);
 /// How long a new manager may take to catch up before another attempt.
 const CATCH_UP: Duration = Duration::from_secs(30);
 
@@ -33,12 +38,14 @@ const CATCH_UP: Duration = Duration::from_secs(30);
 pub struct Ears {
     heard: Mutex<Heard>,
     wake: Notify,
+    /// Nodes have been sent away, for want of a quorum.
+    sent_away: AtomicBool,
 }
 
 impl Ears {
     /// Ears of a manager that took office `now`.
     pub fn new(now: Timestamp) -> Self {
-        Self { heard: Mutex::new(Heard::new(now)), wake: Notify::new() }
+        Self { heard: Mutex::new(Heard::new(now)), wake: Notify::new(), sent_away: AtomicBool::new(false) }
     }
 
     /// A node was heard from.
@@ -49,6 +56,12 @@ impl Ears {
     /// This manager was not listening until `now`, so silence before it means nothing.
     fn resumed(&self, now: Timestamp) {
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).resumed(now);
+    }
+
+    /// A node was told to look for another leader, because this one reaches no quorum. If it does again, the node has
+    /// time to come back.
+    pub fn sent_away(&self) {
+        self.sent_away.store(true, Ordering::Relaxed);
     }
 
     /// Makes the leader look again now.
@@ -81,6 +94,10 @@ pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
             ears.resumed(now);
         }
         due = now;
+        if believed(&cluster.log().status()).is_some() && ears.sent_away.swap(false, Ordering::Relaxed) {
+            tracing::info!("a quorum answers again; nodes that went to look for another leader come back");
+            ears.resumed(now.after(RETURN));
+        }
         // It may take a while, and others have calls to answer.
         let (heard, mut turned) = (ears.heard(), crank);
         let (began, looked_at) = (Instant::now(), state.clone());

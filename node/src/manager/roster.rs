@@ -1,6 +1,7 @@
 //! Who the managers are, as every node is told, and what each node should be among them.
 
 use super::cluster::Cluster;
+use crate::member::believed;
 use rswarm_control::model::{Node, Role};
 use rswarm_control::state::State;
 use rswarm_proto::v1 as pb;
@@ -33,7 +34,7 @@ impl Roster {
                 })
                 .collect(),
             voters: status.voters.iter().map(|voter| (voter.node.clone(), voter.id.0)).collect(),
-            leader: status.leader.map(|member| member.node).unwrap_or_default(),
+            leader: believed(&status).map(|leader| leader.node).unwrap_or_default(),
             incarnation: status.incarnation.0,
         }
     }

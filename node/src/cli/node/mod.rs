@@ -192,9 +192,14 @@ async fn set_role(cx: &mut Context, nodes: &[String], role: pb::Role) -> Result<
         let answer = client.control.update_node(request).await.map_err(|status| {
             anyhow::Error::new(refused(&status)).context(format!("cannot change the role of `{node}`"))
         })?;
-        match answer.into_inner().changed {
+        let answer = answer.into_inner();
+        match answer.changed {
             true => writeln!(cx.out, "Node {node} {done}.")?,
             false => writeln!(cx.out, "Node {node} {already}.")?,
+        }
+        if answer.vote_pending {
+            let vote = if role == pb::Role::Manager { "It has no vote yet" } else { "It still has its vote" };
+            writeln!(cx.err, "{vote}; the managers go on trying. See `rswarm status`.")?;
         }
     }
     Ok(())
