@@ -296,9 +296,9 @@ impl Network {
     }
 
     /// Makes the virtual IPs and the policy exactly these, in one step, then forgets the tracked connections that lead
-    /// to backends which are gone (to draining ones only those of UDP, which would never end), and those that are no
-    /// longer allowed, whose next packet is refused. To be called at each change, and from time to time: what is right
-    /// already stays.
+    /// to backends which are gone (to draining ones only those of UDP, which would never end, and in time those that
+    /// have had no answer), and those that are no longer allowed, whose next packet is refused. To be called at each
+    /// change, and from time to time: what is right already stays.
     pub fn render(&self, backends: &Backends) -> Result<Rendered> {
         let changed = self.nft.ensure(&filter::table(&self.spec, backends))?;
         let keepers = filter::Keepers::of(&self.spec, backends);

@@ -205,6 +205,7 @@ fn vip(last: u8, backends: &[u8]) -> Vip {
         address: v4(last),
         backends: backends.iter().map(|last| v4(*last)).collect(),
         draining: BTreeSet::new(),
+        closed: BTreeSet::new(),
         affinity: false,
     }
 }
@@ -486,6 +487,35 @@ async fn a_connection_from_the_port_of_a_former_one_is_not_forgotten_in_its_stea
         again.write_all(b"still").unwrap();
         accepted.read_exact(&mut [0; 5]).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_connection_in_the_making_goes_to_another_task_when_its_own_leaves() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let (client, b) = (pins.container(&network, 2).await, pins.container(&network, 3).await);
+    let _server = Server::start(b.netns(), "b");
+    // What is sent to .9 gets lost.
+    network.render(&services(&[vip(100, &[9])])).unwrap();
+    thread::scope(|scope| {
+        let called = scope.spawn(|| call(client.netns(), v4(100)));
+        let tracked = || Conntrack::open(network.netns()).unwrap().list().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while !tracked().iter().any(|found| found.dnat) {
+            assert!(Instant::now() < deadline, "nothing was sent");
+            thread::yield_now();
+        }
+        let mut leaving = vip(100, &[3]);
+        leaving.draining = BTreeSet::from([v4(9)]);
+        assert_eq!(
+            network.render(&services(&[leaving.clone()])).unwrap().forgotten,
+            0,
+            "it may be under way"
+        );
+        leaving.closed = BTreeSet::from([v4(9)]);
+        assert_eq!(network.render(&services(&[leaving])).unwrap().forgotten, 1);
+        assert_eq!(called.join().unwrap().unwrap(), "b saw 10.50.0.2");
+    });
 }
 
 /// The tasks of these services and, with a virtual IP, who may connect to them; web has .2, db .3, other .4.

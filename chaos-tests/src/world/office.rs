@@ -12,6 +12,7 @@ use rswarm_control::{Change, Heard, NewTask, NodeId, Proposal, Report, State, Ta
 use rswarm_control::{Crank, tick};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How long reports gather.
 const GATHER: u64 = 20;
@@ -21,6 +22,10 @@ const SLEEP_MAX: u64 = 5_000;
 const FOR_GOOD: u64 = 1 << 40;
 /// A leader that woke this much later than it meant to, or whose clock jumped as much, was not listening.
 const ABSENT: u64 = 500;
+/// A leader that no quorum has followed for so long sends its nodes away.
+const FAITH: u64 = 1_500;
+/// If a quorum follows again, they have so long to come back.
+const RETURN: u64 = 3_000;
 
 /// Gone with the leadership.
 pub(super) struct Office {
@@ -38,6 +43,10 @@ pub(super) struct Office {
     pushing: bool,
     turn: u64,
     due: u64,
+    /// When a quorum was last seen to follow.
+    quorum_at: u64,
+    /// Nodes have been sent away, for want of a quorum.
+    sent_away: bool,
     /// How far the wall clock was from the true time when it was last looked at.
     offset: i64,
 }
@@ -78,6 +87,8 @@ impl Office {
             pushing: false,
             turn: 0,
             due: u64::MAX,
+            quorum_at: 0,
+            sent_away: false,
             offset: 0,
         }
     }
@@ -104,6 +115,7 @@ impl World {
         office.heard = Heard::new(not_before(&replica.state, wall));
         office.offset = offset;
         office.seated = true;
+        office.quorum_at = self.now;
         let term = office.term;
         self.note(|| format!("m{m} takes up office, term {term}"));
         self.look_again(m);
@@ -144,6 +156,7 @@ impl World {
 
     pub(super) fn think(&mut self, m: M, term: u64, turn: u64) {
         let (now, wall, offset) = (self.now, self.wall(m), self.machines[m].clock_offset);
+        let is_followed = self.is_followed(m, term);
         let machine = &mut self.machines[m];
         let (Some(office), Some(replica)) = (machine.office.as_mut(), machine.replica.as_ref()) else {
             return;
@@ -156,6 +169,9 @@ impl World {
             office.heard.resumed(at);
         }
         office.offset = offset;
+        if is_followed && std::mem::take(&mut office.sent_away) {
+            office.heard.resumed(at.after(Duration::from_millis(RETURN)));
+        }
         let state = replica.state.clone();
         let believed = match self.options.planted {
             Some(Planted::OneFailureMore) => one_failure_more(&state),
@@ -329,6 +345,16 @@ impl World {
         self.look_again(m);
     }
 
+    /// Whether a quorum has followed this leader lately.
+    fn is_followed(&mut self, m: M, term: u64) -> bool {
+        let (now, certain) = (self.now, self.leads_for_certain(m, term));
+        let Some(office) = self.machines[m].office.as_mut() else { return false };
+        if certain {
+            office.quorum_at = now;
+        }
+        now - office.quorum_at < FAITH
+    }
+
     fn hear(&mut self, m: M, node: NodeId) {
         let wall = self.wall(m);
         let machine = &mut self.machines[m];
@@ -351,6 +377,14 @@ impl World {
             };
         };
         let term = office.term;
+        if !self.is_followed(m, term) {
+            if let Some(office) = self.machines[m].office.as_mut() {
+                office.sent_away = true;
+                office.sessions.retain(|_, served| served.stream != stream);
+            }
+            return self.send_down(stream, Down::NotLeader(None));
+        }
+        let Some(office) = self.office(m, term) else { return };
         match message {
             Up::Hello => self.open(m, stream, node, 0),
             Up::Beat(said) => {

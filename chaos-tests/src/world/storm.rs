@@ -22,6 +22,7 @@ enum Fault {
     OneWay,
     Partition,
     Minority,
+    Forsaken,
     Clock,
     Transfer,
     Exit,
@@ -29,7 +30,7 @@ enum Fault {
     Everything,
 }
 
-const FAULTS: [Fault; 12] = [
+const FAULTS: [Fault; 13] = [
     Fault::Daemon,
     Fault::Power,
     Fault::Pause,
@@ -37,6 +38,7 @@ const FAULTS: [Fault; 12] = [
     Fault::OneWay,
     Fault::Partition,
     Fault::Minority,
+    Fault::Forsaken,
     Fault::Clock,
     Fault::Transfer,
     Fault::Exit,
@@ -119,6 +121,14 @@ impl World {
                     members.iter().copied().filter(|m| !voters.contains(m) && self.rng.percent(40)).collect();
                 left.extend(self.log.leader);
                 self.cut_between(&members, &left);
+            }
+            Fault::Forsaken => {
+                // The leader and the other managers do not hear each other; the workers hear all of them.
+                if let Some(leader) = self.log.leader {
+                    let others = self.log.voters.values().copied().filter(|voter| *voter != leader);
+                    let cut = others.flat_map(|other| [(leader, other), (other, leader)]).collect();
+                    self.cut(format!("m{leader} loses the other managers"), cut);
+                }
             }
             Fault::Clock => {
                 let jump = self.rng.between(0, 16_000) as i64 - 8_000;

@@ -23,6 +23,7 @@ const PROTOCOL_NUMBER: u16 = 1;
 const PROTOCOL_SOURCE_PORT: u16 = 2;
 const PROTOCOL_DESTINATION_PORT: u16 = 3;
 
+const STATUS_SEEN_REPLY: u32 = 1 << 1;
 const STATUS_DNAT: u32 = 1 << 5;
 
 /// TCP's protocol number.
@@ -54,6 +55,8 @@ pub struct Connection {
     pub reply: Tuple,
     /// Whether the destination was rewritten.
     pub dnat: bool,
+    /// Whether something came back.
+    pub answered: bool,
     /// Its mark.
     pub mark: u32,
     /// The tuple of the answers and the id, as the kernel wrote them.
@@ -121,6 +124,7 @@ fn parse(attributes: &[u8]) -> Option<Connection> {
         original: parse_tuple(attribute(attributes, TUPLE_ORIGINAL)?)?,
         reply: parse_tuple(raw_reply)?,
         dnat: four(STATUS) & STATUS_DNAT != 0,
+        answered: four(STATUS) & STATUS_SEEN_REPLY != 0,
         mark: four(MARK),
         raw_reply: raw_reply.to_vec(),
         raw_id: attribute(attributes, ID)?.to_vec(),

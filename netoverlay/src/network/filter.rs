@@ -29,6 +29,9 @@ pub struct Vip {
     pub backends: BTreeSet<Ipv4Addr>,
     /// Tasks that keep the TCP connections they have, and get no new ones.
     pub draining: BTreeSet<Ipv4Addr>,
+    /// Of these, the ones with which no connection begins any more, not even one that is being made: its first packet
+    /// was lost, and goes to another task when it is sent again.
+    pub closed: BTreeSet<Ipv4Addr>,
     /// Whether a client's connections go to the same task as long as that takes any.
     pub affinity: bool,
 }
@@ -139,7 +142,9 @@ impl<'a> Keepers<'a> {
         };
         let kept = self.vips.get(&destination).is_some_and(|vip| {
             vip.backends.contains(&task)
-                || (connection.original.protocol != UDP && vip.draining.contains(&task))
+                || (connection.original.protocol != UDP
+                    && vip.draining.contains(&task)
+                    && (connection.answered || !vip.closed.contains(&task)))
         });
         (connection.dnat && !kept)
             || (self.is_between_tasks(source, destination) && {
@@ -185,6 +190,7 @@ mod tests {
             address: ip(last),
             backends: tasks.iter().map(|last| ip(*last)).collect(),
             draining: BTreeSet::new(),
+            closed: BTreeSet::new(),
             affinity,
         };
         let vips = vec![vip(100, &[3, 4], false), vip(101, &[3, 4], true), vip(102, &[], false)];

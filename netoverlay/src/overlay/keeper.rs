@@ -338,10 +338,14 @@ impl Keeper {
             let tasks: Tasks = vip.backends.iter().chain(&vip.draining).map(known).collect();
             ((id, vip.address), tasks)
         });
-        self.lately.see(tasks.collect(), &view.suspects, std::time::Instant::now());
+        let vips = rendered.iter().flat_map(|(id, backends)| backends.vips.iter().map(|vip| (*id, vip)));
+        let draining =
+            vips.flat_map(|(id, vip)| vip.draining.iter().map(move |task| ((id, vip.address), *task)));
+        self.lately.see(tasks.collect(), draining, &view.suspects, std::time::Instant::now());
         for (id, backends) in rendered {
             for vip in &mut backends.vips {
                 vip.draining.extend(self.lately.left(*id, vip.address));
+                vip.closed = self.lately.closed(*id, vip.address).collect();
             }
         }
     }
@@ -520,6 +524,7 @@ fn backends(view: &View, homes: &Homes<'_>, network: NetworkId) -> Backends {
             address: service.vip?,
             backends: usable.into_iter().collect(),
             draining: kept.into_iter().collect(),
+            closed: BTreeSet::new(),
             affinity: service.client_affinity,
         })
     });
