@@ -127,7 +127,8 @@ mod tests {
         bed.tick();
         bed.all_run();
         let (service, spec) = ("grows".into(), reserving("grows", 600));
-        bed.ask(&Request::UpdateService { service, version: None, spec, networks: vec![] }).expect("it is there");
+        bed.ask(&Request::UpdateService { service, version: None, spec, networks: vec![] })
+            .expect("it is there");
         while !bed.tick().changes.is_empty() {}
         let reserved = |bed: &Bed| bed.tasks(grows)[0].spec.resources.reservations.memory_bytes / MIB;
         assert_eq!(reserved(&bed), 400, "there is no room");

@@ -166,9 +166,10 @@ impl Fleet {
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        // This may be a thread that must not wait.
-        threads.map(Runtime::shutdown_background);
+        if let Some(threads) = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            // This may be a thread that must not wait.
+            threads.shutdown_background();
+        }
     }
 }
 
