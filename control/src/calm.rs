@@ -78,7 +78,7 @@ impl Calm {
         let is_same =
             same(before.service(service), after.service(service)) && tasks.ptr_eq(&before.task_map(service));
         let service_now = after.service(service).cloned();
-        if is_same && service_now.as_ref().is_none_or(|service| depends_on_its_own_nodes(service)) {
+        if is_same && service_now.as_ref().is_none_or(|service| depends_on_its_own(service)) {
             self.services.insert(service, Seen { service: service_now, tasks, wake_at });
         } else {
             self.services.remove(&service);
@@ -86,10 +86,12 @@ impl Calm {
     }
 }
 
-/// Whether what a service needs follows from the nodes that its tasks are on, and not from all.
-fn depends_on_its_own_nodes(service: &Service) -> bool {
+/// Whether what a service needs follows from its own tasks and the nodes they are on. While it is updated it may wait for
+/// what the tasks of others give up.
+fn depends_on_its_own(service: &Service) -> bool {
+    let is_updated = service.update_status.as_ref().is_some_and(|status| status.state.is_moving());
     match service.spec.mode {
-        Mode::Replicated { .. } | Mode::ReplicatedJob { .. } => true,
+        Mode::Replicated { .. } | Mode::ReplicatedJob { .. } => !is_updated,
         Mode::Global | Mode::GlobalJob { .. } => false,
     }
 }
@@ -99,5 +101,43 @@ fn same<T>(left: Option<&Arc<T>>, right: Option<&Arc<T>>) -> bool {
         (None, None) => true,
         (Some(left), Some(right)) => Arc::ptr_eq(left, right),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::admission::Request;
+    use crate::model::{Observed, UpdateOrder};
+    use crate::testing::{Bed, MIB, spec, with_task};
+
+    #[test]
+    fn a_task_is_given_more_when_another_service_has_made_room_on_its_node() {
+        let mut bed = Bed::new();
+        bed.node("n1", 1_000);
+        bed.upgrade();
+        let reserving = |name: &str, mib: u64| {
+            let reserve = |task: &mut crate::model::TaskSpec| {
+                task.resources.reservations.memory_bytes = mib * MIB;
+            };
+            let mut spec = with_task(spec(name, 1), reserve);
+            spec.update.order = UpdateOrder::StartFirst;
+            spec
+        };
+        let (grows, leaves) = (bed.service(reserving("grows", 400)), bed.service(reserving("leaves", 500)));
+        bed.tick();
+        bed.all_run();
+        let (service, spec) = ("grows".into(), reserving("grows", 600));
+        bed.ask(&Request::UpdateService { service, version: None, spec, networks: vec![] })
+            .expect("it is there");
+        while !bed.tick().changes.is_empty() {}
+        let reserved = |bed: &Bed| bed.tasks(grows)[0].spec.resources.reservations.memory_bytes / MIB;
+        assert_eq!(reserved(&bed), 400, "there is no room");
+
+        let task = bed.tasks(leaves)[0].id;
+        bed.ask(&Request::RemoveService { service: "leaves".into() }).expect("it is there");
+        while !bed.tick().changes.is_empty() {}
+        bed.report(task, Observed::Shutdown);
+        bed.tick();
+        assert_eq!(reserved(&bed), 600);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::ids::{NodeId, ServiceId, TaskId};
 use crate::model::{Desired, Node, Slot, Task};
-use crate::orchestrator;
+use crate::orchestrator::{self, Known, Slots};
 use crate::state::{Change, NewTask, State, Turn};
 use crate::time::Timestamp;
 use std::collections::BTreeSet;
@@ -25,6 +25,8 @@ pub(crate) struct Draft {
     pub(crate) now: Timestamp,
     /// How many slots each service may open or close.
     pub(crate) share: usize,
+    /// The slots of services, as they were when they were last asked for.
+    pub(crate) known: Known,
     turn: Turn,
     plan: Plan,
     holds: Vec<Hold>,
@@ -33,11 +35,16 @@ pub(crate) struct Draft {
 impl Draft {
     pub(crate) fn new(state: &State, now: Timestamp) -> Self {
         let (share, turn) = (orchestrator::share(1), Turn::new(state.clone(), state.index() + 1, now));
-        Self { now, share, turn, plan: Plan::default(), holds: Vec::new() }
+        Self { now, share, known: Known::default(), turn, plan: Plan::default(), holds: Vec::new() }
     }
 
     pub(crate) fn state(&self) -> &State {
         &self.turn.state
+    }
+
+    /// The open slots of a service.
+    pub(crate) fn slots(&mut self, service: ServiceId) -> Arc<Slots> {
+        self.known.slots(&self.turn.state, service)
     }
 
     pub(crate) fn propose(&mut self, change: Change) {

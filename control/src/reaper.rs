@@ -1,10 +1,9 @@
 //! Tasks that nobody will end, and history that nobody needs.
 
-use crate::ids::ServiceId;
-use crate::model::{Desired, Node, NodeStatus, Observed, RestartPolicy, Service, Slot, Task};
+use crate::ids::{ServiceId, TaskId};
+use crate::model::{Desired, Node, NodeStatus, Observed, RestartPolicy, Service, Task};
 use crate::plan::Draft;
 use crate::state::Change;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,17 +50,9 @@ pub(crate) fn forget(draft: &mut Draft, service: ServiceId) {
         service.update_status.as_ref().is_some_and(|status| status.state.is_moving())
     };
     let counted = if state.service(service).is_some_and(moves) { 2 } else { 0 };
-    let mut unwanted = Vec::new();
-    let mut slots: BTreeMap<Slot, Vec<&Arc<Task>>> = BTreeMap::new();
-    for task in state.tasks_of(service) {
-        if task.desired == Desired::Remove {
-            unwanted.extend((!task.is_live()).then_some(task.id));
-        } else {
-            slots.entry(task.slot).or_default().push(task);
-        }
-    }
-    for tasks in slots.values_mut() {
-        tasks.sort_by_key(|task| task.meta.number);
+    let removed = |task: &&Arc<Task>| task.desired == Desired::Remove && !task.is_live();
+    let mut unwanted: Vec<TaskId> = state.tasks_of(service).filter(removed).map(|task| task.id).collect();
+    for tasks in draft.slots(service).values() {
         // The last task of a slot that was given up is what says so.
         let given_up = usize::from(!tasks.iter().any(|task| task.is_wanted() && task.is_live()));
         let keep = tasks.last().map_or(0, |task| history(&task.spec.restart, limit)).max(given_up);

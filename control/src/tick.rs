@@ -2,10 +2,13 @@
 
 use crate::calm::Calm;
 use crate::liveness::{self, Heard};
+use crate::model::Service;
+use crate::orchestrator::Known;
 use crate::plan::{Draft, Hold, Plan};
 use crate::state::State;
 use crate::time::Timestamp;
 use crate::{allocator, level, orchestrator, reaper, rebalance, scheduler};
+use std::sync::Arc;
 
 /// Looks at the whole cluster and proposes what should change next.
 ///
@@ -24,13 +27,17 @@ pub fn tick(state: &State, heard: &Heard, now: Timestamp) -> Plan {
 #[derive(Debug, Default)]
 pub struct Crank {
     calm: Calm,
+    known: Known,
 }
 
 impl Crank {
     /// See [`tick`].
     pub fn turn(&mut self, state: &State, heard: &Heard, now: Timestamp) -> Plan {
         let mut draft = Draft::new(state, now);
+        draft.known = std::mem::take(&mut self.known);
         self.draw(&mut draft, heard);
+        self.known = std::mem::take(&mut draft.known);
+        self.known.keep(|service| !state.task_map(service).is_empty());
         draft.finish()
     }
 
@@ -43,7 +50,7 @@ impl Crank {
         reaper::end(draft);
         rebalance::step(draft);
         self.calm.disturb(draft.state(), draft.now);
-        draft.share = self.share(draft.state());
+        draft.share = self.share(draft);
         let mut looked_at = Vec::new();
         for service in draft.state().service_ids() {
             if let Some(wake_at) = self.calm.of(draft.state(), service) {
@@ -77,11 +84,10 @@ impl Crank {
     }
 
     /// What comes to one service of what can be created in one turn. What is calm is complete.
-    fn share(&self, state: &State) -> usize {
-        let scaling = state
-            .services()
-            .filter(|service| self.calm.of(state, service.id).is_none())
-            .filter(|service| orchestrator::is_scaling(state, service));
+    fn share(&self, draft: &mut Draft) -> usize {
+        let restless = |service: &&Arc<Service>| self.calm.of(draft.state(), service.id).is_none();
+        let restless: Vec<Arc<Service>> = draft.state().services().filter(restless).cloned().collect();
+        let scaling = restless.iter().filter(|service| orchestrator::is_scaling(draft, service));
         orchestrator::share(scaling.count())
     }
 }

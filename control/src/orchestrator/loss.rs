@@ -21,7 +21,9 @@ impl State {
 
 /// Says of tasks that keep their place why that is so, and no longer says it of those that are back.
 pub(super) fn explain(draft: &mut Draft, id: crate::ids::ServiceId) {
-    let placed = |task: &&Arc<Task>| task.is_live() && task.node.is_some();
+    let is_down = draft.state().nodes().any(|node| node.status == NodeStatus::Down);
+    let placed =
+        |task: &&Arc<Task>| task.is_live() && task.node.is_some() && (is_down || !task.note.is_empty());
     for task in draft.state().tasks_of(id).filter(placed).cloned().collect::<Vec<_>>() {
         let note = match draft.state().keeps_place(&task) && task.is_wanted() && task.slot.node().is_none() {
             true => why(draft.state(), &task),

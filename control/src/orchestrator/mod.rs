@@ -10,17 +10,17 @@ mod update;
 
 pub(crate) use global::{holders, wanted};
 pub(crate) use job::{completed, is_done};
-pub(crate) use slots::{is_given_up, slots};
+pub(crate) use slots::{Known, Slots, is_given_up, slots};
 pub(crate) use update::{AUTHOR, is_settled_on, seconds, unblock};
 
 use crate::ids::ServiceId;
 use crate::model::{Mode, Service};
 use crate::plan::Draft;
-use crate::state::State;
 
 /// Slots that are opened, or closed, in one turn. A plan is one entry of the log, which should not grow without bound;
-/// the next turn goes on.
-const TURN_MAX: usize = 1_000;
+/// the next turn goes on. Who asks for something meanwhile waits for a turn, and most of a turn's cost is that of what it
+/// opens.
+const TURN_MAX: usize = 500;
 /// Slots that each service may open or close in one turn, however many others do: a small one does not wait until the
 /// large ones are done.
 const SHARE_MIN: usize = 20;
@@ -31,9 +31,9 @@ pub(crate) fn share(services: usize) -> usize {
 }
 
 /// Whether a service shares what can be created in one turn with others: it is to have another number of slots.
-pub(crate) fn is_scaling(state: &State, service: &Service) -> bool {
+pub(crate) fn is_scaling(draft: &mut Draft, service: &Service) -> bool {
     match service.spec.mode {
-        Mode::Replicated { replicas } => replicated::is_scaling(state, service, replicas),
+        Mode::Replicated { replicas } => draft.slots(service.id).len() != replicas as usize,
         Mode::Global | Mode::ReplicatedJob { .. } | Mode::GlobalJob { .. } => false,
     }
 }

@@ -1,29 +1,27 @@
 //! Replicated services: as many slots as there shall be replicas.
 
-use super::slots::{Slots, slots};
+use super::slots::Slots;
 use crate::ids::NodeId;
 use crate::model::{Desired, Observed, Service, Slot, Task};
 use crate::plan::{Draft, Start};
-use crate::state::State;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Whether a service has more slots or fewer than there shall be replicas.
-pub(super) fn is_scaling(state: &State, service: &Service, replicas: u32) -> bool {
-    slots(state, service.id).len() != replicas as usize
-}
-
 /// Opens slots, lowest free number first, or closes those that are missed least.
 pub(super) fn scale(draft: &mut Draft, service: &Service, replicas: u32) {
-    let slots = slots(draft.state(), service.id);
+    let slots = draft.slots(service.id);
     let open = u32::try_from(slots.len()).unwrap_or(u32::MAX);
     let missing = (replicas.saturating_sub(open) as usize).min(draft.share);
+    // Where no number was left out, the next ones are free.
+    let first = if slots.contains_key(&Slot::Replica(open)) { open + 1 } else { 1 };
     let free: Vec<Slot> =
-        (1..).map(Slot::Replica).filter(|slot| !slots.contains_key(slot)).take(missing).collect();
-    let occupied = draft.state().occupied(service.id);
-    for slot in free {
-        draft.create_task(service.id, slot, Start { at: draft.now, ..Start::default() }, &occupied);
+        (first..).map(Slot::Replica).filter(|slot| !slots.contains_key(slot)).take(missing).collect();
+    if !free.is_empty() {
+        let occupied = draft.state().occupied(service.id);
+        for slot in free {
+            draft.create_task(service.id, slot, Start { at: draft.now, ..Start::default() }, &occupied);
+        }
     }
     for slot in surplus(draft, &slots, (open.saturating_sub(replicas) as usize).min(draft.share)) {
         for task in &slots[&slot] {
@@ -41,6 +39,9 @@ struct Missed {
 }
 
 fn surplus(draft: &Draft, slots: &Slots, count: usize) -> Vec<Slot> {
+    if count == 0 {
+        return Vec::new();
+    }
     // Slots of a kind are missed in the order of their numbers, so only the highest of each is compared.
     let mut kinds: BTreeMap<(bool, Option<NodeId>), Vec<Slot>> = BTreeMap::new();
     let mut on_node: BTreeMap<Option<NodeId>, usize> = BTreeMap::new();

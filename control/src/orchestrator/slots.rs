@@ -3,13 +3,15 @@
 
 use super::restart::{self, Restart};
 use super::{global, job, update};
+use crate::diff::sides;
 use crate::ids::ServiceId;
 use crate::model::{Desired, Observed, Service, Slot, Task, UpdateOrder};
 use crate::plan::{Draft, Start, Whom, Why};
 use crate::scheduler::constraint;
-use crate::state::State;
+use crate::state::{State, TaskMap};
 use crate::time::Timestamp;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 /// The open slots of a service and their tasks, oldest first. A slot is open until its tasks are to be
@@ -27,11 +29,49 @@ pub(crate) fn slots(state: &State, service: ServiceId) -> Slots {
     slots
 }
 
+/// The slots of services, as far as they were asked for. Brought up to date by what has changed since.
+#[derive(Debug, Default)]
+pub(crate) struct Known(BTreeMap<ServiceId, (TaskMap, Arc<Slots>)>);
+
+impl Known {
+    /// The open slots of a service.
+    pub(crate) fn slots(&mut self, state: &State, service: ServiceId) -> Arc<Slots> {
+        let now = state.task_map(service);
+        let (before, slots) = self.0.entry(service).or_default();
+        if !before.ptr_eq(&now) {
+            let slots = Arc::make_mut(slots);
+            for change in before.diff(&now) {
+                let (old, new) = sides(change);
+                if let Some(old) = old
+                    && let Entry::Occupied(mut tasks) = slots.entry(old.slot)
+                {
+                    tasks.get_mut().retain(|task| task.id != old.id);
+                    if tasks.get().is_empty() {
+                        tasks.remove();
+                    }
+                }
+                if let Some(new) = new.filter(|task| task.desired != Desired::Remove) {
+                    let tasks = slots.entry(new.slot).or_default();
+                    let place = tasks.partition_point(|task| task.meta.number < new.meta.number);
+                    tasks.insert(place, new.clone());
+                }
+            }
+            *before = now;
+        }
+        slots.clone()
+    }
+
+    /// Forgets services that are no more.
+    pub(crate) fn keep(&mut self, is_there: impl Fn(ServiceId) -> bool) {
+        self.0.retain(|service, _| is_there(*service));
+    }
+}
+
 /// Stops all but one of the tasks that are wanted in a slot. There are two when one was taken for lost:
 /// if it comes back before its replacement runs, it is kept. And there are two while a new task gets ready
 /// beside the one it takes over from.
 pub(super) fn keep_one(draft: &mut Draft, service: &Service) {
-    for tasks in slots(draft.state(), service.id).into_values() {
+    for tasks in draft.slots(service.id).values().filter(|tasks| tasks.len() > 1) {
         let wanted = || tasks.iter().filter(|task| task.is_live() && task.is_wanted());
         let (absent, present): (Vec<_>, Vec<_>) = wanted().cloned().partition(|t| draft.state().is_lost(t));
         let runs = |task: &Arc<Task>| task.observed == Observed::Running;
@@ -82,8 +122,9 @@ fn pair(draft: &mut Draft, service: &Service, present: &[Arc<Task>]) -> Option<[
 /// Sends away tasks whose node may no longer run them, and gives every slot a task that has none and is
 /// due for one.
 pub(super) fn refill(draft: &mut Draft, service: &Service) {
-    let mut occupied = draft.state().occupied(service.id);
-    for (slot, tasks) in slots(draft.state(), service.id) {
+    let mut occupied = None;
+    for (slot, tasks) in &*draft.slots(service.id) {
+        let slot = *slot;
         let mut filled = false;
         for task in tasks.iter().filter(|task| task.is_live() && task.is_wanted()) {
             if draft.state().is_lost(task) {
@@ -93,19 +134,21 @@ pub(super) fn refill(draft: &mut Draft, service: &Service) {
             if may_stay(draft.state(), task) {
                 filled = true;
             } else {
-                draft.want(task.id, Desired::Shutdown);
+                let occupied = occupied.get_or_insert_with(|| draft.state().occupied(service.id));
                 occupied.extend(task.node.map(|_| slot));
+                draft.want(task.id, Desired::Shutdown);
             }
         }
-        let done = service.spec.mode.is_job() && job::is_done(&tasks);
+        let done = service.spec.mode.is_job() && job::is_done(tasks);
         if filled || done || !global::is_open(draft.state(), service, slot) {
             continue;
         }
-        match restart::decide(service, &tasks, draft.now) {
+        match restart::decide(service, tasks, draft.now) {
             Restart::Never => {}
             Restart::Wait(until) => draft.hold(Whom::Slot(service.id, slot), until, Why::Restart),
             Restart::At(start) => {
-                draft.create_task(service.id, slot, start, &occupied);
+                let occupied = occupied.get_or_insert_with(|| draft.state().occupied(service.id));
+                draft.create_task(service.id, slot, start, occupied);
                 for ended in tasks.iter().filter(|task| !task.is_live() && task.is_wanted()) {
                     draft.want(ended.id, Desired::Shutdown);
                 }
@@ -131,6 +174,9 @@ pub(super) fn release(draft: &mut Draft, id: ServiceId) {
         .filter(|t| t.desired == Desired::Ready && t.is_live() && !draft.state().is_lost(t))
         .cloned()
         .collect();
+    if held.is_empty() {
+        return;
+    }
     let mut occupied = draft.state().occupied(id);
     if service.pace().order == UpdateOrder::StartFirst {
         let state = draft.state();

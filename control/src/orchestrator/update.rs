@@ -4,7 +4,7 @@
 
 use super::global;
 use super::restart::{self, Restart};
-use super::slots::{Slots, slots, successor};
+use super::slots::{Slots, successor};
 use crate::allocator;
 use crate::ids::{ServiceId, TaskId};
 use crate::level;
@@ -25,7 +25,7 @@ pub const AUTHOR: &str = "rswarm";
 pub(super) fn roll(draft: &mut Draft, id: ServiceId) -> bool {
     let Some(service) = draft.state().service(id).cloned() else { return false };
     retune(draft, &service);
-    let all = slots(draft.state(), id);
+    let all = draft.slots(id);
     let status = service.update_status.clone().filter(|status| status.state.is_moving());
     if let Some(status) = &status
         && let Some(problem) = problem(draft, &service, status, &all)

@@ -285,6 +285,19 @@ impl State {
         self.nodes.ptr_eq(&other.nodes)
     }
 
+    /// Whether more than tasks differs from what `other` knows, as far as that is known without looking inside.
+    pub fn differs_beside_tasks(&self, other: &Self) -> bool {
+        let same_cluster = match (&self.cluster, &other.cluster) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        let same = same_cluster
+            && self.nodes.ptr_eq(&other.nodes)
+            && self.services.ptr_eq(&other.services)
+            && self.networks.ptr_eq(&other.networks);
+        !same
+    }
+
     /// How many nodes have a seat in the consensus group, or shall get the one they were given.
     pub fn managers(&self) -> usize {
         self.nodes().filter(|node| node.role == Role::Manager && node.raft.is_some()).count()

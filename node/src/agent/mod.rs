@@ -7,27 +7,27 @@ mod doors;
 mod enter;
 mod feed;
 mod health;
+mod kept;
 mod news;
 mod profile;
 pub(crate) mod session;
 mod table;
+mod tables;
 mod template;
 mod work;
 
 use crate::executor::{self, Executor};
 use crate::identity::tls::Credentials;
-use crate::identity::{Identity, ManagerAddr, ca, write_atomically};
+use crate::identity::{Identity, ManagerAddr, ca};
 use crate::image::Store;
 use crate::member::Ground;
 use crate::rpc::dial::Dialer;
 use anyhow::{Context, Result};
 use doors::Doors;
 use health::Watches;
+#[cfg(test)]
 pub(crate) use news::Follower;
-use news::Trouble;
-use prost::Message;
 use rswarm_control::assignment::{AssignedTask, Assignment, Difference};
-use rswarm_control::endpoints;
 use rswarm_control::ids::{NodeId, TaskId};
 use rswarm_control::liveness::LEASE_GRACE;
 use rswarm_control::time::Timestamp;
@@ -40,9 +40,9 @@ use rswarm_shim::protocol::{Exit, LEASE_OVER, boot_ms};
 use session::{Managers, Outbox, Session};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tables::Tables;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -180,12 +180,9 @@ impl Agent {
             node: node.to_string(),
         };
         let mut agent = Loop {
-            node,
-            my_addr,
-            dir,
             worker,
             assignment: Assignment::default(),
-            told: Follower::default(),
+            tables: Tables::new(node, my_addr, dir.join("table.pb"), outbox.clone()),
             hands,
             outbox,
             orders: order_sender,
@@ -198,7 +195,7 @@ impl Agent {
         for report in agent.worker.reports() {
             agent.outbox.put(report.task, (&report).into());
         }
-        agent.remember_table().await;
+        agent.tables.remember(&agent.hands.overlay).await;
         agent.mend_networks().await;
         agent.watch_all();
         let session_stop = stop.child_token();
@@ -331,12 +328,9 @@ struct Inbox {
 }
 
 struct Loop {
-    node: NodeId,
-    my_addr: SocketAddr,
-    dir: PathBuf,
     worker: Worker,
     assignment: Assignment,
-    told: Follower,
+    tables: Tables,
     hands: Hands,
     outbox: Outbox,
     orders: watch::Sender<Order>,
@@ -352,7 +346,7 @@ impl Loop {
         loop {
             let lapse = self.worker.leased_until().filter(|_| self.worker.leased().next().is_some());
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.tables.write().await,
                 () = until(lapse) => {
                     let effects = self.worker.fence(Timestamp(boot_ms()));
                     if !effects.is_empty() {
@@ -369,6 +363,7 @@ impl Loop {
                     }
                 }
                 Some((task, seen)) = inbox.found.recv() => self.observe(task, seen),
+                () = self.tables.due() => self.tables.write().await,
                 Some(sender) = inbox.clears.recv() => {
                     self.clearing = Some(sender);
                     self.assign(Assignment::default());
@@ -455,8 +450,8 @@ impl Loop {
                 Err(error) => tracing::error!(%error, "the leader's assignment cannot be read"),
             },
             Heard::Confirmed(said) => self.confirmed(said),
-            Heard::Table(message) => self.table(&message, true).await,
-            Heard::News(message) => self.news(&message).await,
+            Heard::Table(message) => self.tables.table(message, &self.hands.overlay).await,
+            Heard::News(message) => self.tables.news(&message, &self.hands.overlay).await,
             Heard::Managers(list) => {
                 self.orders.send_replace(Order::Be(list));
             }
@@ -578,72 +573,6 @@ impl Loop {
         });
         self.steps.insert(task, (generation, step.abort_handle()));
     }
-
-    async fn table(&self, message: &pb::Table, keep: bool) {
-        let generation = message.generation;
-        let table = match endpoints::Table::try_from(message.clone()) {
-            Ok(table) => table,
-            Err(error) => {
-                tracing::error!(%error, "the leader's table cannot be read");
-                return;
-            }
-        };
-        self.put_in_force(&table, generation).await;
-        if keep {
-            self.outbox.taken(generation);
-            self.keep_table(message);
-        }
-    }
-
-    /// Follows what is new of the table, or asks for the whole.
-    async fn news(&mut self, message: &pb::TableNews) {
-        match self.told.follow(message) {
-            Ok(()) => {}
-            Err(Trouble::Missed { had }) => {
-                tracing::warn!(
-                    had,
-                    follows = message.follows,
-                    "news do not follow the table: asking for the whole"
-                );
-                self.outbox.missed(had);
-                return;
-            }
-            Err(Trouble::Unreadable(error)) => {
-                tracing::error!(%error, "the leader's table cannot be read");
-                return;
-            }
-        }
-        let table = self.told.table(self.node);
-        self.put_in_force(&table, message.generation).await;
-        self.outbox.taken(message.generation);
-        self.keep_table(&pb::Table { generation: message.generation, ..(&table).into() });
-    }
-
-    async fn put_in_force(&self, table: &endpoints::Table, generation: u64) {
-        let told = table::translate(table, generation, self.node, self.my_addr);
-        if let Err(error) = self.hands.overlay.apply(told).await {
-            tracing::warn!(%error, "the overlay does not take the table");
-        }
-    }
-
-    fn keep_table(&self, message: &pb::Table) {
-        if let Err(error) = write_atomically(&self.dir.join(TABLE), &message.encode_to_vec()) {
-            tracing::warn!(error = format!("{error:#}"), "cannot keep the table");
-        }
-    }
-
-    /// Until the leader is heard, what was last heard holds: networks work without managers.
-    async fn remember_table(&self) {
-        let Ok(bytes) = std::fs::read(self.dir.join(TABLE)) else { return };
-        match pb::Table::decode(bytes.as_slice()) {
-            Ok(mut message) => {
-                // Whatever comes from the leader is newer.
-                message.generation = 0;
-                self.table(&message, false).await;
-            }
-            Err(error) => tracing::warn!(%error, "the table of the last session cannot be read"),
-        }
-    }
 }
 
 impl Loop {
@@ -680,8 +609,6 @@ async fn until(moment: Option<Timestamp>) {
         Some(at) => tokio::time::sleep(Duration::from_millis(at.0.saturating_sub(boot_ms()))).await,
     }
 }
-
-const TABLE: &str = "table.pb";
 
 /// As a shell would put it: 127 for a program that is not there, 126 for one that cannot be run.
 fn error_code(error: &anyhow::Error) -> Option<i32> {

@@ -21,8 +21,13 @@ pub enum Trouble {
         /// The generation that is had.
         had: u64,
     },
-    /// They make no sense.
-    Unreadable(Invalid),
+    /// They make no sense, and are passed over.
+    Unreadable {
+        /// The generation that is had.
+        had: u64,
+        /// Why.
+        error: Invalid,
+    },
 }
 
 impl Follower {
@@ -32,7 +37,7 @@ impl Follower {
         if news.follows != 0 && news.follows != had {
             return Err(Trouble::Missed { had });
         }
-        let pieces = convert::pieces(news).map_err(Trouble::Unreadable)?;
+        let pieces = convert::pieces(news).map_err(|error| Trouble::Unreadable { had, error })?;
         if news.follows == 0 {
             self.directory = Directory::default();
         }
@@ -101,7 +106,7 @@ mod tests {
         let mut follower = Follower::default();
         assert_eq!(follower.follow(&news(0, 3, &[nodes(1, true)])), Ok(()));
         let noise = pb::TableNews { parts: vec![vec![0xff; 9].into()], ..news(3, 4, &[]) };
-        assert!(matches!(follower.follow(&noise), Err(Trouble::Unreadable(_))));
+        assert!(matches!(follower.follow(&noise), Err(Trouble::Unreadable { had: 3, .. })));
         assert_eq!(follower.follow(&news(3, 4, &[])), Ok(()));
     }
 }

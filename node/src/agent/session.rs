@@ -21,8 +21,10 @@ use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-/// How often the node says that it is alive.
+/// After so long without a word the node says that it is alive.
 const HEARTBEAT: Duration = Duration::from_millis(250);
+/// Whatever else it says, it asks for an answer once this time is over.
+const UNANSWERED: Duration = Duration::from_millis(500);
 /// Heartbeats that are remembered until a leader confirms them: some seconds' worth.
 const UNCONFIRMED_MAX: usize = 64;
 /// A leader that has not answered for so long is looked for again.
@@ -90,7 +92,7 @@ impl Outbox {
         self.news.notify_one();
     }
 
-    fn take(&self) -> Vec<Up> {
+    pub(super) fn take(&self) -> Vec<Up> {
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         let unsent = std::mem::take(&mut reports.unsent);
         let said: Vec<_> = unsent.iter().filter_map(|task| reports.latest.get(task).cloned()).collect();
@@ -248,9 +250,11 @@ impl Session {
         let mut sequence = 0;
         // When heartbeats were sent that no leader has confirmed yet.
         let mut unconfirmed: VecDeque<(u64, Timestamp)> = VecDeque::new();
-        let mut last = Instant::now();
+        let (mut last, mut beaten) = (Instant::now(), Instant::now());
         loop {
+            // What came in first: what is said of it, and of what came with it, goes out together.
             tokio::select! {
+                biased;
                 _ = beat.tick() => {
                     if last.elapsed() > SILENCE {
                         bail!("the leader has not answered for {} ms", last.elapsed().as_millis());
@@ -260,17 +264,13 @@ impl Session {
                     if unconfirmed.len() > UNCONFIRMED_MAX {
                         unconfirmed.pop_front();
                     }
+                    beaten = Instant::now();
                     let heartbeat = Up::Heartbeat(pb::Heartbeat { sequence });
                     up.try_send(pb::FromNode { what: Some(heartbeat) }).context("the connection is stuck")?;
                 }
                 Ok(()) = standing.changed() => {
                     let hello = self.introduction(*standing.borrow_and_update());
                     up.send(pb::FromNode { what: Some(hello) }).await.context("the leader hung up")?;
-                }
-                () = self.outbox.news.notified() => {
-                    for what in self.outbox.take() {
-                        up.send(pb::FromNode { what: Some(what) }).await.context("the leader hung up")?;
-                    }
                 }
                 message = down.message() => {
                     last = Instant::now();
@@ -295,6 +295,14 @@ impl Session {
                             self.take(what).await?;
                         }
                         None => {}
+                    }
+                }
+                () = self.outbox.news.notified() => {
+                    for what in self.outbox.take() {
+                        up.send(pb::FromNode { what: Some(what) }).await.context("the leader hung up")?;
+                        if beaten.elapsed() < UNANSWERED {
+                            beat.reset();
+                        }
                     }
                 }
             }

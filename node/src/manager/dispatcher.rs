@@ -7,8 +7,10 @@ use super::told::Told;
 use super::{Manager, Office, clock};
 use crate::member::believed;
 use crate::rpc::access;
+use bytes::Bytes;
+use prost::Message;
 use rswarm_control::admission::{self, Answer, Refused};
-use rswarm_control::assignment::{self, AssignedTask};
+use rswarm_control::assignment::{self, AssignedTask, Assignment};
 use rswarm_control::ids::{NodeId, RaftId};
 use rswarm_control::model::Role;
 use rswarm_control::state::{Change, Report, State};
@@ -21,7 +23,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +35,11 @@ const GATHER: Duration = Duration::from_millis(20);
 const BATCH: usize = 2_000;
 /// Heartbeats of a session that are remembered until they are confirmed: some seconds' worth.
 const BEATS_MAX: usize = 64;
+/// What is said of a table and has more bytes than this is large: few are on their way at once, each until the node
+/// has it in force, so that a leader that tells a thousand nodes everything needs no memory for all of that.
+const LARGE: usize = 256 << 10;
+/// How long others wait for a node that does not answer.
+const LARGE_PATIENCE: Duration = Duration::from_millis(250);
 /// Reports that one message may hold.
 const REPORTS_MAX: usize = 10_000;
 
@@ -184,6 +191,7 @@ impl pb::dispatcher_server::Dispatcher for Dispatcher {
             from,
             follows_news: hello.follows_news,
             missed: AtomicBool::new(false),
+            taken: watch::channel(0).0,
             manager,
             office,
             sender,
@@ -281,6 +289,38 @@ async fn mind_seat(manager: &Manager, node: NodeId, hello: &pb::Hello) -> Result
     Ok(())
 }
 
+/// What a node is to hold, and how it is told.
+struct Hold {
+    assignment: Assignment,
+    message: Option<Down>,
+    /// Whether a task is asked to end by that.
+    ends: bool,
+}
+
+impl Hold {
+    fn of(state: &State, node: NodeId, told: Option<&Assignment>) -> Self {
+        let (assignment, generation) = (assignment::of(state, node), state.index());
+        let is_to_end = AssignedTask::is_to_end;
+        let Some(told) = told else {
+            let message = Down::Assignment(pb::Assignment { generation, ..(&assignment).into() });
+            let ends = assignment.tasks.values().any(is_to_end);
+            return Self { assignment, message: Some(message), ends };
+        };
+        let news = assignment.since(told);
+        let message = || Down::Difference(pb::AssignmentDifference { generation, ..(&news).into() });
+        let message = (!news.is_empty()).then(message);
+        Self { assignment, message, ends: news.tasks.iter().any(is_to_end) }
+    }
+}
+
+fn is_large(table: &Down) -> bool {
+    match table {
+        Down::News(news) => news.parts.iter().map(Bytes::len).sum::<usize>() > LARGE,
+        Down::Table(table) => table.encoded_len() > LARGE,
+        _ => false,
+    }
+}
+
 /// Whether a leader may still be one. A node that holds on to one without a quorum would not look for its successor, nor
 /// tell its users what is wrong.
 fn reaches_quorum(manager: &Manager) -> bool {
@@ -306,6 +346,8 @@ struct Session {
     follows_news: bool,
     /// The node has lost track of the news.
     missed: AtomicBool,
+    /// The generation of the table that the node has in force.
+    taken: watch::Sender<u64>,
     manager: Arc<Manager>,
     office: Arc<Office>,
     sender: mpsc::Sender<Result<pb::ToNode, Status>>,
@@ -365,6 +407,8 @@ impl Session {
                     return;
                 }
             }
+            // Who waits does not hold on to a state of long ago.
+            drop(latest);
             tokio::select! {
                 () = wake.notified() => {}
                 changed = roster.changed() => if changed.is_err() { return },
@@ -384,36 +428,46 @@ impl Session {
         let is_touched = told.held.is_none()
             || editions.as_ref().is_none_or(|all| all.iter().any(|edition| edition.touches(self.node)));
         let table = match self.follows_news {
-            true => told.news(latest, editions.filter(|_| !missed), self.node).map(Down::News),
+            true => {
+                let news = told.news(latest, editions.filter(|_| !missed), self.node).await;
+                let news = news
+                    .inspect_err(|error| tracing::error!(node = %self.node, %error, "cannot say its table"));
+                news.map_err(drop)?.map(Down::News)
+            }
             false => told.table(latest, self.node).map(Down::Table),
         };
-        let news = table.is_some();
+        let hold = is_touched.then(|| Hold::of(state, self.node, told.held.as_ref()));
+
+        self.send_table(table, index).await?;
+        told.edition = latest.number;
+        let Some(Hold { assignment, message, ends }) = hold else { return Ok(()) };
+        if ends {
+            // A task is asked to end when nobody sends it anything new.
+            self.office.routes.settled(index).await;
+        }
+        told.held = Some(assignment);
+        match message {
+            Some(message) => self.send(message).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn send_table(&self, table: Option<Down>, index: u64) -> Result<(), ()> {
+        let is_news = table.is_some();
+        let turn = match &table {
+            Some(table) if is_large(table) => self.office.tables.turn().await,
+            _ => None,
+        };
         if let Some(table) = table {
             self.send(table).await?;
         }
-        told.edition = latest.number;
-        self.office.routes.seen(self.node, self.epoch, index, news);
-        if !is_touched {
-            return Ok(());
+        self.office.routes.seen(self.node, self.epoch, index, is_news);
+        if let Some(turn) = turn {
+            let mut taken = self.taken.subscribe();
+            let _ = tokio::time::timeout(LARGE_PATIENCE, taken.wait_for(|taken| *taken >= index)).await;
+            drop(turn);
         }
-        let hold = assignment::of(state, self.node);
-        let news = match &told.held {
-            None => Some(Down::Assignment(pb::Assignment { generation: index, ..(&hold).into() })),
-            Some(before) => {
-                let news = hold.since(before);
-                if news.tasks.iter().any(AssignedTask::is_to_end) {
-                    // A task is asked to end when nobody sends it anything new.
-                    self.office.routes.settled(index).await;
-                }
-                let message = || pb::AssignmentDifference { generation: index, ..(&news).into() };
-                (!news.is_empty()).then(|| Down::Difference(message()))
-            }
-        };
-        told.held = Some(hold);
-        match news {
-            Some(news) => self.send(news).await,
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     async fn send(&self, what: Down) -> Result<(), ()> {
@@ -470,7 +524,10 @@ impl Session {
                         }
                     }
                 }
-                Some(Up::Taken(generation)) => self.office.routes.taken(self.node, self.epoch, generation),
+                Some(Up::Taken(generation)) => {
+                    self.office.routes.taken(self.node, self.epoch, generation);
+                    self.taken.send_replace(generation);
+                }
                 Some(Up::Missed(generation)) => {
                     tracing::warn!(node = %self.node, generation, "news did not follow its table; it is told the whole");
                     self.missed.store(true, Ordering::Relaxed);

@@ -13,7 +13,7 @@ use rswarm_raft::{AsWhat, Member, RaftId as Seat};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +21,13 @@ use tokio_util::sync::CancellationToken;
 const BACKOFF: Duration = Duration::from_millis(100);
 /// How long the leader sleeps at the most, so that a clock that jumped does no lasting harm.
 const SLEEP_MAX: Duration = Duration::from_secs(5);
+/// Who has thought for long and found nothing to do lets so many times that pass before thinking again, unless it is
+/// about more than how tasks fare: there is much of that in large clusters, and others have work to do too.
+const REST: u32 = 2;
+/// The longest rest.
+const REST_MAX: Duration = Duration::from_millis(250);
+/// What takes no longer than this is no reason to rest.
+const QUICK: Duration = Duration::from_millis(5);
 /// How long a node that looks for a leader takes at the most until it asks this one again: a manager that does not
 /// answer, and the pause after it.
 const RETURN: Duration = Duration::from_secs(3);
@@ -91,12 +98,29 @@ pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
             tracing::info!("a quorum answers again; nodes that went to look for another leader come back");
             ears.resumed(now.after(RETURN));
         }
-        let plan = crank.turn(&state, &ears.heard(), now);
+        // It may take a while, and others have calls to answer.
+        let (heard, mut turned) = (ears.heard(), crank);
+        let (began, looked_at) = (Instant::now(), state.clone());
+        let turn = move || {
+            let plan = turned.turn(&looked_at, &heard, now);
+            (plan, turned)
+        };
+        let plan;
+        (plan, crank) = match tokio::task::spawn_blocking(turn).await {
+            Ok(turned) => turned,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => return,
+            },
+        };
+        let (thought, changes) = (began.elapsed(), plan.changes.len());
         if !plan.changes.is_empty() {
             let committed = tokio::select! {
                 () = stop.cancelled() => return,
                 committed = cluster.commit(plan.changes, now) => committed,
             };
+            let (thought_ms, took_ms) = (thought.as_millis() as u64, began.elapsed().as_millis() as u64);
+            tracing::debug!(changes, thought_ms, took_ms, "a turn");
             match committed {
                 Ok(_) => continue,
                 Err(WriteError::Propose(error)) => tracing::debug!(%error, "cannot propose"),
@@ -109,6 +133,14 @@ pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
             }
         }
         drop(numbers);
+        if thought > QUICK {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep((thought * REST).min(REST_MAX)) => {}
+                () = differs(&cluster, &state) => {}
+            }
+        }
+        let now = clock::after(state.clock());
         let nap = plan.wake_at.map_or(SLEEP_MAX, |at| until(at, now).min(SLEEP_MAX));
         due = now.after(nap);
         tokio::select! {
@@ -118,6 +150,12 @@ pub async fn lead(cluster: Cluster, ears: Arc<Ears>, stop: CancellationToken) {
             () = tokio::time::sleep(nap) => {}
         }
     }
+}
+
+/// Waits until something is asked for, or a node fares otherwise.
+async fn differs(cluster: &Cluster, known: &State) {
+    let mut watch = cluster.view().watch();
+    while !cluster.state().differs_beside_tasks(known) && watch.changed().await.is_ok() {}
 }
 
 fn until(at: Timestamp, now: Timestamp) -> Duration {

@@ -5,23 +5,27 @@ pub mod cluster;
 pub mod dispatcher;
 pub mod leader;
 pub mod leads;
+mod pace;
 pub mod roster;
 pub mod routes;
 pub mod seat;
 pub mod tables;
+mod threads;
 pub mod told;
 pub mod transport;
 mod warm;
 
-use crate::rpc::dial::Dialer;
+use crate::rpc::dial::{Dialer, Line};
 use anyhow::{Context, Result};
 use cluster::{Cluster, Fsm, View};
 use leader::Ears;
 use rswarm_control::ids::ClusterId;
+use rswarm_control::model::NodeStatus;
 use rswarm_raft::{ClusterTag, Config, Incarnation, Log, Member, RaftId, Role};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -90,9 +94,10 @@ impl Manager {
     pub async fn start(place: Place, dialer: Arc<Dialer>, founder: Option<Member>) -> Result<Arc<Self>> {
         seat::ready(&place.state_dir, place.seat)?;
         let (fsm, view) = Fsm::new();
-        let log = Log::open(place.config(), fsm, Arc::new(transport::Grpc::new(dialer.clone())))
-            .await
-            .context("cannot open the manager's log")?;
+        let threads = threads::handle().context("cannot start the threads of the manager's log")?;
+        let (config, transport) = (place.config(), Arc::new(transport::Grpc::new(dialer.clone())));
+        let opened = threads.spawn(async move { Log::open(config, fsm, transport).await }).await;
+        let log = opened.context("the log's opening broke off")?.context("cannot open the manager's log")?;
         let log = Arc::new(log);
         if let Err(error) = seat::begun(&place.state_dir, place.seat) {
             log.shutdown().await;
@@ -101,12 +106,14 @@ impl Manager {
         if let Some(founder) = founder {
             log.bootstrap(founder).await.context("cannot found the Raft group")?;
         }
-        Ok(Self::run(log, view, dialer))
+        Ok(Self::run(log, view, dialer, threads))
     }
 
-    fn run(log: Arc<Log>, view: View, dialer: Arc<Dialer>) -> Arc<Self> {
+    fn run(log: Arc<Log>, view: View, dialer: Arc<Dialer>, threads: &Handle) -> Arc<Self> {
         let (stop, tracker) = (CancellationToken::new(), TaskTracker::new());
-        tracker.spawn(warm::keep_warm(log.clone(), dialer, stop.clone()));
+        // Connections live where they are made.
+        tracker.spawn_on(warm::keep_warm(log.clone(), dialer.clone(), Line::Raft, stop.clone()), threads);
+        tracker.spawn(warm::keep_warm(log.clone(), dialer, Line::Calls, stop.clone()));
         let cluster = Cluster::new(log, view);
         let (sender, office) = watch::channel(None);
         tracker.spawn(hold_office(cluster.clone(), sender, stop.clone(), tracker.clone()));
@@ -198,7 +205,9 @@ async fn take_office(
     tracker.spawn(leader::lead(cluster.clone(), ears.clone(), stop.clone()));
     tracker.spawn(leader::keep_membership(cluster.clone(), stop.clone()));
     tracker.spawn(dispatcher::pump(cluster.clone(), reports.clone(), stop.clone()));
-    let routes = Arc::new(routes::Routes::default());
+    let state = cluster.state();
+    let ready = state.nodes().filter(|node| node.status == NodeStatus::Ready).map(|node| node.id);
+    let routes = Arc::new(routes::Routes::new(ready));
     let tables = Arc::new(tables::Tables::new(cluster.state()));
     let (publisher, woken, view) = (tables.clone(), routes.clone(), cluster.view().clone());
     let publish = async move { publisher.publish(view, &woken).await };

@@ -7,6 +7,7 @@ use rswarm_control::ids::NodeId;
 use rswarm_proto::v1 as pb;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use tokio::task::JoinError;
 
 /// What a node was told on a session.
 #[derive(Default)]
@@ -27,12 +28,15 @@ pub struct Told {
 
 impl Told {
     /// What a node that follows news has not been told of; everything without the `editions` in between.
-    pub fn news(
+    ///
+    /// # Errors
+    /// If it could not be put into words.
+    pub async fn news(
         &mut self,
         latest: &Latest,
         editions: Option<Vec<Arc<Edition>>>,
         node: NodeId,
-    ) -> Option<pb::TableNews> {
+    ) -> Result<Option<pb::TableNews>, JoinError> {
         let editions = editions.filter(|_| self.generation != 0);
         if editions.is_none() {
             (self.generation, self.parts) = (0, BTreeSet::new());
@@ -46,7 +50,7 @@ impl Told {
                 let editions = editions.iter().flatten();
                 parts.extend(editions.filter_map(|edition| edition.parts.get(part).cloned()));
             } else {
-                parts.push(latest.whole(*part));
+                parts.push(latest.whole(*part).await?);
             }
         }
         let left = self.parts.difference(&needed).filter_map(|part| match part {
@@ -56,11 +60,11 @@ impl Told {
         let left: Vec<u64> = left.collect();
         self.parts = needed;
         let is_news = self.generation == 0 || !parts.is_empty() || !left.is_empty();
-        is_news.then(|| {
+        Ok(is_news.then(|| {
             let generation = latest.state.index();
             let follows = std::mem::replace(&mut self.generation, generation);
             pb::TableNews { follows, generation, parts, left }
-        })
+        }))
     }
 
     /// The whole table, if it has changed.
@@ -78,7 +82,7 @@ mod tests {
     use super::*;
     use crate::agent::Follower;
     use crate::manager::routes::Routes;
-    use crate::manager::tables::Tables;
+    use crate::manager::tables::{Due, Tables};
     use rswarm_control::admission::{self, Answer, Init, Request};
     use rswarm_control::model::{
         Availability, ContainerSpec, Description, EndpointSpec, Health, JoinTokens, Mode, Observed, PortMode,
@@ -187,7 +191,7 @@ mod tests {
     async fn a_node_has_the_table_of_the_state_whether_it_is_told_each_edition_or_some_or_whole_tables() {
         let mut bed = Bed::new();
         let tables = Tables::new(Arc::new(bed.state.clone()));
-        let routes = Routes::default();
+        let routes = Routes::new([]);
         let (mut each, mut some, mut old) = (Told::default(), Told::default(), Told::default());
         let (mut by_each, mut by_some) = (Follower::default(), Follower::default());
         let mut whole = None;
@@ -195,11 +199,15 @@ mod tests {
         for round in 0..100 {
             let last = Arc::new(bed.state.clone());
             bed.run(&format!("web{round}"), 2);
-            tables.bring_out(&last, &Arc::new(bed.state.clone()), &routes).await;
+            tables.bring_out(&last, &Arc::new(bed.state.clone()), &routes, &mut Due::default()).await;
             let now = endpoints::of(&bed.state, bed.node);
 
             let (latest, editions) = tables.since(each.edition);
-            let news = each.news(&latest, editions, bed.node).expect("something has changed");
+            let news = each
+                .news(&latest, editions, bed.node)
+                .await
+                .expect("it can be said")
+                .expect("something has changed");
             each.edition = latest.number;
             sizes.push(news.parts.iter().map(|part| part.len()).sum::<usize>());
             assert_eq!(by_each.follow(&news), Ok(()));
@@ -213,7 +221,11 @@ mod tests {
             if [0, 3, 4, 70, 99].contains(&round) {
                 let (latest, editions) = tables.since(some.edition);
                 assert_eq!(editions.is_none(), round == 70, "{round}");
-                let news = some.news(&latest, editions, bed.node).expect("something has changed");
+                let news = some
+                    .news(&latest, editions, bed.node)
+                    .await
+                    .expect("it can be said")
+                    .expect("something has changed");
                 some.edition = latest.number;
                 assert_eq!(by_some.follow(&news), Ok(()));
                 assert_eq!(by_some.table(bed.node), now);
@@ -224,11 +236,16 @@ mod tests {
 
         // A node that lost track.
         let (latest, _) = tables.since(each.edition);
-        let news = each.news(&latest, None, bed.node).expect("everything is told anew");
+        let news = each
+            .news(&latest, None, bed.node)
+            .await
+            .expect("it can be said")
+            .expect("everything is told anew");
         assert_eq!(news.follows, 0);
         let mut anew = Follower::default();
         assert_eq!(anew.follow(&news), Ok(()));
         assert_eq!(anew.table(bed.node), endpoints::of(&bed.state, bed.node));
-        assert_eq!(each.news(&latest, Some(Vec::new()), bed.node), None, "nothing is new");
+        let news = each.news(&latest, Some(Vec::new()), bed.node).await.expect("it can be said");
+        assert_eq!(news, None, "nothing is new");
     }
 }

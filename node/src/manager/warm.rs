@@ -13,14 +13,13 @@ const EVERY: Duration = Duration::from_secs(1);
 /// How long one may take before it is left for the next time.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Runs until `stop`.
-pub async fn keep_warm(log: Arc<Log>, dialer: Arc<Dialer>, stop: CancellationToken) {
+/// Keeps those of one kind open until `stop`.
+pub async fn keep_warm(log: Arc<Log>, dialer: Arc<Dialer>, line: Line, stop: CancellationToken) {
     let mut status = log.watch();
     loop {
         let now = status.borrow_and_update().clone();
         let others: Vec<&Member> = now.members().filter(|member| member.id != now.id).collect();
-        let ways = others.iter().flat_map(|member| [Line::Raft, Line::Calls].map(|line| (member, line)));
-        let met = join_all(ways.map(async |(member, line)| {
+        let met = join_all(others.iter().map(async |member| {
             let met = tokio::time::timeout(PATIENCE, dialer.warm(&member.node, &member.addr, line)).await;
             if let Ok(Err(error)) = met {
                 tracing::trace!(%member, error = format!("{error:#}"), "not reached");

@@ -21,6 +21,7 @@ use rswarm_raft::Incarnation;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -39,6 +40,8 @@ pub struct Fleet {
     expected: Arc<Expected>,
     stop: CancellationToken,
     tracker: TaskTracker,
+    /// Threads of their own: who measures does not stand in line behind a thousand nodes.
+    threads: Mutex<Option<Runtime>>,
 }
 
 /// Services of which all tasks shall be known to their nodes.
@@ -67,9 +70,13 @@ impl Fleet {
             expected: Arc::default(),
             stop: CancellationToken::new(),
             tracker: TaskTracker::new(),
+            threads: Mutex::new(None),
         });
+        let threads = Builder::new_multi_thread().enable_all().build().context("cannot start threads")?;
+        let handle = threads.handle().clone();
+        *fleet.threads.lock().unwrap_or_else(PoisonError::into_inner) = Some(threads);
         let joined = futures_util::stream::iter(0..count)
-            .map(|number| fleet.one(number, &addrs, &token))
+            .map(|number| fleet.one(number, &addrs, &token, &handle))
             .buffer_unordered(AT_ONCE)
             .try_collect::<Vec<()>>();
         joined.await?;
@@ -93,7 +100,7 @@ impl Fleet {
     }
 
     /// Joins one node and waits for its first assignment.
-    async fn one(&self, number: u32, addrs: &[String], token: &JoinToken) -> Result<()> {
+    async fn one(&self, number: u32, addrs: &[String], token: &JoinToken, threads: &Handle) -> Result<()> {
         let hostname = format!("sim{number}");
         let description = Description {
             capacity: CAPACITY,
@@ -151,9 +158,18 @@ impl Fleet {
             _standing: standing,
         };
         let stop = self.stop.clone();
-        self.tracker.spawn(async move { session.keep(stop).await });
-        self.tracker.spawn(agent.run(hears));
+        self.tracker.spawn_on(async move { session.keep(stop).await }, threads);
+        self.tracker.spawn_on(agent.run(hears), threads);
         begun.await.context("the session broke off")
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if let Some(threads) = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            // This may be a thread that must not wait.
+            threads.shutdown_background();
+        }
     }
 }
 

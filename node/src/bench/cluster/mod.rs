@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use fleet::Fleet;
 use rswarm_control::model::ServiceSpec;
 use rswarm_proto::v1 as pb;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -23,6 +24,8 @@ const PROBE: u32 = 10;
 const PROBE_EVERY: Duration = Duration::from_millis(200);
 /// How long the tasks may take to run.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Clock ticks in a second.
+const TICKS: f64 = 100.0;
 /// How often it is looked at how many run.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -42,14 +45,15 @@ pub async fn run(site: &Site, size: Size, trials: usize) -> Result<Vec<Figure>> 
     for name in site.names() {
         drain(site, name).await?;
     }
-    let began = Instant::now();
+    let (began, mut work) = (Instant::now(), Work::begun(site)?);
     let fleet = Fleet::join(site, size.nodes).await.context("cannot join the nodes")?;
     let joined = began.elapsed().as_secs_f64();
-    note(&format!("{} nodes joined in {joined:.1} s; {leader} leads", size.nodes));
+    note(&format!("{} nodes joined in {joined:.1} s; {leader} leads; {}", size.nodes, work.since(site)?));
 
     let (mut took, mut probes) = (Samples::default(), Samples::default());
     for number in 1..=trials {
-        let trial = trial(site, &fleet, size.tasks, number).await;
+        work = Work::begun(site)?;
+        let trial = trial(site, &fleet, size.tasks, number, &mut work).await;
         let (seconds, latencies) = trial.with_context(|| format!("trial {number}"))?;
         let slowest = latencies.percentile(100).unwrap_or_default();
         note(&format!(
@@ -94,7 +98,13 @@ pub async fn run(site: &Site, size: Size, trials: usize) -> Result<Vec<Figure>> 
 
 /// Starts the tasks, waits until they run, and removes them. Returns how many seconds they took, and how many
 /// milliseconds each service that was created meanwhile.
-async fn trial(site: &Site, fleet: &Arc<Fleet>, tasks: u32, number: usize) -> Result<(f64, Samples)> {
+async fn trial(
+    site: &Site,
+    fleet: &Arc<Fleet>,
+    tasks: u32,
+    number: usize,
+    work: &mut Work,
+) -> Result<(f64, Samples)> {
     let each = tasks.div_ceil(SERVICES);
     let sizes = (0..SERVICES).map(|at| each.min(tasks.saturating_sub(at * each))).filter(|size| *size > 0);
     let specs: Vec<ServiceSpec> =
@@ -111,6 +121,7 @@ async fn trial(site: &Site, fleet: &Arc<Fleet>, tasks: u32, number: usize) -> Re
         probe(site, fleet, number, stopped),
     );
     let (seconds, (probed, latencies)) = (running?, probes?);
+    note(&work.since(site)?);
     for name in specs.iter().map(|spec| &spec.name).chain(&probed) {
         site.remove(front, name).await?;
     }
@@ -167,4 +178,36 @@ async fn drain(site: &Site, name: &str) -> Result<()> {
     let mut client = site.client(&site.managers()[0]).await?;
     client.control.update_node(request).await.with_context(|| format!("cannot drain {name}"))?;
     Ok(())
+}
+
+/// What the processes of a cluster have done.
+struct Work {
+    ticks: BTreeMap<String, u64>,
+}
+
+impl Work {
+    fn begun(site: &Site) -> Result<Self> {
+        let mut ticks = BTreeMap::new();
+        for name in site.managers() {
+            ticks.insert(name.clone(), process::usage(site.daemon(name)?)?.ticks);
+        }
+        let own = i32::try_from(std::process::id()).context("a process has a number")?;
+        ticks.insert("all other nodes".to_owned(), process::usage(own)?.ticks);
+        Ok(Self { ticks })
+    }
+
+    /// The processor time of each since then, for people, and the memory of the managers.
+    fn since(&self, site: &Site) -> Result<String> {
+        let now = Self::begun(site)?;
+        let mut words = Vec::new();
+        for (name, ticks) in &now.ticks {
+            let seconds = (ticks - self.ticks.get(name).unwrap_or(ticks)) as f64 / TICKS;
+            let memory = match site.daemon(name) {
+                Ok(pid) => format!(" and {:.0} MB", process::usage(pid)?.rss_bytes as f64 / 1e6),
+                Err(_) => String::new(),
+            };
+            words.push(format!("{name} {seconds:.1} s{memory}"));
+        }
+        Ok(format!("processor time: {}", words.join(", ")))
+    }
 }
