@@ -114,7 +114,9 @@ impl Recovered {
                 }
                 let end = self.entries.back().map(|entry| entry.log_id).or(self.purged);
                 if end.is_some() && end != after {
-                    return Err(Malformed("what is taken back begins behind an entry that was never written"));
+                    return Err(Malformed(
+                        "what is taken back begins behind an entry that was never written",
+                    ));
                 }
             }
             Kind::Purge(upto) => {
