@@ -13,6 +13,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -130,6 +131,8 @@ pub struct Network {
     links: Links,
     nft: Nft,
     conntrack: Conntrack,
+    /// What the tracked connections were last compared with.
+    swept: Mutex<Option<Backends>>,
     /// Whether there is a TUN.
     tun: bool,
 }
@@ -154,7 +157,8 @@ impl Network {
             opened => opened?,
         };
         let (nft, conntrack) = (Nft::open(&netns)?, Conntrack::open(&netns)?);
-        let network = Self { spec, netns, links, nft, conntrack, tun: !queues.is_empty() };
+        let swept = Mutex::default();
+        let network = Self { spec, netns, links, nft, conntrack, swept, tun: !queues.is_empty() };
         network.settle().await?;
         Ok((network, queues))
     }
@@ -163,6 +167,7 @@ impl Network {
     /// the TUN is gone; then the network has to be made again.
     pub async fn settle(&self) -> Result<()> {
         let Self { spec, netns, links, tun, .. } = self;
+        *self.swept.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let subnet = spec.checked_subnet()?;
         netns.set_sysctls(&[
             ("net/ipv4/ip_forward", "1"),
@@ -303,11 +308,19 @@ impl Network {
     /// Makes the virtual IPs and the policy exactly these, in one step, then forgets the tracked connections that lead
     /// to backends which are gone (to draining ones only those of UDP, which would never end, and in time those that
     /// have had no answer), and those that are no longer allowed, whose next packet is refused. To be called at each
-    /// change, and from time to time: what is right already stays.
+    /// change: what is right already stays. Connections are looked at when some may have to end, and anew after
+    /// [`Network::settle`].
     pub fn render(&self, backends: &Backends) -> Result<Rendered> {
         let changed = self.nft.ensure(&filter::table(&self.spec, backends))?;
-        let keepers = filter::Keepers::of(&self.spec, backends);
-        let forgotten = self.conntrack.delete(|connection| keepers.is_stale(connection))?;
+        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        // The kernel walks through the connections of all namespaces, which takes long where there are many.
+        let mut forgotten = 0;
+        if swept.as_ref().is_none_or(|before| filter::ends_connections(before, backends)) {
+            *swept = None;
+            let keepers = filter::Keepers::of(&self.spec, backends);
+            forgotten = self.conntrack.delete(|connection| keepers.is_stale(connection))?;
+        }
+        *swept = Some(backends.clone());
         Ok(Rendered { changed, forgotten })
     }
 

@@ -120,6 +120,23 @@ pub(super) fn refusal(name: &str, otherwise: Refusal) -> Chain {
 }
 
 /// Which connections may go on.
+/// Whether there may be connections that were all right before and are not any more.
+pub(super) fn ends_connections(before: &Backends, now: &Backends) -> bool {
+    let vips: BTreeMap<Ipv4Addr, &Vip> = now.vips.iter().map(|vip| (vip.address, vip)).collect();
+    let ends = |old: &Vip| {
+        vips.get(&old.address).is_none_or(|new| {
+            // Those of UDP end when their task begins to drain.
+            !old.backends.is_subset(&new.backends)
+                || old
+                    .draining
+                    .iter()
+                    .any(|task| !new.backends.contains(task) && !new.draining.contains(task))
+                || !new.closed.is_subset(&old.closed)
+        })
+    };
+    before.policy != now.policy || before.vips.iter().any(ends)
+}
+
 pub(super) struct Keepers<'a> {
     spec: &'a Spec,
     vips: BTreeMap<Ipv4Addr, &'a Vip>,
@@ -237,5 +254,36 @@ mod tests {
             }
         "#]]
         .assert_eq(&places_cut(&table(&spec, &backends).to_string()));
+    }
+
+    #[test]
+    fn connections_end_when_a_task_or_a_permission_goes_and_not_when_one_comes() {
+        let ip = |last| Ipv4Addr::new(10, 50, 0, last);
+        let set = |tasks: &[u8]| tasks.iter().map(|last| ip(*last)).collect::<BTreeSet<_>>();
+        let of = |backends: &[u8], draining: &[u8], closed: &[u8]| Backends {
+            vips: vec![Vip {
+                address: ip(100),
+                backends: set(backends),
+                draining: set(draining),
+                closed: set(closed),
+                affinity: false,
+            }],
+            policy: Policy::default(),
+        };
+        let before = of(&[2, 3], &[4], &[]);
+        for (now, ends) in [
+            (of(&[2, 3], &[4], &[]), false),
+            (of(&[2, 3, 5], &[4], &[]), false),
+            (of(&[2, 3, 4], &[], &[]), false),
+            (of(&[2], &[3, 4], &[]), true),
+            (of(&[2, 3], &[], &[]), true),
+            (of(&[2, 3], &[4], &[4]), true),
+            (Backends::default(), true),
+        ] {
+            assert_eq!(ends_connections(&before, &now), ends, "{now:?}");
+        }
+        assert!(!ends_connections(&Backends::default(), &before), "a service that is new");
+        let other = Policy { isolated: true, ..Policy::default() };
+        assert!(ends_connections(&before, &Backends { policy: other, ..before.clone() }));
     }
 }
