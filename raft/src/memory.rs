@@ -27,6 +27,8 @@ struct State {
     logs: BTreeMap<RaftId, Log>,
     /// Directed: what the first sends, the second does not get.
     cut: BTreeSet<(RaftId, RaftId)>,
+    /// Calls across a cut hang.
+    silent: bool,
     calls: BTreeMap<(RaftId, RaftId), u64>,
 }
 
@@ -71,6 +73,12 @@ impl Network {
         });
     }
 
+    /// The same, and whoever calls across is not told that it is in vain, as when a machine has lost its power.
+    pub fn silence(&self, apart: &[RaftId]) {
+        self.change(|state| state.silent = true);
+        self.partition(apart);
+    }
+
     /// How many calls the first has made to the second, streams apart.
     pub fn calls(&self, from: RaftId, to: RaftId) -> u64 {
         self.state().calls.get(&(from, to)).copied().unwrap_or(0)
@@ -78,7 +86,10 @@ impl Network {
 
     /// Undoes all cuts.
     pub fn heal(&self) {
-        self.change(|state| state.cut.clear());
+        self.change(|state| {
+            state.cut.clear();
+            state.silent = false;
+        });
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {
@@ -124,15 +135,26 @@ impl Transport for Port {
         &'a self,
         to: &'a Member,
         frame: Bytes,
-        _: Duration,
+        patience: Duration,
     ) -> BoxFuture<'a, Result<Bytes, Unreachable>> {
         Box::pin(async move {
-            let peer = self.network.connect(self.me, to)?;
-            *self.network.state().calls.entry((self.me, to.id)).or_default() += 1;
-            tokio::select! {
-                answer = peer.handle_call(frame) => Ok(answer),
-                () = self.network.broken(self.me, to.id) => Err(Unreachable::new("the connection broke")),
+            let answer = match self.network.connect(self.me, to) {
+                Err(error) => Err(error),
+                Ok(peer) => {
+                    *self.network.state().calls.entry((self.me, to.id)).or_default() += 1;
+                    tokio::select! {
+                        answer = peer.handle_call(frame) => Ok(answer),
+                        () = self.network.broken(self.me, to.id) => {
+                            Err(Unreachable::new("the connection broke"))
+                        }
+                    }
+                }
+            };
+            let silent = self.network.state().silent;
+            if answer.is_err() && silent {
+                tokio::time::sleep(patience).await;
             }
+            answer
         })
     }
 

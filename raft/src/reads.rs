@@ -87,7 +87,13 @@ impl Core {
             let Some(leader) = status.leader else { continue };
             let asked = match leader.id == self.config.id {
                 true => self.leader_index().await,
-                false => self.ask_index(&leader).await,
+                false => tokio::select! {
+                    asked = self.ask_index(&leader) => asked,
+                    // One that has lost its power never says that it does not answer; its successor does.
+                    _ = self.wait(self.config.patience, |now| now.leader.as_ref() != Some(&leader)) => {
+                        Err(ReadError::NoLeader)
+                    }
+                },
             };
             match asked {
                 Ok(index) => return Ok(index),

@@ -485,6 +485,23 @@ async fn reads_on_any_member_see_what_was_acknowledged() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_waits_for_a_leader_that_is_lost_is_answered_by_its_successor() {
+    let cluster = Cluster::start(3).await;
+    let proposed = cluster.propose("before").await;
+    let leader = cluster.leader().await;
+    cluster.network.silence(&[RaftId(leader)]);
+    let followers = cluster.ids().into_iter().filter(|id| *id != leader);
+    let mut reads = tokio::task::JoinSet::new();
+    for log in followers.map(|id| cluster.log(id).clone()) {
+        // One of them is elected meanwhile.
+        reads.spawn(async move { log.read_index().await });
+    }
+    while let Some(read) = reads.join_next().await {
+        assert!(read.unwrap().unwrap() >= proposed.index);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_is_handed_over_in_an_instant() {
     let cluster = Cluster::start(3).await;
     cluster.propose("before").await;
