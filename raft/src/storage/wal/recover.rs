@@ -112,8 +112,8 @@ impl Recovered {
                 while self.entries.back().is_some_and(|entry| entry.log_id.index >= self.next) {
                     self.entries.pop_back();
                 }
-                let end = self.entries.back().map(|entry| entry.log_id).or(self.purged);
-                if end.is_some() && end != after {
+                // Without an entry before it, it may end in what a snapshot covers.
+                if self.entries.back().is_some_and(|entry| Some(entry.log_id) != after) {
                     return Err(Malformed(
                         "what is taken back begins behind an entry that was never written",
                     ));
