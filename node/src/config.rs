@@ -26,6 +26,9 @@ pub struct Flags {
     /// Address to listen on until `init` or `join` says otherwise
     #[arg(long, value_name = "IP:PORT")]
     pub listen_addr: Option<SocketAddr>,
+    /// Give managers that are slow, or far from one another, time to answer; the same on all managers
+    #[arg(long)]
+    pub patient: bool,
     /// Configuration file
     #[arg(long, default_value = "/etc/rswarm/rswarm.toml")]
     pub config: PathBuf,
@@ -41,6 +44,8 @@ struct File {
     cgroup_parent: Option<String>,
     listen_addr: Option<SocketAddr>,
     user_ids: Option<String>,
+    #[serde(default)]
+    patient: bool,
     #[serde(default)]
     insecure_registries: Vec<String>,
     #[serde(default)]
@@ -76,6 +81,8 @@ pub struct Config {
     pub cgroup_parent: String,
     /// What `init` and `join` listen on when they do not say.
     pub listen_addr: SocketAddr,
+    /// Whether managers are given time to answer one another: heartbeats twice a second, elections after 1.5 to 3 s.
+    pub patient: bool,
     /// The ids that containers with users of their own are given.
     pub user_ids: UserIds,
     /// Registries that are spoken to without TLS, as "host:port".
@@ -106,6 +113,7 @@ impl Config {
                 .listen_addr
                 .or(file.listen_addr)
                 .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT))),
+            patient: flags.patient || file.patient,
             user_ids: file
                 .user_ids
                 .map_or(Ok(UserIds::default()), |text| text.parse())
@@ -256,6 +264,7 @@ mod tests {
                 run_dir: None,
                 cgroup_parent: None,
                 listen_addr: None,
+                patient: false,
                 config: path,
             };
             Config::new(flags, None)

@@ -63,6 +63,8 @@ pub struct Status {
     /// A leader: when a quorum last acknowledged it. Others: when they last heard from their leader. Kept up to
     /// date without waking those who watch.
     pub quorum_heard_at: Option<Instant>,
+    /// How often a leader is heard.
+    pub heartbeat: Duration,
     /// Other managers have committed a membership without this one, which will hear no more of the log: it
     /// should wipe its directory.
     pub removed: bool,
@@ -134,6 +136,7 @@ pub(crate) async fn publish(
     mut metrics: impl WatchReceiverOf,
     status: Arc<watch::Sender<Status>>,
     ties: Arc<Ties>,
+    heartbeat: Duration,
     stall: Duration,
 ) {
     let mut members = Members::default();
@@ -152,6 +155,7 @@ pub(crate) async fn publish(
         let left_out_by = ties.removed_by.load(Ordering::Relaxed);
         next.removed = left_out_by > next.membership_index;
         next.incarnation = ties.life.incarnation;
+        next.heartbeat = heartbeat;
         next.superseded = ties.superseded();
         status.send_if_modified(|status| status.become_next(next));
         // Under load there is news several times for each entry; who watches can do with a thousandth of a second.
@@ -227,6 +231,7 @@ impl Members {
             quorum_heard_at: metrics
                 .last_quorum_acked
                 .and_then(|at| Instant::now().checked_sub(at.elapsed())),
+            heartbeat: Duration::default(),
             removed: false,
             incarnation: Incarnation::FIRST,
             superseded: None,
