@@ -144,10 +144,12 @@ impl Log {
         }
 
         let heartbeat = config.heartbeat;
-        let first = Status { id: config.id, role: Role::Learner, incarnation, heartbeat, ..Status::default() };
+        let first =
+            Status { id: config.id, role: Role::Learner, incarnation, heartbeat, ..Status::default() };
         let (publisher, status) = watch::channel(first);
         let publisher = Arc::new(publisher);
-        let publishing = status::publish(raft.metrics(), publisher.clone(), ties.clone(), heartbeat, config.stall);
+        let publishing =
+            status::publish(raft.metrics(), publisher.clone(), ties.clone(), heartbeat, config.stall);
         let mut tasks = vec![tokio::spawn(publishing)];
         let (reads, asked) = Reads::new();
         let core = Arc::new(Core {

@@ -65,7 +65,8 @@ impl Contents<'_> {
         }
         let mut order = String::new();
         for module in self.kernel.files_of(&self.modules)? {
-            let name = module.file_name().and_then(|name| name.to_str()).context("a module's name is text")?;
+            let name =
+                module.file_name().and_then(|name| name.to_str()).context("a module's name is text")?;
             out = copy(out, &format!("modules/{name}"), &module)?;
             order = order + name + "\n";
         }

@@ -200,8 +200,7 @@ fn run(stream: &TcpStream, words: &[String]) -> Result<()> {
     let [program, arguments @ ..] = words else { bail!("an empty command") };
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(environment()).current_dir("/root").process_group(0);
-    let spawned =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = match spawned {
         Ok(child) => child,
         Err(error) => {

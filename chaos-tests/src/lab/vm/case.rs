@@ -4,12 +4,12 @@
 use std::{
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
-    net::Ipv4Addr,
+    ops::ControlFlow,
     os::{
         fd::OwnedFd,
         unix::net::{UnixListener, UnixStream},
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -67,10 +67,9 @@ pub(in crate::lab) fn hold(
     unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace")?;
     let own = directory.join(&node.name);
     furnish(directory, &own)?;
-    let address = subnet.node(node.number);
     let facts = Facts {
         name: node.name.clone(),
-        address,
+        address: subnet.node(node.number),
         hosts: record.nodes.iter().map(|node| (subnet.node(node.number), node.name.clone())).collect(),
         key: fresh_key()?,
         capacity: node.capacity,
@@ -83,7 +82,7 @@ pub(in crate::lab) fn hold(
     let listen = |path| UnixListener::bind(path).with_context(|| format!("cannot listen on {path}"));
     let doors = [(ORDERS, listen(ORDERS)?), (SOCKET, listen(SOCKET)?), (DOOR, listen(DOOR)?)];
     announce_ready()?;
-    let case = Arc::new(Case { address, key: facts.key, state: Mutex::default(), changed: Condvar::new() });
+    let case = Arc::new(Case { own: own.clone(), facts, state: Mutex::default(), changed: Condvar::new() });
     for (path, listener) in doors {
         let case = case.clone();
         thread::spawn(move || case.serve(path, &listener));
@@ -132,8 +131,8 @@ fn lay_cable(port: &str) -> Result<OwnedFd> {
 }
 
 struct Case {
-    address: Ipv4Addr,
-    key: String,
+    own: PathBuf,
+    facts: Facts,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -157,14 +156,17 @@ impl Case {
     }
 
     /// A line of the console.
-    fn hear(&self, line: &str, accelerated: bool) {
+    fn hear(&self, line: &str, accelerated: bool) -> ControlFlow<()> {
         let mut state = self.state();
         match line {
             UP => state.up = None,
             READY => state.up = Some((state.began.elapsed(), accelerated)),
-            _ => return,
+            // It would stand there for ever. One that has been up does so, as machines do.
+            _ if state.up.is_none() && line.contains("Kernel panic") => return ControlFlow::Break(()),
+            _ => {}
         }
         self.changed.notify_all();
+        ControlFlow::Continue(())
     }
 
     fn serve(self: Arc<Self>, path: &str, listener: &UnixListener) {
@@ -176,8 +178,7 @@ impl Case {
                 let done = match path.as_str() {
                     ORDERS => case.obey(&stream),
                     SOCKET => case.lead(stream, &Request::Daemon),
-                    _ => agent::line(&stream)
-                        .and_then(|request| agent::join(stream, case.call(&request)?)),
+                    _ => agent::line(&stream).and_then(|request| agent::join(stream, case.call(&request)?)),
                 };
                 if let Err(error) = done {
                     eprintln!("{path}: {error:#}");
@@ -190,7 +191,8 @@ impl Case {
         if self.state().up.is_none() {
             bail!("the machine is still booting");
         }
-        agent::call(self.address, &self.key, request, PATIENCE).context("the machine does not answer")
+        agent::call(self.facts.address, &self.facts.key, request, PATIENCE)
+            .context("the machine does not answer")
     }
 
     fn lead(&self, stream: UnixStream, request: &Request) -> Result<()> {
@@ -223,13 +225,15 @@ impl Case {
             }
             ["reset"] => {
                 *self.state() = State::default();
+                write_facts(&Facts { clock_ms: clock_of(&self.own), ..self.facts.clone() })?;
                 ask("system_reset", json!({}))?;
                 ask("cont", json!({}))?;
                 Ok("booting".into())
             }
             ["throttle", writes] => {
                 let writes: u32 = writes.parse().context("no number of writes")?;
-                let none = ["bps", "bps_rd", "bps_wr", "iops", "iops_rd"].map(|key| (key.to_owned(), json!(0)));
+                let none =
+                    ["bps", "bps_rd", "bps_wr", "iops", "iops_rd"].map(|key| (key.to_owned(), json!(0)));
                 let mut limits: serde_json::Map<String, serde_json::Value> = none.into_iter().collect();
                 limits.insert("iops_wr".into(), json!(writes));
                 limits.insert("device".into(), json!(DISK));

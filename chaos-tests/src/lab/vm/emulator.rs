@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{BufReader, Write},
+    ops::ControlFlow,
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
     process::{Child, Command, Stdio},
@@ -43,8 +44,8 @@ pub(super) struct Parts<'a> {
 
 impl Parts<'_> {
     /// Runs the machine until its emulator ends; `heard` is told each line of the console, and whether the processor is
-    /// KVM's.
-    pub fn run(&self, heard: &mut dyn FnMut(&str, bool)) -> Result<()> {
+    /// KVM's, and may break off.
+    pub fn run(&self, heard: &mut dyn FnMut(&str, bool) -> ControlFlow<()>) -> Result<()> {
         let note = self.lab.join(NO_KVM);
         if qemu::has_kvm() && !note.exists() {
             if self.attempt(true, heard)? {
@@ -60,7 +61,11 @@ impl Parts<'_> {
     }
 
     /// Returns whether the kernel came as far as its first process.
-    fn attempt(&self, accelerated: bool, heard: &mut dyn FnMut(&str, bool)) -> Result<bool> {
+    fn attempt(
+        &self,
+        accelerated: bool,
+        heard: &mut dyn FnMut(&str, bool) -> ControlFlow<()>,
+    ) -> Result<bool> {
         let (mut child, lines) = self.start(accelerated)?;
         let path = self.own.join(CONSOLE);
         let log = File::options().create(true).append(true).open(&path);
@@ -81,7 +86,9 @@ impl Parts<'_> {
                 // A full disk costs what the console said, and nothing else.
                 let _ = writeln!(log, "{line}");
             }
-            heard(&line, accelerated);
+            if heard(&line, accelerated).is_break() {
+                break;
+            }
         }
         // It may have ended by itself.
         let _ = child.kill();

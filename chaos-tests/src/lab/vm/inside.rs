@@ -112,7 +112,8 @@ fn live() -> Result<()> {
     connect(facts.address)?;
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).context("cannot listen for orders")?;
     let log = awaited(LOG_PORT)?;
-    let log = File::options().write(true).open(&log).with_context(|| format!("cannot open {}", log.display()))?;
+    let log =
+        File::options().write(true).open(&log).with_context(|| format!("cannot open {}", log.display()))?;
     let words = facts.daemon.unwrap_or_else(|| {
         let words = [PROGRAM, "daemon", "--socket", SOCKET, "--listen-addr", "0.0.0.0:2377"];
         let pace = is_emulated().then_some("--patient");

@@ -158,5 +158,8 @@ fn words_of(said: &[u8]) -> String {
 fn mke2fs() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let usual = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(usual).map(|directory| directory.join("mke2fs")).find(|path| path.is_file())
+    std::env::split_paths(&path)
+        .chain(usual)
+        .map(|directory| directory.join("mke2fs"))
+        .find(|path| path.is_file())
 }

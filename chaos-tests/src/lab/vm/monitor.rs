@@ -24,10 +24,9 @@ pub(super) fn ask(socket: &Path, command: &str, arguments: &Value) -> Result<()>
         let mut lines = BufReader::new((&stream).take(ANSWER_MAX)).lines();
         // It greets first.
         lines.next().context("it said nothing")??;
-        for request in [
-            json!({"execute": "qmp_capabilities"}),
-            json!({"execute": command, "arguments": arguments}),
-        ] {
+        for request in
+            [json!({"execute": "qmp_capabilities"}), json!({"execute": command, "arguments": arguments})]
+        {
             writeln!(&stream, "{request}")?;
             answer(&mut lines)?;
         }
