@@ -148,8 +148,9 @@ impl Log {
             Status { id: config.id, role: Role::Learner, incarnation, heartbeat, ..Status::default() };
         let (publisher, status) = watch::channel(first);
         let publisher = Arc::new(publisher);
+        let (metrics, turns) = (raft.metrics(), raft.server_metrics());
         let publishing =
-            status::publish(raft.metrics(), publisher.clone(), ties.clone(), heartbeat, config.stall);
+            status::publish(metrics, turns, publisher.clone(), ties.clone(), (heartbeat, config.stall));
         let mut tasks = vec![tokio::spawn(publishing)];
         let (reads, asked) = Reads::new();
         let core = Arc::new(Core {

@@ -74,7 +74,17 @@ fn a_machine_stands_still_and_is_reset_and_has_a_clock_of_its_own() -> Result<()
     lab.set_clock("n1", 3_600_000)?;
     expect_ahead(&lab, 3_600)?;
     lab.node("n1").rswarm(&["keep", "/run/lost", "x"])?.ok()?;
-    lab.reset("n1")?;
+    // Who speaks with the machine is told that it has gone.
+    let address = format!("{}:7001", lab.node("n1").address()?);
+    std::thread::scope(|scope| {
+        let asked = scope
+            .spawn(|| lab.node("n1").exec_within(&["rswarm", "answer", "7001"], Duration::from_secs(60)));
+        let answers = || Ok(std::net::TcpStream::connect(&address).is_ok());
+        let reset = eventually("the command runs", answers).and_then(|()| lab.reset("n1"));
+        let ran = asked.join().unwrap();
+        reset.and(ran)
+    })
+    .and_then(|ran| Ok(ensure!(ran.code == 125, "{ran:?}")))?;
     ensure!(lab.status()?.nodes[0].boots == 2);
     ensure!(lab.node("n1").rswarm(&["show", "/run/lost"])?.code == 1, "a new boot has a new /run");
     expect_ahead(&lab, 3_600)?;

@@ -2,8 +2,10 @@
 //! takes the node's orders, and leads whoever speaks with the node's sockets to the agent in the machine.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, TcpStream},
     ops::ControlFlow,
     os::{
         fd::OwnedFd,
@@ -82,7 +84,13 @@ pub(in crate::lab) fn hold(
     let listen = |path| UnixListener::bind(path).with_context(|| format!("cannot listen on {path}"));
     let doors = [(ORDERS, listen(ORDERS)?), (SOCKET, listen(SOCKET)?), (DOOR, listen(DOOR)?)];
     announce_ready()?;
-    let case = Arc::new(Case { own: own.clone(), facts, state: Mutex::default(), changed: Condvar::new() });
+    let case = Arc::new(Case {
+        own: own.clone(),
+        facts,
+        calls: Mutex::default(),
+        state: Mutex::default(),
+        changed: Condvar::new(),
+    });
     for (path, listener) in doors {
         let case = case.clone();
         thread::spawn(move || case.serve(path, &listener));
@@ -133,6 +141,8 @@ fn lay_cable(port: &str) -> Result<OwnedFd> {
 struct Case {
     own: PathBuf,
     facts: Facts,
+    /// Conversations with the machine under way, and the number of the next one.
+    calls: Mutex<(u64, BTreeMap<u64, TcpStream>)>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -177,8 +187,10 @@ impl Case {
             thread::spawn(move || {
                 let done = match path.as_str() {
                     ORDERS => case.obey(&stream),
-                    SOCKET => case.lead(stream, &Request::Daemon),
-                    _ => agent::line(&stream).and_then(|request| agent::join(stream, case.call(&request)?)),
+                    SOCKET => serde_json::to_string(&Request::Daemon)
+                        .map_err(Into::into)
+                        .and_then(|request| case.lead(stream, &request)),
+                    _ => agent::line(&stream).and_then(|request| case.lead(stream, &request)),
                 };
                 if let Err(error) = done {
                     eprintln!("{path}: {error:#}");
@@ -187,7 +199,7 @@ impl Case {
         }
     }
 
-    fn call(&self, request: &str) -> Result<std::net::TcpStream> {
+    fn call(&self, request: &str) -> Result<TcpStream> {
         if self.state().up.is_none() {
             bail!("the machine is still booting");
         }
@@ -195,8 +207,30 @@ impl Case {
             .context("the machine does not answer")
     }
 
-    fn lead(&self, stream: UnixStream, request: &Request) -> Result<()> {
-        agent::join(stream, self.call(&serde_json::to_string(request)?)?)
+    fn lead(&self, stream: UnixStream, request: &str) -> Result<()> {
+        let there = self.call(request)?;
+        let twin = there.try_clone().context("cannot share a socket")?;
+        let number = {
+            let mut calls = self.calls();
+            calls.0 += 1;
+            let number = calls.0;
+            calls.1.insert(number, twin);
+            number
+        };
+        let done = agent::join(stream, there);
+        self.calls().1.remove(&number);
+        done
+    }
+
+    /// A machine that is reset says no farewell: who speaks with it would wait for ever.
+    fn hang_up(&self) {
+        for call in self.calls().1.values() {
+            let _ = call.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn calls(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, TcpStream>)> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One order, one line in, one line out. What the case does not know is for the machine.
@@ -227,6 +261,7 @@ impl Case {
                 *self.state() = State::default();
                 write_facts(&Facts { clock_ms: clock_of(&self.own), ..self.facts.clone() })?;
                 ask("system_reset", json!({}))?;
+                self.hang_up();
                 ask("cont", json!({}))?;
                 Ok("booting".into())
             }

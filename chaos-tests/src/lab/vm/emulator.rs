@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use super::{CONSOLE, DISK_FILE, IMAGE, NO_KVM};
+use super::{CONSOLE, DISK_FILE, NO_KVM, image_for};
 use crate::vm::{
     Kernel,
     qemu::{self, KVM_PATIENCE},
@@ -109,7 +109,7 @@ impl Parts<'_> {
             .arg("-kernel")
             .arg(&kernel.image)
             .arg("-initrd")
-            .arg(self.lab.join(IMAGE));
+            .arg(image_for(self.lab, &kernel));
         // What it guards against, other machines on one processor, an emulated one has not.
         let guards = if accelerated { "" } else { " mitigations=off" };
         command.args(["-append", &format!("console=ttyS0 quiet{guards}")]);

@@ -42,8 +42,6 @@ pub(super) const BOOT_PATIENCE: Duration = Duration::from_secs(300);
 /// How long its daemon may take to listen.
 pub(super) const DAEMON_PATIENCE: Duration = Duration::from_secs(120);
 
-/// The image that a lab's machines boot from, in its directory.
-const IMAGE: &str = "initramfs";
 /// Written there when KVM has turned out not to work.
 const NO_KVM: &str = "no-kvm";
 /// A machine's disk, in its directory.
@@ -111,12 +109,12 @@ pub fn missing() -> Option<String> {
 
 /// Makes what the machines of a lab boot from, unless it is there and as new as the program.
 pub(super) fn prepare_lab(directory: &Path, record: &Record) -> Result<()> {
-    let (path, draft) = (directory.join(IMAGE), directory.join("initramfs.new"));
+    let kernel = Kernel::find()?;
+    let (path, draft) = (image_for(directory, &kernel), directory.join("initramfs.new"));
     let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     if changed(&path).is_some_and(|made| changed(&record.program).is_some_and(|program| program < made)) {
         return Ok(());
     }
-    let kernel = Kernel::find()?;
     let contents = image::Contents {
         kernel: &kernel,
         modules: image::DISK_MODULES.iter().chain(&DEVICES).chain(&NEEDED).map(ToString::to_string).collect(),
@@ -126,6 +124,11 @@ pub(super) fn prepare_lab(directory: &Path, record: &Record) -> Result<()> {
     };
     contents.write(&draft).context("cannot make the image that machines boot from")?;
     fs::rename(&draft, &path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The image that a lab's machines boot from, in its directory. It holds modules of one kernel.
+fn image_for(directory: &Path, kernel: &Kernel) -> PathBuf {
+    directory.join(format!("initramfs-{}", kernel.release))
 }
 
 /// Makes what a machine has of its own, and keeps over a power cycle.
