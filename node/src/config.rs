@@ -1,5 +1,6 @@
 //! How a daemon is told where things are: flags, and `/etc/rswarm/rswarm.toml` for what flags do not say.
 
+use crate::cdi;
 use crate::executor::UserIds;
 use anyhow::{Context, Result};
 use rswarm_control::model::{Labels, Stocks, stocks};
@@ -45,6 +46,7 @@ struct File {
     listen_addr: Option<SocketAddr>,
     user_ids: Option<String>,
     runtime: Option<PathBuf>,
+    cdi_spec_dirs: Option<Vec<PathBuf>>,
     #[serde(default)]
     insecure_registries: Vec<String>,
     #[serde(default)]
@@ -84,6 +86,8 @@ pub struct Config {
     pub user_ids: UserIds,
     /// The OCI runtime that makes the containers, if their shims do not.
     pub runtime: Option<PathBuf>,
+    /// Where the files are that name devices; what is in a later one counts.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// Registries that are spoken to without TLS, as "host:port".
     pub insecure_registries: Vec<String>,
     /// What constraints read as `engine.labels.KEY`.
@@ -118,6 +122,7 @@ impl Config {
                 .map_err(|error| anyhow::anyhow!("user-ids: {error}"))
                 .with_context(unusable)?,
             runtime: flags.runtime.or(file.runtime),
+            cdi_spec_dirs: file.cdi_spec_dirs.unwrap_or_else(|| cdi::DIRECTORIES.map(PathBuf::from).to_vec()),
             insecure_registries: file.insecure_registries,
             labels: labels(&file.labels).with_context(unusable)?,
             generic: stocks(&file.generic_resources).with_context(unusable)?,

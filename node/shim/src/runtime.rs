@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::io::Read;
 use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -31,7 +32,7 @@ const CONSOLE_SOCKET: &str = "console";
 /// What the runtime keeps about the container.
 const STATE_DIR: &str = "state";
 /// How much is read of what a runtime says of itself.
-const WORDS_MAX: usize = 64 * 1024;
+const WORDS_MAX: u64 = 64 * 1024;
 
 /// A runtime, as it is used for one container.
 pub struct Runtime<'a> {
@@ -85,14 +86,24 @@ impl<'a> Runtime<'a> {
         let console = self.bundle.launch.tty.map(|size| self.listen().map(|at| (at, size))).transpose()?;
         self.create(stdio, console.is_some())?;
         let child = self.first_process()?;
-        let terminal = console.map(|(listener, size)| receive_terminal(&listener, size)).transpose()?;
-        if let Some(cgroup) = cgroup {
-            // Where there is a hierarchy that the runtime does not know of.
-            cgroup.add(child.pid, false).map_err(failed)?;
+        let go = || -> Result<(Option<OwnedFd>, Guard)> {
+            let terminal = console.map(|(listener, size)| receive_terminal(&listener, size)).transpose()?;
+            if let Some(cgroup) = cgroup {
+                // Where there is a hierarchy that the runtime does not know of.
+                cgroup.add(child.pid, false).map_err(failed)?;
+            }
+            let guard = Guard::begin(&child, cgroup)?;
+            self.run(&["start", &self.bundle.launch.id])?;
+            Ok((terminal, guard))
+        };
+        match go() {
+            Ok((terminal, guard)) => Ok(Started { child, terminal, guard: Some(guard) }),
+            Err(failure) => {
+                // A runtime takes what is dead but not reaped for alive, and waits.
+                process::kill_and_reap(&child);
+                Err(failure)
+            }
         }
-        let guard = Some(Guard::begin(&child, cgroup)?);
-        self.run(&["start", &self.bundle.launch.id])?;
-        Ok(Started { child, terminal, guard })
     }
 
     /// The runtime sends its end of the terminal here.
@@ -170,8 +181,11 @@ impl<'a> Runtime<'a> {
 
     /// Why a command has failed, in the runtime's words, and with the code that Docker would give it.
     fn refusal(&self, command: &str, status: i32, log: &Path) -> Failure {
-        let text = fs::read(log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text[..text.len().min(WORDS_MAX)]);
+        let mut text = Vec::new();
+        if let Ok(file) = fs::File::open(log) {
+            let _ = file.take(WORDS_MAX).read_to_end(&mut text);
+        }
+        let text = String::from_utf8_lossy(&text);
         let said = said(&text).unwrap_or_else(|| format!("exit code {}", exit_code(status).0));
         Failure { code: code(&said), message: format!("{} {command}: {said}", self.path.display()) }
     }

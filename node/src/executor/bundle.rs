@@ -228,6 +228,7 @@ fn spec(request: &ContainerRequest, home: &Path, meta: &Meta) -> Value {
             "oomScoreAdj": request.oom_score_adj,
         },
         "mounts": mounts(request, home, bound),
+        "hooks": hooks(request),
         "linux": {
             "devices": devices,
             "namespaces": namespaces,
@@ -241,6 +242,18 @@ fn spec(request: &ContainerRequest, home: &Path, meta: &Meta) -> Value {
             "seccomp": named.then(seccomp::named),
         },
     })
+}
+
+/// By their moments.
+fn hooks(request: &ContainerRequest) -> Option<Value> {
+    let mut hooks = serde_json::Map::new();
+    for hook in &request.hooks {
+        let one = json!({"path": hook.path, "args": hook.args, "env": hook.env, "timeout": hook.timeout});
+        if let Value::Array(list) = hooks.entry(hook.hook_name.as_str()).or_insert_with(|| json!([])) {
+            list.push(one);
+        }
+    }
+    (!hooks.is_empty()).then_some(Value::Object(hooks))
 }
 
 fn rlimits(request: &ContainerRequest) -> Vec<Value> {

@@ -35,7 +35,7 @@ pub use look::{Process, Traffic};
 pub use probe::{Probe, ProbeOutcome};
 pub use request::device_numbers;
 pub use request::{
-    ContainerRequest, Device, Dns, IoLimit, Limits, LogDriver, LogOptions, Mount, Privileges, Rlimit,
+    ContainerRequest, Device, Dns, Hook, IoLimit, Limits, LogDriver, LogOptions, Mount, Privileges, Rlimit,
 };
 use rswarm_shim::cgroup::{Cgroup, Lack, Layout};
 pub use rswarm_shim::cgroup::{Pressure, Usage};
@@ -302,7 +302,11 @@ impl Executor {
         undisturbed(async move {
             request::check(&request)?;
             let runtime = executor.inner.runtime.as_ref();
-            if let Some(reason) = runtime.and_then(|runtime| runtime.refuses(&request)) {
+            let refused = match runtime {
+                Some(runtime) => runtime.refuses(&request),
+                None => (!request.hooks.is_empty()).then(|| "only another runtime runs hooks".to_owned()),
+            };
+            if let Some(reason) = refused {
                 return Err(Error::Invalid { id: request.id, reason });
             }
             let _creation = executor.inner.creation(&request.id).lock().await;

@@ -3,7 +3,7 @@
 
 use super::bench::{Bench, Claim, claims};
 use super::{adoption, beside, ends, limits, streams};
-use rswarm::executor::{Config, ContainerRequest, Device, Error, Executor, Mount, Rlimit};
+use rswarm::executor::{Config, ContainerRequest, Device, Error, Executor, Hook, Mount, Rlimit};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,6 +15,7 @@ pub const CLAIMS: &[Claim] = claims![
     ends_are_told_as_if_runc_had_made_it,
     what_is_promised_of_containers_is_kept_by_runc,
     what_another_runtime_cannot_do_is_refused,
+    hooks_are_run_by_another_runtime_only,
     a_runtime_that_will_not_do_is_refused_at_once,
 ];
 
@@ -270,6 +271,27 @@ fn what_another_runtime_cannot_do_is_refused(bench: &mut Bench) {
             }
             other => panic!("{flag}: {other:?}"),
         }
+    }
+}
+
+fn hooks_are_run_by_another_runtime_only(bench: &mut Bench) {
+    let mark = bench.directory.path().join("mark");
+    let hook = |moment: &str| Hook {
+        hook_name: moment.into(),
+        path: "/bin/sh".into(),
+        args: ["sh", "-c", &format!("echo {moment} >> {}", mark.display())].map(String::from).into(),
+        env: vec!["PATH=/bin".into()],
+        timeout: Some(5),
+    };
+    let mut request = bench.request(&["exit", "0"]);
+    request.hooks = vec![hook("createRuntime"), hook("poststop")];
+    match bench.wait(bench.executor.create(request.clone())) {
+        Err(Error::Invalid { reason, .. }) => assert!(reason.contains("only another runtime"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    if by_runc(bench) {
+        assert_eq!(bench.run(request).0, 0);
+        assert_eq!(fs::read_to_string(mark).unwrap(), "createRuntime\npoststop\n");
     }
 }
 
