@@ -490,6 +490,42 @@ async fn a_connection_from_the_port_of_a_former_one_is_not_forgotten_in_its_stea
 }
 
 #[tokio::test]
+async fn a_connection_that_is_answered_while_others_are_looked_at_is_kept() {
+    let Some(pins) = Pins::new() else { return };
+    let (network, _tun) = pins.network("net").await;
+    let (client, b) = (pins.container(&network, 2).await, pins.container(&network, 3).await);
+    let server = b.netns().run(|| UdpSocket::bind(("0.0.0.0", PORT))).unwrap().unwrap();
+    network.render(&services(&[vip(100, &[3])])).unwrap();
+    let asking = client.netns().run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    for socket in [&server, &asking] {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    asking.send_to(b"?", (v4(100), PORT)).unwrap();
+    let (_, from) = server.recv_from(&mut [0; 8]).unwrap();
+
+    let conntrack = Conntrack::open(network.netns()).unwrap();
+    let mut answered = false;
+    let unanswered = |found: &conntrack::Connection| {
+        let is_stale = found.dnat && !found.answered;
+        if is_stale && !std::mem::replace(&mut answered, true) {
+            server.send_to(b"!", from).unwrap();
+            let (_, by) = asking.recv_from(&mut [0; 8]).unwrap();
+            assert_eq!(by.ip(), v4(100), "the client knows nobody else");
+        }
+        is_stale
+    };
+    assert_eq!(conntrack.delete(unanswered).unwrap(), 0);
+    server.send_to(b"and again", from).unwrap();
+    assert_eq!(asking.recv_from(&mut [0; 16]).unwrap().1.ip(), v4(100));
+
+    // Nobody answers the other one.
+    let other = client.netns().run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    other.send_to(b"?", (v4(100), PORT)).unwrap();
+    server.recv_from(&mut [0; 8]).unwrap();
+    assert_eq!(conntrack.delete(|found| found.dnat && !found.answered).unwrap(), 1);
+}
+
+#[tokio::test]
 async fn a_connection_in_the_making_goes_to_another_task_when_its_own_leaves() {
     let Some(pins) = Pins::new() else { return };
     let (network, _tun) = pins.network("net").await;

@@ -146,7 +146,8 @@ impl Log {
         let (publisher, status) =
             watch::channel(Status { id: config.id, role: Role::Learner, incarnation, ..Status::default() });
         let publisher = Arc::new(publisher);
-        let publishing = status::publish(raft.metrics(), publisher.clone(), ties.clone(), config.stall);
+        let (metrics, turns) = (raft.metrics(), raft.server_metrics());
+        let publishing = status::publish(metrics, turns, publisher.clone(), ties.clone(), config.stall);
         let mut tasks = vec![tokio::spawn(publishing)];
         let (reads, asked) = Reads::new();
         let core = Arc::new(Core {

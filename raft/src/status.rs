@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::metrics::RaftServerMetrics;
 use openraft::{RaftMetrics, ServerState};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -126,12 +127,13 @@ impl Heard {
 
 pub(crate) type Metrics = RaftMetrics<Types>;
 
-/// Between two statuses.
-const BREATH: Duration = Duration::from_millis(1);
+/// Between two statuses, unless somebody comes to lead, votes, or members change.
+const BREATH: Duration = Duration::from_millis(10);
 
 /// Turns openraft's metrics into statuses until openraft is gone. Runs as a task.
 pub(crate) async fn publish(
     mut metrics: impl WatchReceiverOf,
+    mut turns: openraft::alias::WatchReceiverOf<Types, RaftServerMetrics<Types>>,
     status: Arc<watch::Sender<Status>>,
     ties: Arc<Ties>,
     stall: Duration,
@@ -154,8 +156,12 @@ pub(crate) async fn publish(
         next.incarnation = ties.life.incarnation;
         next.superseded = ties.superseded();
         status.send_if_modified(|status| status.become_next(next));
-        // Under load there is news several times for each entry; who watches can do with a thousandth of a second.
-        sleep(BREATH).await;
+        // Under load there is news several times for each entry, and each status costs a wakeup.
+        tokio::select! {
+            () = sleep(BREATH) => {}
+            // An error means that openraft is gone, which is noticed below.
+            _ = turns.changed() => {}
+        }
         // Removal and stalling come without news from openraft.
         let news = timeout(Duration::from_secs(1), metrics.news()).await;
         if let Ok(false) = news {

@@ -215,12 +215,14 @@ impl<'p> Coalescer<'p> {
             && first[12..24] == head[12..24];
         let fits =
             payload.len() <= self.size && self.headers + self.total + payload.len() <= usize::from(u16::MAX);
-        let in_sequence = !tcp
-            || head[24..28] == self.sequence.to_be_bytes()
+        // Only then both are headers of TCP: anybody may send a packet of each kind, one behind the other.
+        let in_sequence = || {
+            !tcp || head[24..28] == self.sequence.to_be_bytes()
                 && first[28..32] == head[28..32]
                 && first[34..36] == head[34..36]
-                && first[38..] == head[38..];
-        same_flow && fits && in_sequence
+                && first[38..] == head[38..]
+        };
+        same_flow && fits && in_sequence()
     }
 }
 
@@ -363,6 +365,18 @@ mod tests {
         }
         coalescer.flush(&mut write);
         written
+    }
+
+    #[test]
+    fn kinds_of_packets_do_not_mix() {
+        let udp = cut(&super_packet(false, 0, 1348, 0, &[1; 100])).remove(0);
+        let mut tcp = cut(&super_packet(true, 0, 1348, ACK, &[2; 100])).remove(0);
+        // The number that would come next if UDP had any.
+        tcp.1[24..28].fill(0);
+        let packets = [udp.clone(), tcp.clone(), udp.clone()];
+        let joined = join(&packets);
+        assert_eq!(joined.len(), 3);
+        assert!(joined.iter().zip(&packets).all(|(joined, packet)| joined.ends_with(&packet.1[40..])));
     }
 
     #[test]

@@ -88,12 +88,34 @@ impl Conntrack {
 
     /// Forgets the connections that `wanted` picks, and says how many those were. Their next packet is
     /// looked at as if it were the first.
+    ///
+    /// Listing them takes a while, in which one that was not answered may have been: then the answer that follows would
+    /// come from an address that the client does not know. So these are looked at once more before they go.
     pub fn delete(&self, mut wanted: impl FnMut(&Connection) -> bool) -> Result<usize> {
         let mut deleted = 0;
-        for connection in self.list()?.iter().filter(|connection| wanted(connection)) {
-            deleted += usize::from(self.forget(connection)?);
+        for listed in self.list()? {
+            if !wanted(&listed) {
+                continue;
+            }
+            let still = match listed.answered {
+                true => Some(listed),
+                false => self.look_up(&listed)?.filter(&mut wanted),
+            };
+            if let Some(connection) = still {
+                deleted += usize::from(self.forget(&connection)?);
+            }
         }
         Ok(deleted)
+    }
+
+    /// How a connection is now, if it is still there.
+    fn look_up(&self, connection: &Connection) -> Result<Option<Connection>> {
+        let mut found = None;
+        match self.socket.dump(&connection.request(GET, "look up"), |attributes| found = parse(attributes)) {
+            Ok(()) => Ok(found),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Forgets one connection, and says whether it was still there.
@@ -102,18 +124,25 @@ impl Conntrack {
     /// made another connection since, to the same virtual address but to another task: the original tuple of that one
     /// is the same, and often the id too, which the kernel makes of the tuple and the place in memory.
     pub fn forget(&self, connection: &Connection) -> Result<bool> {
-        let family = if connection.original.source.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
-        let mut request = Writer::default();
-        let label = format!("forget the connection from {}", connection.original.source);
-        request.message(DELETE, NLM_F_ACK, family as u8, 0, label, |w| {
-            w.nest(TUPLE_REPLY, |w| w.raw(&connection.raw_reply));
-            w.attribute(ID, &connection.raw_id);
-        });
-        match self.socket.transact(&request) {
+        match self.socket.transact(&connection.request(DELETE, "forget")) {
             Ok(()) => Ok(true),
             Err(error) if error.is_missing() => Ok(false),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl Connection {
+    /// What asks for something about it; `verb` says what.
+    fn request(&self, kind: u16, verb: &str) -> Writer {
+        let family = if self.original.source.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
+        let mut request = Writer::default();
+        let label = format!("{verb} the connection from {}", self.original.source);
+        request.message(kind, NLM_F_ACK, family as u8, 0, label, |w| {
+            w.nest(TUPLE_REPLY, |w| w.raw(&self.raw_reply));
+            w.attribute(ID, &self.raw_id);
+        });
+        request
     }
 }
 

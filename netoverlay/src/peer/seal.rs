@@ -42,6 +42,8 @@ const LINGER: Duration = Duration::from_secs(3);
 /// An offer that is not taken is repeated after this, and then ever more rarely.
 const REPEAT: Duration = Duration::from_millis(100);
 const REPEAT_DOUBLINGS: u32 = 7;
+/// After so many times it is another one: the other side may have taken it, lost the key since, and takes none twice.
+const OFFERED_MAX: u32 = 3;
 
 /// A datagram that is not QUIC's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,7 +158,7 @@ pub struct Seals {
     /// The number of the last offer that was taken.
     taken: Option<u32>,
     offered: Option<Instant>,
-    /// How often the newest one has been offered.
+    /// How often one has been offered since one was used.
     offers: u32,
     /// Packets have come in another way than with the newest key.
     astray: bool,
@@ -178,9 +180,14 @@ impl Seals {
 
     /// The same, with the key that the offer means.
     pub fn add(&mut self, key: Key, offer: Offer, now: Instant) -> Option<u32> {
-        let dropped = if self.opening.len() > 1 { Some(self.opening.remove(0).offer.index) } else { None };
+        let unused = self.opening.last().is_some_and(|newest| newest.window.next() == 0);
+        // What is in use stays.
+        let over = if unused { self.opening.len() - 1 } else { 0 };
+        let dropped = if self.opening.len() > 1 { Some(self.opening.remove(over).offer.index) } else { None };
         self.opening.push(Opening { offer, key, window: Window::default(), made: now, until: None });
-        (self.offered, self.offers, self.astray) = (Some(now), 1, false);
+        // Whoever takes none at all is not offered more of them than the same again.
+        self.offers = if unused { self.offers.saturating_add(1) } else { 1 };
+        (self.offered, self.astray) = (Some(now), false);
         dropped
     }
 
@@ -281,7 +288,7 @@ impl Seals {
             return None;
         }
         self.astray = false;
-        if used > 0 {
+        if used > 0 || self.offers >= OFFERED_MAX {
             return Some(Due::Another);
         }
         (self.offered, self.offers) = (Some(now), self.offers.saturating_add(1));
@@ -298,6 +305,19 @@ impl Seals {
     pub fn clear(&mut self) -> impl Iterator<Item = u32> {
         self.sealing = None;
         self.opening.drain(..).map(|opening| opening.offer.index)
+    }
+}
+
+#[cfg(test)]
+impl Seals {
+    /// As if so many packets had been sealed.
+    pub fn skip_to(&mut self, packets: u32) {
+        self.sealing.as_mut().expect("there is a key").next = packets;
+    }
+
+    /// The number of the key it seals with.
+    pub fn seals_with(&self) -> Option<u32> {
+        self.sealing.as_ref().map(|sealing| sealing.index)
     }
 }
 
@@ -402,18 +422,24 @@ mod tests {
         assert_eq!(to.due(now), None, "before the first");
         to.add(key(1), offer(7), now);
         assert_eq!(to.due(now + LIFE), None, "nobody sends anything");
-        let mut repeated = 0;
+        let (mut repeated, mut others) = (0, 0);
         for ms in 0..60_000 {
+            let now = now + Duration::from_millis(ms);
             to.bypassed();
-            match to.due(now + Duration::from_millis(ms)) {
+            match to.due(now) {
                 Some(Due::Again(again)) => {
                     assert_eq!(again, offer(7));
                     repeated += 1;
                 }
-                Some(Due::Another) => panic!("the one there is has not been used"),
+                Some(Due::Another) => {
+                    others += 1;
+                    to.add(key(1), offer(7 + others), now);
+                }
                 None => {}
             }
         }
+        assert_eq!(repeated, OFFERED_MAX - 1);
+        let repeated = repeated + others;
         assert!((5..15).contains(&repeated), "{repeated} times a minute");
     }
 
@@ -441,7 +467,32 @@ mod tests {
         assert_eq!((to.retire(now), to.retire(now + LINGER)), (None, Some(7)));
         assert_eq!(open(&mut to, &late, now), None);
         to.add(key(3), offer(9), now);
-        assert_eq!(to.add(key(4), offer(10), now), Some(8), "two at most");
+        assert_eq!(to.add(key(4), offer(10), now), Some(9), "two at most, and the one in use stays");
+    }
+
+    #[test]
+    fn a_key_that_was_taken_and_lost_before_its_first_use_is_followed_by_another() {
+        let now = Instant::now();
+        let (mut from, mut to) = pair(now);
+        // By its age; or anybody has said that it is not known.
+        from.forget(7);
+        let mut at = now;
+        let another = loop {
+            at += REPEAT;
+            assert!(at < now + LIFE, "never another");
+            to.bypassed();
+            match to.due(at) {
+                Some(Due::Again(offer)) => from.take(&offer, at, || Some(key(1))),
+                Some(Due::Another) => break at,
+                None => {}
+            }
+            assert!(!from.ready(at), "none is taken twice");
+        };
+        assert!(another < now + Duration::from_secs(2), "after {:?}", another - now);
+        to.add(key(2), offer(8), at);
+        from.take(&offer(8), at, || Some(key(2)));
+        let mut datagram = sealed(&mut from, b"sealed again");
+        assert!(to.open(8, 0, &mut datagram, at).is_some());
     }
 
     proptest! {

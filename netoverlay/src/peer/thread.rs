@@ -45,6 +45,8 @@ mod link;
 mod outgoing;
 mod peers;
 mod sealed;
+#[cfg(test)]
+mod tests;
 
 /// Reads from the socket in one turn, each up to 64 KiB.
 const SOCKET_READS: usize = 8;
@@ -167,18 +169,26 @@ impl Driver {
                     peer.live.excuse(late, now);
                 }
             }
-            if self.ready.bell && !self.commands(now) {
-                self.stop(now);
+            if !self.turn(now) {
                 return;
             }
-            if self.ready.socket {
-                self.read_socket(now);
-            }
-            self.read_devices(now);
-            self.drive_links(now);
-            self.write_devices();
-            self.mind_peers(now);
         }
+    }
+
+    /// Does what there is to do at `now`, which the last sleep has found out; `false` when told to stop.
+    fn turn(&mut self, now: Instant) -> bool {
+        if self.ready.bell && !self.commands(now) {
+            self.stop(now);
+            return false;
+        }
+        if self.ready.socket {
+            self.read_socket(now);
+        }
+        self.read_devices(now);
+        self.drive_links(now);
+        self.write_devices();
+        self.mind_peers(now);
+        true
     }
 
     /// When there is something to do even if nothing arrives.

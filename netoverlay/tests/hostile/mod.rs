@@ -13,7 +13,10 @@ use rswarm_netoverlay::{
     table::{Access, Endpoint, Network, NetworkId, Node, NodeId, Service, Table},
 };
 
-use std::time::{Duration, Instant};
+use std::{
+    hash::{DefaultHasher, Hasher},
+    time::{Duration, Instant},
+};
 
 use hickory_proto::op::{Message, MessageType};
 
@@ -96,6 +99,20 @@ pub fn datagrams(mut bytes: &[u8]) {
     assert!(again >= joined.len() && again <= taken.len());
 }
 
+/// The secret bytes of a key. They depend on all that is handed in, so that what was sealed in one run cannot be learnt
+/// and handed in as a forgery in another.
+fn material(bytes: &[u8], number: u32) -> [u8; MATERIAL] {
+    let mut material = [0; MATERIAL];
+    for (at, part) in (0u32..).zip(material.chunks_mut(8)) {
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u32(number);
+        hasher.write_u32(at);
+        hasher.write(bytes);
+        part.copy_from_slice(&hasher.finish().to_be_bytes()[..part.len()]);
+    }
+    material
+}
+
 /// What may happen on the way to packets that are sealed without QUIC: one byte says what, the next to which of them.
 /// Whatever comes of it, what is opened was sealed, and is opened once.
 pub fn sealed(bytes: &[u8]) {
@@ -114,13 +131,12 @@ pub fn sealed(bytes: &[u8]) {
                 let offers = [index, index.saturating_sub(1)]
                     .map(|n| Offer { index: offer.index.wrapping_add(n), ..offer });
                 if which & 1 == 0 {
-                    to.add(Key::new(&[index as u8; MATERIAL]), offers[0], now);
+                    to.add(Key::new(&material(bytes, index)), offers[0], now);
                     index += 1;
                 }
                 let taken = &offers[usize::from(which >> 1 & 1)];
-                from.take(taken, now, || {
-                    Some(Key::new(&[taken.index.wrapping_sub(offer.index) as u8; MATERIAL]))
-                });
+                let number = taken.index.wrapping_sub(offer.index);
+                from.take(taken, now, || Some(Key::new(&material(bytes, number))));
             }
             1 => {
                 let packet = vec![which; usize::from(which)];

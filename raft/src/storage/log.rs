@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
@@ -17,6 +18,9 @@ use crate::types::{Entry, LogId, Types, Vote};
 
 /// How many payload bytes one message to a follower carries, unless a single entry is larger.
 const MESSAGE_BYTES: usize = 1 << 20;
+/// How long the mark of what is committed waits to be written: it only makes the next start faster, and a write of its
+/// own for each would wake the writer once more for every proposal.
+const MARK_PAUSE: Duration = Duration::from_millis(100);
 
 /// A handle to the log; clones share it.
 #[derive(Clone)]
@@ -33,6 +37,8 @@ struct Shared {
 struct Memory {
     vote: Option<Vote>,
     committed: Option<LogId>,
+    /// The mark of that is still to be written, and will be.
+    unmarked: bool,
     purged: Option<LogId>,
     entries: VecDeque<Entry>,
     bytes: usize,
@@ -82,7 +88,7 @@ impl LogStore {
             entries.pop_front();
         }
         let bytes = entries.iter().map(payload_len).sum();
-        let memory = Memory { vote, committed, purged, entries, bytes };
+        let memory = Memory { vote, committed, unmarked: false, purged, entries, bytes };
         Self(Arc::new(Shared { memory: RwLock::new(memory), wal, gauge }))
     }
 
@@ -106,6 +112,7 @@ impl LogStore {
 
     /// Syncs, ends the writer and lets the files go; every later write fails. Blocks.
     pub(crate) fn close(&self) {
+        self.0.mark();
         self.0.wal.close();
     }
 
@@ -114,7 +121,21 @@ impl LogStore {
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Memory> {
-        self.0.memory.write().expect("nothing panics while it holds this lock")
+        self.0.write()
+    }
+}
+
+impl Shared {
+    fn write(&self) -> RwLockWriteGuard<'_, Memory> {
+        self.memory.write().expect("nothing panics while it holds this lock")
+    }
+
+    /// Writes what is committed, unless that is written.
+    fn mark(&self) {
+        let mut memory = self.write();
+        if std::mem::take(&mut memory.unmarked) {
+            self.wal.push(Op::Committed(memory.committed));
+        }
     }
 }
 
@@ -178,7 +199,15 @@ impl RaftLogStorage<Types> for LogStore {
         let mut memory = self.write();
         if memory.committed != committed {
             memory.committed = committed;
-            self.0.wal.push(Op::Committed(committed));
+            if !std::mem::replace(&mut memory.unmarked, true) {
+                let shared = Arc::downgrade(&self.0);
+                tokio::spawn(async move {
+                    tokio::time::sleep(MARK_PAUSE).await;
+                    if let Some(shared) = shared.upgrade() {
+                        shared.mark();
+                    }
+                });
+            }
         }
         Ok(())
     }
