@@ -167,10 +167,13 @@ fn apply(edits: &Edits, hooks_run: bool, request: &mut ContainerRequest) -> Resu
     if !edits.hooks.is_empty() {
         ensure!(
             hooks_run,
-            "it asks for hooks, which only another runtime runs: start this node's daemon with `--runtime` and the path of runc, or have the \
-             file written without hooks"
+            "it asks for hooks, which only another runtime runs: start this node's daemon with `--runtime` and the path \
+             of runc, or have the file written without hooks"
         );
-        request.hooks.extend(edits.hooks.iter().cloned());
+        // What is asked for all devices of a file is done once for all that a container has.
+        let new = edits.hooks.iter().filter(|hook| !request.hooks.contains(hook)).cloned();
+        let new: Vec<_> = new.collect();
+        request.hooks.extend(new);
     }
     for entry in &edits.env {
         let name = entry.split('=').next().unwrap_or_default();
@@ -192,6 +195,9 @@ fn apply(edits: &Edits, hooks_run: bool, request: &mut ContainerRequest) -> Resu
             matches!(kind, "" | "none" | "bind"),
             "it asks for a mount of type {kind}, and only bind mounts are made"
         );
+        if request.mounts.iter().any(|known| known.target() == mount.container_path) {
+            continue;
+        }
         request.mounts.push(Mount::Bind {
             source: mount.host_path.clone(),
             target: mount.container_path.clone(),
