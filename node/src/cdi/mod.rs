@@ -261,6 +261,10 @@ mod tests {
             (request.devices[0].source.to_str(), request.devices[0].access.as_str()),
             (Some("/dev/null"), "rw")
         );
+        // What both ask for is there once.
+        let mut request = request;
+        devices.give_one("example.com/gpu=0", false, &mut request).unwrap();
+        assert_eq!(request.devices.len(), 2);
         assert!(
             matches!(&request.mounts[..], [Mount::Bind { target, readonly: true, .. }] if target == "/driver")
         );
