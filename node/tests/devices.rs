@@ -91,7 +91,7 @@ fn devices_are_given_by_name_and_by_number(node: &Node<'_>) {
         ["there is no device example.com/thing=c on 1 node", "has example.com/thing=a, example.com/thing=b"];
     node.rswarm(&[&create[..], &["rswarm/demo"]].concat()).refused(6, &words);
     node.rswarm(&["service", "create", "--device", "thing=c", "rswarm/demo"])
-        .refused(2, &["neither DEVICE[:TARGET[:rwm]] nor VENDOR/CLASS=NAME"]);
+        .refused(1, &["neither an absolute path nor a name as in vendor.com/class=name"]);
 }
 
 #[test]
