@@ -78,9 +78,8 @@ fn place(bed: &mut Bed, service: &str, host: &str) {
 }
 
 /// Nodes are written `name/key=value/…/taint:effect/gpu=N+/gpu=0@`: labels, taints, what they have to give, and their
-/// devices of one vendor. Services are
-/// made one after another, `name*replicas` and their options as on the command line; where their tasks are is the
-/// outcome, or why they wait.
+/// devices of one vendor. Services are made one after another, `name*replicas` and their options as on the command line;
+/// where their tasks are is the outcome, or why they wait.
 #[allow(clippy::needless_pass_by_value)]
 fn rule(name: &str, nodes: &str, services: &[&str], outcome: Expect) {
     let mut bed = Bed::new();
@@ -104,6 +103,10 @@ fn rule(name: &str, nodes: &str, services: &[&str], outcome: Expect) {
                 }
             });
         }
+    }
+    // Such options need managers that know them.
+    if nodes.contains('@') {
+        bed.upgrade();
     }
     for text in services {
         let mut words = text.split(" --");
