@@ -23,7 +23,7 @@ use self::{
     networks::Networks,
 };
 use crate::{
-    decide::{ended::Ended, forward::Reason, lately::Lately},
+    decide::{ended::Ended, former::Former, forward::Reason, lately::Lately},
     device::{self, netns::Netns},
     ingress::{self, Ingress, PortEvent, PortState, Ports},
     peer::{self, Mesh, PeerStatus, StartError},
@@ -215,6 +215,7 @@ impl Overlay {
             told: Arc::default(),
             ended: Ended::default(),
             lately: Lately::default(),
+            former: Former::default(),
             events,
             tracker: tracker.clone(),
             stop: stop.clone(),

@@ -2,11 +2,14 @@
 
 mod hostile;
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Instant};
 
 use proptest::prelude::*;
 use rswarm_netoverlay::{
-    decide::forward::{Reason, Routes, Slot},
+    decide::{
+        former::{Former, LINGERS},
+        forward::{Reason, Routes, Slot},
+    },
     table::{Endpoint, Network, NetworkId, Node, NodeId, Table},
 };
 
@@ -72,6 +75,30 @@ fn routes() -> Routes {
 
 const B: Slot = 0;
 const C: Slot = 1;
+
+#[test]
+fn the_last_words_of_a_task_are_carried_after_the_table_has_forgotten_it() {
+    let (a, now) = (NodeId::new("a"), Instant::now());
+    let whole = table();
+    // Of network 1, node a is no longer told: its own task there was the last.
+    let mut after = whole.clone();
+    after.networks.retain(|network| network.id != net(1));
+    after.endpoints.retain(|endpoint| endpoint.network != net(1));
+    let mut former = Former::default();
+    former.see(&whole, now);
+    former.see(&after, now);
+    let routes = |former: &Former| {
+        let mut routes = Routes::new(&after, &a);
+        routes.linger(former, &a);
+        routes
+    };
+    let answer = packet(TCP, 10, 11, b"bye");
+    assert_eq!(routes(&former).outgoing(net(1), &answer, 0), Ok(B));
+    assert_eq!(routes(&former).incoming(net(1), B, &packet(TCP, 11, 10, b"ok")), Ok(()));
+    assert_eq!(routes(&former).incoming(net(1), C, &packet(TCP, 11, 10, b"ok")), Err(Reason::Spoofed));
+    assert!(former.prune(now + LINGERS));
+    assert_eq!(routes(&former).outgoing(net(1), &answer, 0), Err(Reason::UnknownNetwork));
+}
 
 #[test]
 fn an_outgoing_packet_goes_to_the_owner_of_its_destination() {

@@ -7,7 +7,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
 };
 
-use super::fast::FastMap;
+use super::{fast::FastMap, former::Former};
 use crate::table::{NetworkId, NodeId, Table};
 
 /// Position of a peer in [`Routes::peers`]; valid for that table only.
@@ -26,6 +26,12 @@ struct Net {
     owners: FastMap<Ipv4Addr, Owner>,
     /// The peers that run a task on it.
     members: BTreeSet<Slot>,
+}
+
+impl Net {
+    fn new(gateway: Ipv4Addr) -> Self {
+        Self { gateway, owners: FastMap::default(), members: BTreeSet::new() }
+    }
 }
 
 /// A table, compiled for looking up packets.
@@ -105,27 +111,35 @@ impl Routes {
             .map(|node| (node.id.clone(), node.underlay))
             .collect();
         peers.sort();
-        let slot = |id: &NodeId| {
-            let found = peers.binary_search_by(|(peer, _)| peer.cmp(id)).ok()?;
-            Slot::try_from(found).ok()
-        };
-        let empty = |gateway| Net { gateway, owners: FastMap::default(), members: BTreeSet::new() };
-        let mut nets: FastMap<_, _> =
-            table.networks.iter().map(|network| (network.id, empty(network.gateway))).collect();
+        let nets = table.networks.iter().map(|network| (network.id, Net::new(network.gateway))).collect();
+        let mut routes = Self { peers, nets };
         for endpoint in &table.endpoints {
-            let owner = if endpoint.node == *own {
-                Some(Owner::Local)
-            } else {
-                slot(&endpoint.node).map(Owner::Peer)
-            };
-            if let (Some(owner), Some(net)) = (owner, nets.get_mut(&endpoint.network)) {
+            let owner = routes.owner(&endpoint.node, own);
+            if let (Some(owner), Some(net)) = (owner, routes.nets.get_mut(&endpoint.network)) {
                 net.owners.insert(endpoint.address, owner);
                 if let Owner::Peer(slot) = owner {
                     net.members.insert(slot);
                 }
             }
         }
-        Self { peers, nets }
+        routes
+    }
+
+    /// Adds addresses that no table lists any more. Who has one now keeps it.
+    pub fn linger(&mut self, former: &Former, own: &NodeId) {
+        for (network, address, was) in former.places() {
+            let Some(owner) = self.owner(&was.node, own) else { continue };
+            let net = self.nets.entry(network).or_insert_with(|| Net::new(was.gateway));
+            net.owners.entry(address).or_insert(owner);
+        }
+    }
+
+    fn owner(&self, node: &NodeId, own: &NodeId) -> Option<Owner> {
+        if node == own {
+            return Some(Owner::Local);
+        }
+        let found = self.peers.binary_search_by(|(peer, _)| peer.cmp(node)).ok()?;
+        Slot::try_from(found).ok().map(Owner::Peer)
     }
 
     /// The gateway of `network`.

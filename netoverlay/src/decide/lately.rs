@@ -10,8 +10,7 @@ use std::{
 
 use crate::table::{NetworkId, NodeId};
 
-/// How long.
-pub const LINGERS: Duration = Duration::from_millis(500);
+pub use super::former::LINGERS;
 /// How long a first packet may be under way to a task that leaves, and its answer back: less than such a task still
 /// takes connections after all nodes have stopped sending it new ones, and less than until a packet is sent again.
 pub const UNDER_WAY: Duration = Duration::from_millis(50);

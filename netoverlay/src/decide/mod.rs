@@ -6,6 +6,7 @@ pub mod datagram;
 pub mod ended;
 pub mod fast;
 pub mod flows;
+pub mod former;
 pub mod forward;
 pub mod lately;
 pub mod names;

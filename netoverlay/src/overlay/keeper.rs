@@ -24,6 +24,7 @@ use crate::{
     decide::{
         balance,
         ended::Ended,
+        former::Former,
         forward::{Reason, Routes},
         lately::{Lately, Tasks},
         policy::Policy,
@@ -68,6 +69,7 @@ pub(super) struct Keeper {
     pub told: Arc<Table>,
     pub ended: Ended,
     pub lately: Lately,
+    pub former: Former,
     pub tracker: TaskTracker,
     pub events: mpsc::UnboundedSender<Event>,
     pub stop: CancellationToken,
@@ -89,7 +91,8 @@ pub(super) struct Hearing {
 impl Keeper {
     pub async fn run(mut self, mut calls: mpsc::Receiver<Call>, mut hearing: Hearing) {
         loop {
-            let pruned_at = [self.ended.next(), self.lately.next()].into_iter().flatten().min();
+            let pruned_at = [self.ended.next(), self.lately.next(), self.former.next()];
+            let pruned_at = pruned_at.into_iter().flatten().min();
             let pruned_at = pruned_at.map_or(self.look_at, Instant::from_std);
             tokio::select! {
                 () = self.stop.cancelled() => break,
@@ -152,11 +155,19 @@ impl Keeper {
         if table.generation < current {
             return Err(Invalid::Stale { given: table.generation, current }.into());
         }
-        self.mesh.route(Routes::new(&table, &self.node));
         self.told = Arc::new(table);
+        self.former.see(&self.told, std::time::Instant::now());
+        self.route();
         self.see();
         self.reconcile().await;
         Ok(())
+    }
+
+    /// Tells the data thread where packets go.
+    fn route(&self) {
+        let mut routes = Routes::new(&self.told, &self.node);
+        routes.linger(&self.former, &self.node);
+        self.mesh.route(routes);
     }
 
     /// Shows everyone the table that was told, without what is known to have ended.
@@ -173,6 +184,9 @@ impl Keeper {
 
     /// What has ended may be used again if the managers insist.
     async fn look(&mut self) {
+        if self.former.prune(std::time::Instant::now()) {
+            self.route();
+        }
         self.see();
         self.render().await;
     }
