@@ -1,5 +1,6 @@
 //! How a daemon is told where things are: flags, and `/etc/rswarm/rswarm.toml` for what flags do not say.
 
+use crate::cdi;
 use crate::executor::UserIds;
 use anyhow::{Context, Result};
 use rswarm_control::model::{Labels, Stocks, stocks};
@@ -26,6 +27,9 @@ pub struct Flags {
     /// Address to listen on until `init` or `join` says otherwise
     #[arg(long, value_name = "IP:PORT")]
     pub listen_addr: Option<SocketAddr>,
+    /// OCI runtime that makes the containers: the absolute path of runc, crun or youki
+    #[arg(long, value_name = "PATH")]
+    pub runtime: Option<PathBuf>,
     /// Configuration file
     #[arg(long, default_value = "/etc/rswarm/rswarm.toml")]
     pub config: PathBuf,
@@ -41,6 +45,8 @@ struct File {
     cgroup_parent: Option<String>,
     listen_addr: Option<SocketAddr>,
     user_ids: Option<String>,
+    runtime: Option<PathBuf>,
+    cdi_spec_dirs: Option<Vec<PathBuf>>,
     #[serde(default)]
     insecure_registries: Vec<String>,
     #[serde(default)]
@@ -78,6 +84,10 @@ pub struct Config {
     pub listen_addr: SocketAddr,
     /// The ids that containers with users of their own are given.
     pub user_ids: UserIds,
+    /// The OCI runtime that makes the containers, if their shims do not.
+    pub runtime: Option<PathBuf>,
+    /// Where the files are that name devices; what is in a later one counts.
+    pub cdi_spec_dirs: Vec<PathBuf>,
     /// Registries that are spoken to without TLS, as "host:port".
     pub insecure_registries: Vec<String>,
     /// What constraints read as `engine.labels.KEY`.
@@ -111,6 +121,8 @@ impl Config {
                 .map_or(Ok(UserIds::default()), |text| text.parse())
                 .map_err(|error| anyhow::anyhow!("user-ids: {error}"))
                 .with_context(unusable)?,
+            runtime: flags.runtime.or(file.runtime),
+            cdi_spec_dirs: file.cdi_spec_dirs.unwrap_or_else(|| cdi::DIRECTORIES.map(PathBuf::from).to_vec()),
             insecure_registries: file.insecure_registries,
             labels: labels(&file.labels).with_context(unusable)?,
             generic: stocks(&file.generic_resources).with_context(unusable)?,
@@ -256,6 +268,7 @@ mod tests {
                 run_dir: None,
                 cgroup_parent: None,
                 listen_addr: None,
+                runtime: None,
                 config: path,
             };
             Config::new(flags, None)

@@ -186,6 +186,7 @@ pub async fn run(config: Config) -> Result<()> {
         cgroup_parent: config.cgroup_parent.clone(),
         cgroup_mount: "/sys/fs/cgroup".into(),
         user_ids: config.user_ids,
+        runtime: config.runtime.clone(),
     })
     .await
     .context("cannot open the container executor")?;

@@ -5,6 +5,7 @@ pub mod api;
 pub mod backup;
 pub mod bench;
 pub mod blobs;
+pub mod cdi;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -1,5 +1,6 @@
 //! What this machine says of itself.
 
+use crate::cdi::Devices;
 use crate::member::Ground;
 use rswarm_control::level;
 use rswarm_control::model::{Description, Resources};
@@ -14,6 +15,7 @@ pub fn hostname() -> String {
 
 /// Its means, its kind, and what does not work on it.
 pub fn describe(ground: &Ground) -> Description {
+    let devices = Devices::read(&ground.config.cdi_spec_dirs);
     let kernel = nix::sys::utsname::uname().ok();
     Description {
         capacity: said()
@@ -22,9 +24,17 @@ pub fn describe(ground: &Ground) -> Description {
         arch: std::env::consts::ARCH.into(),
         kernel: kernel.map(|names| names.release().to_string_lossy().into_owned()).unwrap_or_default(),
         engine_version: env!("CARGO_PKG_VERSION").into(),
-        warnings: ground.executor.limits_unenforced().map(str::to_owned).into_iter().collect(),
+        warnings: ground
+            .executor
+            .limits_unenforced()
+            .map(str::to_owned)
+            .into_iter()
+            .chain(devices.complaints.iter().cloned())
+            .collect(),
         labels: ground.config.labels.clone(),
-        generic: ground.config.generic.clone(),
+        // What is configured by hand is meant.
+        generic: devices.stocks().into_iter().chain(ground.config.generic.clone()).collect(),
+        devices: devices.names(),
         level: level(),
     }
 }

@@ -5,6 +5,7 @@ mod room;
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use image_kit::registry::Registry;
 use image_kit::{Layer, docker_archive, two_layers};
@@ -62,6 +63,54 @@ fn a_roll_out_takes_each_blob_from_the_registry_once() {
     nodes[4].rswarm(&["image", "rm", &image]).done();
     nodes[4].rswarm(&["image", "pull", &image]).done();
     assert_eq!(registry.requests("").len(), gone);
+}
+
+/// `ROLLOUT_MB=100` makes the image as large, `ROLLOUT_LINE=40` lets the registry send so many MB a second, and both are
+/// timed: one node alone, and five at once.
+#[test]
+fn a_large_image_rolls_out_to_five_nodes_by_one_pull_from_the_registry() {
+    let Some(room) = Room::open() else { return };
+    let setting = |name: &str| std::env::var(name).ok().map(|text| text.parse::<usize>().expect("a number"));
+    let bytes = setting("ROLLOUT_MB").unwrap_or(8) << 20;
+    let registry = room.netns.run(Registry::start).expect("the namespace is there");
+    let mut seed = 1_u64;
+    // Nothing in it can be compressed, and it comes in five parts.
+    let mut image = |tag: &str| {
+        let mut part = |number: usize| {
+            let mut noise = Vec::with_capacity(bytes / 5 + 8);
+            while noise.len() < bytes / 5 {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                noise.extend_from_slice(&(seed ^ seed >> 29).to_le_bytes());
+            }
+            Layer::new().mode(&format!("part-{number}"), &noise, 0o644).end()
+        };
+        let layers: Vec<Vec<u8>> = (0..5).map(&mut part).collect();
+        registry.offer("x", tag, &layers)
+    };
+    let trials = if setting("ROLLOUT_MB").is_some() { 3 } else { 1 };
+    let images: Vec<_> =
+        (0..trials).map(|trial| (image(&format!("a{trial}")), image(&format!("b{trial}")))).collect();
+    registry.shelves.lock().expect("nobody has panicked").line =
+        setting("ROLLOUT_LINE").map(|line| (line << 20) as u64);
+    let nodes = cluster(&room, 3, 2);
+    let pull = |nodes: &[Node<'_>], manifest: &Digest| {
+        let image = format!("{}/x@{manifest}", registry.address);
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            let pulls: Vec<_> = nodes
+                .iter()
+                .map(|node| scope.spawn(|| node.rswarm(&["image", "pull", "-q", &image])))
+                .collect();
+            pulls.into_iter().for_each(|pull| drop(pull.join().expect("it ends").done()));
+        });
+        begun.elapsed().as_secs_f64()
+    };
+    for ((alone, _), (all, layers)) in &images {
+        let (one, five) = (pull(&nodes[..1], alone), pull(&nodes, all));
+        println!("    one node {one:.2} s, five nodes {five:.2} s: {:.2} times as long", five / one);
+        let counts: Vec<usize> = layers.iter().map(|digest| times(&registry, digest)).collect();
+        assert_eq!(counts, [1; 5], "{:?}", registry.requests(""));
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::Refused;
 use super::validate::{invalid, is_path};
-use crate::model::{Bounds, Device, LOG_DRIVERS, LogDriver, Profile, Ulimit, is_namespaced};
+use crate::model::{Bounds, Device, LOG_DRIVERS, LogDriver, Profile, Ulimit, cdi_name, is_namespaced};
 
 /// Things of one kind in a profile.
 const EACH_MAX: usize = 256;
@@ -57,7 +57,17 @@ pub(super) fn check(profile: &Profile) -> Result<(), Refused> {
             return invalid(format!("ulimit {name}: the soft limit {soft} is above the hard one {hard}"));
         }
     }
-    for Device { source, target, access } in devices {
+    for device in devices {
+        let Device { source, target, access } = device;
+        if device.is_cdi() {
+            if cdi_name(source).is_none() || !target.is_empty() || !access.is_empty() {
+                return invalid(format!(
+                    "device: `{}` is neither an absolute path nor a name as in vendor.com/class=name",
+                    source.escape_debug().take(80).collect::<String>()
+                ));
+            }
+            continue;
+        }
         if let Some(path) = [source, target].into_iter().find(|path| !is_path(path)) {
             return invalid(format!("device: `{}` is not an absolute path", path.escape_debug()));
         }
@@ -177,6 +187,7 @@ mod tests {
             access: access.into(),
         };
         assert!(refused(|p| p.devices = vec![device("rx")]).contains("`rx` is no access"));
+        assert!(refused(|p| p.devices = vec![Device::named("gpu=0")]).contains("vendor.com/class=name"));
         assert!(refused(|p| p.groups = vec!["a b".into()]).contains("no spaces"));
         assert!(refused(|p| p.shm_bytes = Some(1)).contains("shm size"));
         let log = |name: &str, options| LogDriver { name: Some(name.into()), options };
@@ -191,7 +202,12 @@ mod tests {
             );
         }
         let log = log("local", pair("max-size", "1m"));
-        check(&Profile { log, devices: vec![device("rwm")], ..Profile::default() }).expect("it does");
+        check(&Profile {
+            log,
+            devices: vec![device("rwm"), Device::named("nvidia.com/gpu=0")],
+            ..Profile::default()
+        })
+        .expect("it does");
     }
 
     #[test]

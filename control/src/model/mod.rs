@@ -27,7 +27,9 @@ pub use node::{Availability, Description, Node, NodeStatus, Role};
 pub(crate) use placement::one_arch;
 pub use placement::{Affinity, AffinityRule, Effect, Filling, NotPlacement, Placement, Platform, Preference};
 pub use placement::{Taint, Toleration, WEIGHT_MAX};
-pub use profile::{Device, DnsConfig, LOG_DRIVERS, LogDriver, Profile, Ulimit, Userns, is_namespaced};
+pub use profile::{
+    Device, DnsConfig, LOG_DRIVERS, LogDriver, Profile, Ulimit, Userns, cdi_name, is_namespaced,
+};
 pub use service::{Endpoint, EndpointMode, EndpointSpec, FailureAction, Mode, PortMode, PortSpec};
 pub use service::{Protocol, PublishedPort, Revision, Service, ServiceSpec, UpdateConfig, UpdateOrder};
 pub use service::{Rebalance, UpdateState, UpdateStatus};

@@ -3,6 +3,7 @@
 use super::{Labels, Meta, Resources, Stocks, Taint};
 use crate::ids::{NodeId, RaftId};
 use crate::time::Timestamp;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// A machine that is a member of the cluster.
@@ -111,6 +112,8 @@ pub struct Description {
     pub labels: Labels,
     /// What else its tasks may use, as its daemon was configured.
     pub generic: Stocks,
+    /// The names of its devices in its CDI files, as `KIND=NAME`.
+    pub devices: BTreeSet<String>,
     /// Up to which level its daemon understands the log; 0 where it does not say. See [`crate::level`].
     pub level: u32,
 }

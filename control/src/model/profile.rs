@@ -88,15 +88,41 @@ impl Ulimit {
     ];
 }
 
-/// A device of the node in a container.
+/// A device of the node in a container: by its path, or by the name that the node's CDI files give it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// Absolute path on the node.
+    /// Absolute path on the node, or `KIND=NAME`.
     pub source: String,
-    /// Absolute path in the container.
+    /// Absolute path in the container; empty for a name.
     pub target: String,
-    /// What may be done with it: some of `r`, `w` and `m`.
+    /// What may be done with it: some of `r`, `w` and `m`; empty for a name.
     pub access: String,
+}
+
+impl Device {
+    /// Whether it is known by a name of the Container Device Interface, which says all else of it.
+    pub fn is_cdi(&self) -> bool {
+        !self.source.starts_with('/')
+    }
+
+    /// A device by such a name.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { source: name.into(), target: String::new(), access: String::new() }
+    }
+}
+
+/// Kind and name in `vendor.com/class=name`, as the Container Device Interface has them.
+pub fn cdi_name(text: &str) -> Option<(&str, &str)> {
+    let (kind, name) = text.split_once('=')?;
+    let (vendor, class) = kind.split_once('/')?;
+    let sound = |text: &str, more: &str, begins: fn(&char) -> bool| {
+        let known = |c: char| c.is_ascii_alphanumeric() || more.contains(c);
+        text.len() <= 128 && text.chars().next().is_some_and(|c| begins(&c)) && text.chars().all(known)
+    };
+    let sound = sound(vendor, "_-.", char::is_ascii_alphabetic)
+        && sound(class, "_-", char::is_ascii_alphabetic)
+        && sound(name, "_-.:", char::is_ascii_alphanumeric);
+    sound.then_some((kind, name))
 }
 
 /// Where what a container writes is kept.
@@ -132,7 +158,16 @@ pub fn is_namespaced(sysctl: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::is_namespaced;
+    use super::{cdi_name, is_namespaced};
+
+    #[test]
+    fn a_device_has_a_vendor_a_class_and_a_name() {
+        assert_eq!(cdi_name("nvidia.com/gpu=0"), Some(("nvidia.com/gpu", "0")));
+        assert_eq!(cdi_name("vendor/a-class=GPU-8932f9:1"), Some(("vendor/a-class", "GPU-8932f9:1")));
+        for bad in ["", "/dev/null", "nvidia.com=0", "a/b/c=0", "a/b=", "a/b=/x", "1a/b=x", "a/b=x y"] {
+            assert_eq!(cdi_name(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn only_settings_of_a_containers_own_namespaces_are_its_to_change() {

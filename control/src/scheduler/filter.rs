@@ -3,7 +3,7 @@
 use super::constraint;
 use super::seat::{HostPorts, Seat};
 use crate::level;
-use crate::model::{Availability, Effect, NodeStatus, TaskSpec};
+use crate::model::{Availability, Effect, NodeStatus, TaskSpec, cdi_name};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -17,6 +17,7 @@ pub(crate) enum Refusal {
     Constraint(String),
     Platform,
     Taint(String),
+    Device(String),
     /// A rule about another service, in words that fit before "on 3 nodes".
     Affinity(String),
     MaxPerNode(u32),
@@ -25,6 +26,9 @@ pub(crate) enum Refusal {
     Generic(String),
     HostPort(u16),
 }
+
+/// Devices that are named when another is missing.
+const DEVICES_TOLD: usize = 8;
 
 /// What nothing that happens in a turn can change: the node itself.
 pub(super) fn closed(seat: &Seat, spec: &TaskSpec) -> Option<Refusal> {
@@ -48,8 +52,13 @@ pub(super) fn closed(seat: &Seat, spec: &TaskSpec) -> Option<Refusal> {
         return Some(Refusal::Platform);
     }
     let mut taints = constraint::untolerated(placement, node);
-    let taint = taints.find(|taint| taint.effect != Effect::PreferNoSchedule);
-    taint.map(|taint| Refusal::Taint(taint.to_string()))
+    if let Some(taint) = taints.find(|taint| taint.effect != Effect::PreferNoSchedule) {
+        return Some(Refusal::Taint(taint.to_string()));
+    }
+    let devices = spec.containers.iter().flat_map(|container| &container.profile.devices);
+    let mut named = devices.filter(|device| device.is_cdi());
+    let missing = named.find(|device| !node.description.devices.contains(&device.source));
+    missing.map(|device| Refusal::Device(device.source.clone()))
 }
 
 /// What is left of the node for a task of `same` others of its service there.
@@ -103,6 +112,17 @@ fn miss(refusal: &Refusal, seat: &Seat, spec: &TaskSpec) -> Option<(Distance, St
         }
         Refusal::Platform => (2, 0, format!("{host} is {}/{}", description.os, description.arch)),
         Refusal::Taint(taint) => (3, 0, format!("{host} is tainted {taint}")),
+        Refusal::Device(name) => {
+            let kind = cdi_name(name).map_or("", |(kind, _)| kind);
+            let same = |other: &&String| cdi_name(other).is_some_and(|(its, _)| its == kind);
+            let others: Vec<&str> =
+                description.devices.iter().filter(same).take(DEVICES_TOLD).map(String::as_str).collect();
+            let words = match others.is_empty() {
+                true => format!("{host} has no {kind}"),
+                false => format!("{host} has {}", others.join(", ")),
+            };
+            (4, 0, words)
+        }
         Refusal::Affinity(_) => (4, 0, String::new()),
         Refusal::MaxPerNode(_) => (5, 0, String::new()),
         Refusal::Cpus => {
@@ -197,6 +217,7 @@ pub(super) fn refused(refusal: &Refusal, count: u32) -> String {
         Refusal::Constraint(text) => format!("{text} does not hold on {count} {nodes}"),
         Refusal::Platform => format!("unsupported platform on {count} {nodes}"),
         Refusal::Taint(taint) => format!("taint {taint} is not tolerated on {count} {nodes}"),
+        Refusal::Device(name) => format!("there is no device {name} on {count} {nodes}"),
         Refusal::Affinity(words) => format!("{words} on {count} {nodes}"),
         Refusal::MaxPerNode(max) => format!("max replicas per node ({max}) reached on {count} {nodes}"),
         Refusal::Cpus => format!("insufficient CPUs on {count} {nodes}"),

@@ -125,6 +125,10 @@ fn can(state: &State, node: &Node, task: &Task) -> bool {
     let tainted = node.taints.iter().any(|taint| {
         taint.effect != Effect::PreferNoSchedule && !placement.tolerations.iter().any(|t| t.covers(taint))
     });
+    let devices = task.spec.containers.iter().flat_map(|container| &container.profile.devices);
+    let equipped = devices
+        .filter(|device| device.is_cdi())
+        .all(|device| node.description.devices.contains(&device.source));
     let same = near(state, node, task.service, None);
     let built = placement.platforms.is_empty()
         || placement.platforms.iter().any(|p| p.runs_on(&node.description.os, &node.description.arch));
@@ -133,6 +137,7 @@ fn can(state: &State, node: &Node, task: &Task) -> bool {
         && placement.constraints.iter().all(|constraint| meets(node, constraint))
         && built
         && !tainted
+        && equipped
         && related(state, node, task)
         && (placement.max_per_node == 0 || same < placement.max_per_node as usize)
         && fits

@@ -77,9 +77,9 @@ fn place(bed: &mut Bed, service: &str, host: &str) {
     others(bed, Availability::Active);
 }
 
-/// Nodes are written `name/key=value/…/taint:effect/gpu=N+`: labels, taints, and what they have to give. Services are
-/// made one after another, `name*replicas` and their options as on the command line; where their tasks are is the
-/// outcome, or why they wait.
+/// Nodes are written `name/key=value/…/taint:effect/gpu=N+/gpu=0@`: labels, taints, what they have to give, and their
+/// devices of one vendor. Services are made one after another, `name*replicas` and their options as on the command line;
+/// where their tasks are is the outcome, or why they wait.
 #[allow(clippy::needless_pass_by_value)]
 fn rule(name: &str, nodes: &str, services: &[&str], outcome: Expect) {
     let mut bed = Bed::new();
@@ -93,6 +93,9 @@ fn rule(name: &str, nodes: &str, services: &[&str], outcome: Expect) {
                     all.push(stock.into());
                     node.description.generic = stocks(&all).expect("a stock");
                 }
+                (None, _) if part.ends_with('@') => {
+                    node.description.devices.insert(format!("v.com/{}", part.trim_end_matches('@')));
+                }
                 (None, Ok(taint)) => node.taints.push(taint),
                 (None, Err(_)) => {
                     let (key, value) = part.split_once('=').expect("a label");
@@ -100,6 +103,10 @@ fn rule(name: &str, nodes: &str, services: &[&str], outcome: Expect) {
                 }
             });
         }
+    }
+    // Such options need managers that know them.
+    if nodes.contains('@') {
+        bed.upgrade();
     }
     for text in services {
         let mut words = text.split(" --");
@@ -129,6 +136,7 @@ fn set(task: &mut TaskSpec, option: &str) {
             let need: Need = value.parse().expect("a need");
             task.resources.generic.insert(need.kind, need.count);
         }
+        "device" => task.containers[0].profile.devices.push(Device::named(value)),
         "platform" => {
             let (os, arch) = value.split_once('/').expect("os/arch");
             placement.platforms.push(Platform { os: os.into(), arch: arch.into() });
@@ -191,6 +199,7 @@ fn rules_of_placement() {
     rule("counted resources",              "n1/gpu=2+ n2/gpu=1+ n3", &["ml*4 --generic gpu=1"],             expect!["n1: ml ml; n2: ml; ml: no suitable node (1 node not ready; insufficient gpu on 3 nodes; n2 lacks 1 gpu)"]);
     rule("named resources",                "n1/nic=eth1+/nic=eth2+", &["net*3 --generic nic=1"],            expect!["n1: net@eth1 net@eth2; net: no suitable node (1 node not ready; insufficient nic on 1 node; n1 lacks 1 nic)"]);
     rule("several named at once",          "n1/nic=a+/nic=b+/nic=c+", &["net*2 --generic nic=2"],           expect!["n1: net@a+b; net: no suitable node (1 node not ready; insufficient nic on 1 node; n1 lacks 1 nic)"]);
+    rule("devices by name",                "n1 n2/gpu=0@/gpu=1@ n3/fpga=0@", &["ml*2 --device v.com/gpu=1", "ai*1 --device v.com/gpu=7"], expect!["n2: ml ml; ai: no suitable node (1 node not ready; there is no device v.com/gpu=7 on 3 nodes; n2 has v.com/gpu=0, v.com/gpu=1)"]);
     rule("platforms",                      "n1", &["web*1 --platform linux/amd64", "arm*1 --platform linux/arm64"], expect!["n1: web; arm: no suitable node (1 node not ready; unsupported platform on 1 node; n1 is linux/x86_64)"]);
     rule("the nearest miss",               "n1 n2", &["db*2 --memory 7000", "web*1 --memory 1392"],   expect!["n1: db; n2: db; web: no suitable node (1 node not ready; insufficient memory on 2 nodes; n2 lacks 200 MiB)"]);
 }

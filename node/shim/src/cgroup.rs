@@ -254,6 +254,17 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Moves a process in where there are no controllers, if such a hierarchy lies beside others.
+    pub fn add_uncontrolled(&self, pid: i32) -> io::Result<()> {
+        match &self.layout.unified {
+            Some(root) if !self.layout.unified_controls => {
+                let file = root.join(&self.path).join("cgroup.procs");
+                fs::write(&file, pid.to_string()).map_err(|error| named(&file, "cannot join", error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Sets the limits, lifting those that are none. Less memory than is in use and cannot be taken back is refused,
     /// before anything is changed: the kernel would kill for it. Taking back may take its time.
     pub fn limit(&self, limits: &Limits) -> io::Result<()> {
@@ -532,6 +543,23 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// Removes the cgroups of this path in hierarchies that we do not use, but others may have. What is still in use
+    /// stays.
+    pub fn remove_beside(&self) {
+        let ours: Vec<&PathBuf> = self.layout.roots().collect();
+        let Some(mount) =
+            ours.first().filter(|_| !self.layout.unified_controls).and_then(|root| root.parent())
+        else {
+            return;
+        };
+        let hierarchies = fs::read_dir(mount).into_iter().flatten().flatten().map(|entry| entry.path());
+        for root in hierarchies.filter(|root| !ours.contains(&root) && magic(root) == Some(CGROUP1_MAGIC)) {
+            let directory = root.join(&self.path);
+            remove_parts(&directory);
+            let _ = fs::remove_dir(directory);
+        }
     }
 
     fn directory(&self, controller: &str) -> Option<PathBuf> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use rswarm_shim::cgroup::Cgroup;
 
 use crate::bundle::{Bundle, Namespace};
+use crate::guard::Guard;
 use crate::process::{self, Program};
 use crate::rootfs;
 use crate::sys::{self, Child, Failure, Result, Side, check};
@@ -19,6 +20,8 @@ pub struct Started {
     pub child: Child,
     /// Our end of its terminal, if it has one.
     pub terminal: Option<OwnedFd>,
+    /// Ends it with the shim, if nothing else does.
+    pub guard: Option<Guard>,
 }
 
 /// Starts the container, and returns when its program has been executed.
@@ -76,7 +79,7 @@ fn spawn(bundle: &Bundle, users: Option<&Users>, stdio: [RawFd; 3]) -> Result<St
     // SAFETY: one byte from a static buffer.
     unsafe { libc::write(go.as_raw_fd(), b"g".as_ptr().cast(), 1) };
     match process::reported(&errors) {
-        Ok(terminal) => Ok(Started { child, terminal }),
+        Ok(terminal) => Ok(Started { child, terminal, guard: None }),
         Err(failure) => {
             process::kill_and_reap(&child);
             Err(failure)

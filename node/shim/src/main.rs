@@ -10,12 +10,15 @@ mod bundle;
 mod container;
 mod errand;
 mod execs;
+mod guard;
 mod init;
 mod journal;
 mod log;
 mod log_file;
+mod oci;
 mod process;
 mod rootfs;
+mod runtime;
 mod serve;
 mod sys;
 mod terminal;
@@ -34,7 +37,9 @@ use rswarm_shim::protocol::{Exit, LOG_FILE, Ready, Running, SOCKET_FILE, STATE_F
 
 use crate::bundle::Bundle;
 use crate::container::Started;
+use crate::guard::Guard;
 use crate::log::{Log, Stream, unix_ns};
+use crate::runtime::Runtime;
 use crate::serve::{Shim, Streams};
 use crate::sys::{Child, Failure, Result, check};
 use crate::users::Users;
@@ -97,7 +102,11 @@ fn run(directory: &Path, run_directory: &Path) -> Result<()> {
     let stdio = [input, stdout_child.as_raw_fd(), stderr_child.as_raw_fd()];
     let started_unix_ns = unix_ns();
     let users = Users::of(&bundle.spec.linux)?;
-    let Started { child, terminal } = container::start(&bundle, users.as_ref(), stdio)?;
+    let runtime = Runtime::of(&bundle, run_directory);
+    let Started { child, terminal, guard } = match &runtime {
+        None => container::start(&bundle, users.as_ref(), stdio)?,
+        Some(runtime) => runtime.start(stdio)?,
+    };
     drop((stdin_child, stdout_child, stderr_child));
 
     let running = Running {
@@ -115,7 +124,10 @@ fn run(directory: &Path, run_directory: &Path) -> Result<()> {
     if let Some(shims) = &bundle.launch.shims {
         // Outside the daemon's own cgroup the shim lives on when that is killed as a whole. The move can take the
         // kernel milliseconds, and nobody waits for it here.
-        let _ = shims.add(std::process::id() as i32, false);
+        let own = [Some(std::process::id() as i32), guard.as_ref().map(Guard::pid)];
+        for pid in own.into_iter().flatten() {
+            let _ = shims.add(pid, false);
+        }
     }
     let log = Log::open(directory.join(LOG_FILE), bundle.launch.log, &bundle.launch.journal);
     let mut outputs = vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
@@ -130,7 +142,9 @@ fn run(directory: &Path, run_directory: &Path) -> Result<()> {
         sys::set_nonblocking(output).map_err(|error| Failure::io("read without waiting", &error))?;
     }
     let streams = Streams { outputs, input: terminal.or(stdin), null };
-    Shim::new((&bundle, users.as_ref()), child, running, log, streams).run(&listener, &signals);
+    let outside = (runtime.as_ref(), users.as_ref());
+    Shim::new(&bundle, outside, child, running, log, streams).run(&listener, &signals);
+    drop(guard);
     let _ = fs::remove_file(run_directory.join(SOCKET_FILE));
     Ok(())
 }

@@ -99,7 +99,7 @@ pub fn become_program_on_terminal(program: &Program<'_>, size: WindowSize, repor
 /// Becomes the program; returns only if that fails.
 pub fn become_program(program: &Program<'_>) -> Result<()> {
     let process = program.process;
-    let user = User::find(program.user, program.groups)?;
+    let user = User::find(Path::new("/"), program.user, program.groups)?;
     take_stdio(program, &user)?;
     // SAFETY: calls on this process only, with plain integers.
     unsafe {
@@ -145,32 +145,43 @@ pub fn become_program(program: &Program<'_>) -> Result<()> {
 fn take_stdio(program: &Program<'_>, user: &User) -> Result<()> {
     let here = |id: u32| program.users.map_or(Ok(id), |users| users.here(id));
     let (uid, gid) = (here(user.uid)?, here(user.gid)?);
-    let mut copies = [0; 3];
+    place_stdio(program.stdio)?;
     // SAFETY: descriptors of this process; the stat buffer is valid when zero.
     unsafe {
-        for (copy, fd) in copies.iter_mut().zip(program.stdio) {
-            *copy =
-                check(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 10), "take over a standard stream")? as RawFd;
-        }
-        for (number, copy) in copies.iter().enumerate() {
-            check(libc::dup2(*copy, number as RawFd), "place a standard stream")?;
+        for stream in 0..3 {
             let mut status: libc::stat = mem::zeroed();
-            let known = libc::fstat(*copy, &raw mut status) == 0;
+            let known = libc::fstat(stream, &raw mut status) == 0;
             // Programs that open /dev/stdout anew must be allowed to, whoever they run as.
             if program.first && known && status.st_mode & libc::S_IFMT == libc::S_IFIFO {
-                let _ = libc::fchown(*copy, uid, gid);
+                let _ = libc::fchown(stream, uid, gid);
             }
             if program.tty.is_some() {
                 // The group stays the terminals' own.
-                let _ = libc::fchown(*copy, uid, libc::gid_t::MAX);
+                let _ = libc::fchown(stream, uid, libc::gid_t::MAX);
             }
         }
     }
     Ok(())
 }
 
-fn set_rlimit(limit: &Rlimit) -> Result<()> {
-    let resource = match limit.kind.as_str() {
+/// Makes these this process's standard streams.
+pub fn place_stdio(stdio: [RawFd; 3]) -> Result<()> {
+    let mut copies = [0; 3];
+    // SAFETY: descriptors of this process.
+    unsafe {
+        for (copy, fd) in copies.iter_mut().zip(stdio) {
+            *copy =
+                check(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 10), "take over a standard stream")? as RawFd;
+        }
+        for (number, copy) in copies.iter().enumerate() {
+            check(libc::dup2(*copy, number as RawFd), "place a standard stream")?;
+        }
+    }
+    Ok(())
+}
+
+fn resource(kind: &str) -> Result<libc::__rlimit_resource_t> {
+    Ok(match kind {
         "RLIMIT_CORE" => libc::RLIMIT_CORE,
         "RLIMIT_CPU" => libc::RLIMIT_CPU,
         "RLIMIT_DATA" => libc::RLIMIT_DATA,
@@ -187,7 +198,19 @@ fn set_rlimit(limit: &Rlimit) -> Result<()> {
         "RLIMIT_SIGPENDING" => libc::RLIMIT_SIGPENDING,
         "RLIMIT_STACK" => libc::RLIMIT_STACK,
         other => return Err(Failure::setup(format!("limit {other} is not supported"))),
-    };
+    })
+}
+
+/// A limit of this process, by its name in a specification.
+pub fn rlimit(kind: &str) -> Result<libc::rlimit> {
+    let mut value = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `value` is valid for writing.
+    check(unsafe { libc::getrlimit(resource(kind)?, &raw mut value) }, "getrlimit")?;
+    Ok(value)
+}
+
+fn set_rlimit(limit: &Rlimit) -> Result<()> {
+    let resource = resource(&limit.kind)?;
     let mut value = libc::rlimit { rlim_cur: limit.soft, rlim_max: limit.hard };
     // SAFETY: `value` is valid for reading and writing.
     unsafe {
@@ -195,7 +218,7 @@ fn set_rlimit(limit: &Rlimit) -> Result<()> {
             return Ok(());
         }
         // Raising the ceiling needs CAP_SYS_RESOURCE; without it the present ceiling has to do.
-        check(libc::getrlimit(resource, &raw mut value), "getrlimit")?;
+        value.rlim_max = rlimit(&limit.kind)?.rlim_max;
         value.rlim_cur = limit.soft.min(value.rlim_max);
         check(libc::setrlimit(resource, &raw const value), format_args!("set {}", limit.kind))?;
     }
@@ -369,18 +392,19 @@ impl Command {
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-struct User {
-    uid: u32,
-    gid: u32,
-    groups: Vec<u32>,
-    home: String,
+/// Who a program runs as.
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+    pub home: String,
 }
 
 impl User {
-    /// Finds `""`, `uid[:gid]` or `name[:group]`, and further groups, in the files of the root this process is in.
-    fn find(text: &str, groups: &[String]) -> Result<Self> {
-        let group = small_file("/etc/group");
-        let mut user = Self::find_in(text, &small_file("/etc/passwd"), &group)?;
+    /// Finds `""`, `uid[:gid]` or `name[:group]`, and further groups, in the files of a root.
+    pub fn find(root: &Path, text: &str, groups: &[String]) -> Result<Self> {
+        let group = small_file(root, "/etc/group");
+        let mut user = Self::find_in(text, &small_file(root, "/etc/passwd"), &group)?;
         for wanted in groups {
             let gid = group_in(wanted, &group)?;
             if !user.groups.contains(&gid) {
@@ -436,10 +460,10 @@ fn group_in(wanted: &str, group: &str) -> Result<u32> {
 }
 
 /// A regular file of at most a megabyte; empty if there is no such file.
-fn small_file(path: &str) -> String {
+fn small_file(root: &Path, path: &str) -> String {
     const BYTES_MAX: u64 = 1 << 20;
     let read = || -> io::Result<String> {
-        let root = File::open(Path::new("/"))?;
+        let root = File::open(root)?;
         let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
         let file = File::from(sys::open_beneath(root.as_fd(), path, flags, RESOLVE_IN_ROOT)?);
         if !file.metadata()?.is_file() {

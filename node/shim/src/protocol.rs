@@ -30,6 +30,8 @@ pub const JOURNAL_SOCKET: &str = "/run/systemd/journal/socket";
 pub const SHIM_LOG_FILE: &str = "shim.log";
 /// Where the container's root is mounted, in the container's own mount namespace only.
 pub const ROOT_DIR: &str = "rootfs";
+/// What concerns another OCI runtime that has made the container, in its run directory.
+pub const RUNTIME_DIR: &str = "runtime";
 /// A [`Running`], in the container's run directory.
 pub const STATE_FILE: &str = "state.json";
 /// The shim's socket, in the run directory.
@@ -88,6 +90,9 @@ pub struct Launch {
     /// The container is killed so many milliseconds after its start, unless that is put off by [`Request::Lease`].
     #[serde(default)]
     pub lease_ms: Option<u64>,
+    /// The OCI runtime that makes the container in the shim's stead; the shim itself does otherwise.
+    #[serde(default)]
+    pub runtime: Option<PathBuf>,
 }
 
 /// How a container's log is kept.

@@ -77,6 +77,14 @@ pub fn build(bundle: &Bundle, users: Option<&Users>) -> Result<()> {
     Ok(())
 }
 
+/// Mounts the root, without what is mounted in it, where only this process and its children see it.
+pub fn build_for_another(bundle: &Bundle, place: &Path) -> Result<()> {
+    // SAFETY: a call on this process only, which has one thread.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) }, "unshare mount namespace")?;
+    mount_old_way(None, c"/", None, libc::MS_PRIVATE | libc::MS_REC, None, "make mounts private")?;
+    mount_root(bundle, place)
+}
+
 /// `mount(2)`, where the new interface has no equal.
 fn mount_old_way(
     source: Option<&std::ffi::CStr>,
@@ -412,10 +420,12 @@ fn status(place: &OwnedFd) -> Result<libc::stat> {
     }
 }
 
+/// What is set in every container, as far as the kernel knows it.
+pub const DEFAULT_SYSCTLS: [&str; 2] = ["net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range"];
+
 /// Writes kernel settings of the container's own namespaces, through the proc made for it.
 fn set_sysctls(bundle: &Bundle, root: &OwnedFd) -> Result<()> {
     const PROC_MAGIC: i64 = 0x9fa0;
-    const DEFAULT_SYSCTLS: [&str; 2] = ["net.ipv4.ip_unprivileged_port_start", "net.ipv4.ping_group_range"];
     for (name, value) in &bundle.spec.linux.sysctl {
         // With a slash before it, a point is part of a name.
         let swapped = |c: char| match c {

@@ -21,6 +21,7 @@ use crate::errand::{Errands, Task};
 use crate::execs::{Answer, Execs};
 use crate::log::{Log, Stream, unix_ns};
 use crate::process::exit_code;
+use crate::runtime::Runtime;
 use crate::sys::{self, Child, Failure};
 use crate::users::Users;
 
@@ -41,6 +42,8 @@ pub struct Streams {
 
 pub struct Shim<'a> {
     bundle: &'a Bundle,
+    /// What has made the container, if not the shim.
+    runtime: Option<&'a Runtime<'a>>,
     /// The container's own, if it has some.
     users: Option<&'a Users>,
     child: Child,
@@ -75,7 +78,8 @@ struct Client {
 
 impl<'a> Shim<'a> {
     pub fn new(
-        (bundle, users): (&'a Bundle, Option<&'a Users>),
+        bundle: &'a Bundle,
+        (runtime, users): (Option<&'a Runtime<'a>>, Option<&'a Users>),
         child: Child,
         running: Running,
         log: Log,
@@ -85,6 +89,7 @@ impl<'a> Shim<'a> {
         let lease = bundle.launch.lease_ms.map(|time| boot_ms().saturating_add(time));
         Self {
             bundle,
+            runtime,
             users,
             child,
             running,
@@ -242,7 +247,10 @@ impl<'a> Shim<'a> {
             finished_unix_ns: unix_ns(),
             log_dropped_bytes: self.log.dropped_bytes(),
         };
-        cgroup.map(container::remove);
+        match self.runtime {
+            Some(runtime) => runtime.remove(),
+            None => cgroup.map_or((), container::remove),
+        }
         record(&self.bundle.directory, &exit);
         let waiting: Vec<RawFd> =
             self.clients.iter().filter(|(_, client)| client.waits).map(|(fd, _)| *fd).collect();

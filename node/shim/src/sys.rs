@@ -368,10 +368,16 @@ pub fn receive_with_fds(socket: RawFd, buffer: &mut [u8]) -> io::Result<(usize, 
 
 /// In a copy of this process that only works on a few files: closes all else, and ends with its parent.
 pub fn keep_only(files: &[RawFd]) {
+    // SAFETY: a call on this process only.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    close_all_but(files);
+}
+
+/// In a copy of this process that only works on a few files: closes all else.
+pub fn close_all_but(files: &[RawFd]) {
     // SAFETY: calls on this process only, which uses no other descriptors from here on. The files themselves go on
     // under their own numbers, which lie between the closed ranges.
     unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         let mut from: u32 = 0;
         let mut sorted: Vec<u32> = files.iter().map(|fd| *fd as u32).collect();
         sorted.sort_unstable();

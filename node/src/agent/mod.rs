@@ -178,6 +178,7 @@ impl Agent {
             volumes: ground.volumes.clone(),
             overlay: overlay.clone(),
             node: node.to_string(),
+            cdi_spec_dirs: ground.config.cdi_spec_dirs.clone(),
         };
         let mut agent = Loop {
             worker,

@@ -31,7 +31,8 @@ pub fn apply(profile: &Profile, request: &mut ContainerRequest) {
         target: device.target.clone(),
         access: device.access.clone(),
     };
-    request.devices = profile.devices.iter().map(device).collect();
+    // The others are given by whoever reads the node's CDI files.
+    request.devices = profile.devices.iter().filter(|device| !device.is_cdi()).map(device).collect();
     request.log = log(&profile.log);
     request.shm_bytes = profile.shm_bytes;
     request.oom_score_adj = profile.oom_score_adj;

@@ -3,6 +3,7 @@
 use super::backlog;
 use super::template::Words;
 use crate::api::volumes;
+use crate::cdi::Devices;
 use crate::executor::{self, ContainerRequest, Executor};
 use crate::image::{self, ImageConfig, Reference, Registries, Store};
 use crate::volume::{Hold, Volumes};
@@ -40,6 +41,8 @@ pub struct Hands {
     pub overlay: Overlay,
     /// This node's id, for its containers to know.
     pub node: String,
+    /// Where the files are that name devices.
+    pub cdi_spec_dirs: Vec<PathBuf>,
 }
 
 /// Networks, with an address in each. The first one has the default route.
@@ -192,11 +195,26 @@ impl Hands {
         super::profile::apply(&spec.profile, &mut request);
         request.journal = super::profile::journal(task, spec, &request.id);
         request.limits = super::profile::limits(&task.spec.resources)?;
+        self.devices(task, spec, &mut request)?;
         let signal = spec.stop_signal.clone().unwrap_or_else(|| config.stop_signal.clone());
         if !signal.is_empty() {
             request.stop_signal = signal_number(&signal)?;
         }
         Ok(request)
+    }
+
+    /// Gives a container the devices that this machine's files know by name.
+    fn devices(
+        &self,
+        task: &AssignedTask,
+        spec: &ContainerSpec,
+        request: &mut ContainerRequest,
+    ) -> Result<()> {
+        let none = task.claims.is_empty() && !spec.profile.devices.iter().any(|device| device.is_cdi());
+        if none {
+            return Ok(());
+        }
+        Devices::read(&self.cdi_spec_dirs).give(task, spec, self.executor.runtime().is_some(), request)
     }
 
     /// Makes the volumes that the task needs, and mounts them. They stay for it until what is returned is dropped;

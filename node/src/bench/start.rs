@@ -80,6 +80,7 @@ async fn executor(site: &Site, trials: usize) -> Result<Samples> {
         cgroup_parent: format!("{}/executor", site.control_group()?),
         cgroup_mount: "/sys/fs/cgroup".into(),
         user_ids: Default::default(),
+        runtime: None,
     })
     .await?;
     let mut begun = Samples::default();

@@ -220,7 +220,7 @@ fn view(status: &pb::StatusResponse) -> Result<Value> {
             .with("Voter", manager.voter)
             .with("MissingSince", since(manager.missing_since_ms))
     };
-    let nodes: Vec<Value> = nodes.iter().map(|node| super::view::node::node(node, None, &[])).collect();
+    let nodes: Vec<Value> = nodes.iter().map(|node| super::view::node::node(node, None, &[], None)).collect();
     Ok(Struct::new("status")
         .with("State", state_name(status.state()))
         .with("NodeID", &status.node_id)

@@ -136,6 +136,7 @@ pub(super) fn write(
         log: request.log,
         journal: request.journal.clone(),
         lease_ms: request.lease.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        runtime: meta.runtime.clone(),
     };
     fs::write(directory.join(LAUNCH_FILE), serde_json::to_vec(&launch)?)
 }
@@ -209,6 +210,8 @@ fn spec(request: &ContainerRequest, home: &Path, meta: &Meta) -> Value {
     let bound = in_user_namespace();
     let devices: Vec<Value> = request.devices.iter().filter(|_| !bound).filter_map(device_node).collect();
     let (uid, gid) = numeric(&request.user);
+    // The shim has the compiled form.
+    let named = meta.runtime.is_some() && !request.privileges.seccomp_unconfined;
     json!({
         "ociVersion": "1.0.2",
         "hostname": hostname(request),
@@ -225,6 +228,7 @@ fn spec(request: &ContainerRequest, home: &Path, meta: &Meta) -> Value {
             "oomScoreAdj": request.oom_score_adj,
         },
         "mounts": mounts(request, home, bound),
+        "hooks": hooks(request),
         "linux": {
             "devices": devices,
             "namespaces": namespaces,
@@ -235,8 +239,21 @@ fn spec(request: &ContainerRequest, home: &Path, meta: &Meta) -> Value {
             "cgroupsPath": cgroup.map(|cgroup| format!("/{}", cgroup.path)),
             "resources": resources(request),
             "sysctl": sysctls,
+            "seccomp": named.then(seccomp::named),
         },
     })
+}
+
+/// By their moments.
+fn hooks(request: &ContainerRequest) -> Option<Value> {
+    let mut hooks = serde_json::Map::new();
+    for hook in &request.hooks {
+        let one = json!({"path": hook.path, "args": hook.args, "env": hook.env, "timeout": hook.timeout});
+        if let Value::Array(list) = hooks.entry(hook.hook_name.as_str()).or_insert_with(|| json!([])) {
+            list.push(one);
+        }
+    }
+    (!hooks.is_empty()).then_some(Value::Object(hooks))
 }
 
 fn rlimits(request: &ContainerRequest) -> Vec<Value> {

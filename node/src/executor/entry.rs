@@ -48,6 +48,9 @@ pub(super) struct Meta {
     /// Which of the machine's ids its users are, if it has some of its own.
     #[serde(default)]
     pub(super) users: Option<Ids>,
+    /// What makes it, if not its shim.
+    #[serde(default)]
+    pub(super) runtime: Option<PathBuf>,
 }
 
 impl Entry {
@@ -166,10 +169,18 @@ impl Entry {
         }
     }
 
+    /// Removes what only a runtime of others' has made for it.
+    fn clear_beside(&self, cgroup: &Cgroup) {
+        if self.meta.runtime.is_some() {
+            cgroup.remove_beside();
+        }
+    }
+
     pub(super) fn erase(&self) -> io::Result<()> {
         if let Some(cgroup) = &self.meta.cgroup {
             cgroup.kill();
             cgroup.remove(DEATH_MAX)?;
+            self.clear_beside(cgroup);
         }
         remove_directory(&self.run_directory)?;
         let partial = partial(&self.directory);
@@ -184,10 +195,11 @@ impl Entry {
 /// Ends what is left of a container without a shim, and writes the exit record in the shim's place.
 pub(super) fn clear_away(entry: &Entry, code: i32, reason: &str) -> Exit {
     entry.kill_by_force();
-    if let Some(cgroup) = &entry.meta.cgroup
-        && let Err(error) = cgroup.remove(DEATH_MAX)
-    {
-        tracing::warn!(container = %entry.id, %error, "a cgroup stays behind");
+    if let Some(cgroup) = &entry.meta.cgroup {
+        if let Err(error) = cgroup.remove(DEATH_MAX) {
+            tracing::warn!(container = %entry.id, %error, "a cgroup stays behind");
+        }
+        entry.clear_beside(cgroup);
     }
     let exit = Exit {
         code,

@@ -13,6 +13,7 @@ mod logs;
 mod look;
 mod probe;
 mod request;
+mod runtime;
 mod seccomp;
 mod shim;
 mod users;
@@ -34,12 +35,13 @@ pub use look::{Process, Traffic};
 pub use probe::{Probe, ProbeOutcome};
 pub use request::device_numbers;
 pub use request::{
-    ContainerRequest, Device, Dns, IoLimit, Limits, LogDriver, LogOptions, Mount, Privileges, Rlimit,
+    ContainerRequest, Device, Dns, Hook, IoLimit, Limits, LogDriver, LogOptions, Mount, Privileges, Rlimit,
 };
 use rswarm_shim::cgroup::{Cgroup, Lack, Layout};
 pub use rswarm_shim::cgroup::{Pressure, Usage};
 pub use rswarm_shim::protocol::{Exec, Exit, Running, WindowSize};
 use rswarm_shim::protocol::{Ready, Reply, Request};
+use runtime::Runtime;
 use shim::{Client, Program};
 use tokio::sync::broadcast;
 use tokio::time::timeout;
@@ -72,6 +74,8 @@ pub struct Config {
     pub cgroup_mount: PathBuf,
     /// The ids that containers with users of their own are given.
     pub user_ids: UserIds,
+    /// The OCI runtime that makes the containers. None: their shims do.
+    pub runtime: Option<PathBuf>,
 }
 
 /// Why something was not done.
@@ -121,6 +125,9 @@ pub enum Error {
     /// It was killed but is still there.
     #[error("container {0} does not die: a process in it hangs in the kernel")]
     Undead(String),
+    /// The runtime that it was to use will not do.
+    #[error("{0}")]
+    Runtime(String),
     /// The machine refused.
     #[error("{what}: {source}")]
     Io {
@@ -221,6 +228,7 @@ struct Inner {
     layout: Option<Layout>,
     lacks: Vec<Lack>,
     unlimited: Option<String>,
+    runtime: Option<Runtime>,
     /// One of these is held while a container is written down, by its id, so that two requests for one do not meet on
     /// the disk.
     creations: [tokio::sync::Mutex<()>; CREATIONS],
@@ -255,10 +263,24 @@ impl Executor {
             }
             Err(reason) => (None, Vec::new(), Some(reason)),
         };
+        let runtime = match &config.runtime {
+            Some(path) => Some(Runtime::find(path, layout.as_ref()).await.map_err(Error::Runtime)?),
+            None => None,
+        };
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let (creations, giving_ids, entries) = Default::default();
-        let inner =
-            Inner { config, program, layout, lacks, unlimited, creations, giving_ids, entries, events };
+        let inner = Inner {
+            config,
+            program,
+            layout,
+            lacks,
+            unlimited,
+            runtime,
+            creations,
+            giving_ids,
+            entries,
+            events,
+        };
         let executor = Self { inner: Arc::new(inner) };
         executor.adopt().await?;
         Ok(executor)
@@ -269,11 +291,24 @@ impl Executor {
         self.inner.unlimited.as_deref()
     }
 
+    /// The OCI runtime that makes the containers, by name and version. None: their shims do.
+    pub fn runtime(&self) -> Option<&str> {
+        self.inner.runtime.as_ref().map(|runtime| runtime.name.as_str())
+    }
+
     /// Makes a container ready to start. A container with the same id stays as it is.
     pub async fn create(&self, request: ContainerRequest) -> Result<()> {
         let executor = self.clone();
         undisturbed(async move {
             request::check(&request)?;
+            let runtime = executor.inner.runtime.as_ref();
+            let refused = match runtime {
+                Some(runtime) => runtime.refuses(&request),
+                None => (!request.hooks.is_empty()).then(|| "only another runtime runs hooks".to_owned()),
+            };
+            if let Some(reason) = refused {
+                return Err(Error::Invalid { id: request.id, reason });
+            }
             let _creation = executor.inner.creation(&request.id).lock().await;
             let _ids = match request.own_users {
                 true => Some(executor.inner.giving_ids.lock().await),
@@ -425,7 +460,9 @@ impl Executor {
             let Some(layout) = inner.layout.as_ref().filter(|_| executor.list().is_empty()) else { return };
             for path in [shims_path(&inner.config), inner.config.cgroup_parent.clone()] {
                 // What is still in use stays, and is no error.
-                let _ = Cgroup { layout: layout.clone(), path }.remove(Duration::ZERO);
+                let cgroup = Cgroup { layout: layout.clone(), path };
+                let _ = cgroup.remove(Duration::ZERO);
+                cgroup.remove_beside();
             }
         })
         .await;
@@ -441,7 +478,9 @@ impl Executor {
             let inner = &executor.inner;
             if let Some(layout) = &inner.layout {
                 for path in [shims_path(&inner.config), inner.config.cgroup_parent.clone()] {
-                    Cgroup { layout: layout.clone(), path }.remove(DEATH_MAX)?;
+                    let cgroup = Cgroup { layout: layout.clone(), path };
+                    cgroup.remove(DEATH_MAX)?;
+                    cgroup.remove_beside();
                 }
             }
             for directory in [containers(&inner.config.root_dir), inner.config.run_dir.clone()] {
@@ -568,6 +607,7 @@ impl Executor {
             cgroup: cgroup(path),
             log: request.log.driver,
             users: self.users(request)?,
+            runtime: inner.runtime.as_ref().map(|runtime| runtime.path.clone()),
         };
         remove_directory(&partial).map_err(what())?;
         let write = || -> io::Result<()> {

@@ -64,6 +64,8 @@ pub struct ContainerRequest {
     pub rlimits: Vec<Rlimit>,
     /// Devices of this machine that it may use.
     pub devices: Vec<Device>,
+    /// Programs of this machine that the runtime runs at moments of its life. Only another runtime does.
+    pub hooks: Vec<Hook>,
     /// Most that its `/dev/shm` may hold; none is 64 MiB.
     pub shm_bytes: Option<u64>,
     /// How readily the kernel kills it when memory is short.
@@ -103,6 +105,7 @@ impl ContainerRequest {
             stdin: false,
             rlimits: Vec::new(),
             devices: Vec::new(),
+            hooks: Vec::new(),
             shm_bytes: None,
             oom_score_adj: 0,
             own_users: false,
@@ -120,6 +123,30 @@ pub struct Rlimit {
     pub soft: u64,
     /// How far it may be raised.
     pub hard: u64,
+}
+
+/// A program of this machine, run for a container.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hook {
+    /// The moment, as OCI calls it: `createContainer`, `poststop`, …
+    pub hook_name: String,
+    /// Absolute.
+    pub path: PathBuf,
+    /// What it is called and told.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// All that is in its environment.
+    #[serde(default)]
+    pub env: Vec<String>,
+    /// Seconds it may take.
+    pub timeout: Option<u32>,
+}
+
+impl Hook {
+    /// The moments there are.
+    pub const NAMES: [&str; 6] =
+        ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
 }
 
 /// A device of this machine in a container.
@@ -276,6 +303,9 @@ pub(super) fn check(request: &ContainerRequest) -> Result<(), Error> {
         if let Err(error) = device_numbers(&device.source) {
             return refuse(format!("device {}: {error}", device.source.display()));
         }
+    }
+    if let Some(hook) = request.hooks.iter().find(|hook| !Hook::NAMES.contains(&hook.hook_name.as_str())) {
+        return refuse(format!("there is no moment {:?} for a hook", hook.hook_name));
     }
     if let Some(name) = request.privileges.sysctls.keys().find(|name| !is_namespaced(name)) {
         return refuse(format!("sysctl {name:?} is not of a container's own namespaces"));

@@ -11,6 +11,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     sock_filter,
 };
+use serde_json::{Value, json};
 
 /// System calls from this number on are younger than the list. To those a container gets "not implemented", so that
 /// a C library falls back on what it did before them.
@@ -27,6 +28,9 @@ const CLONE_NAMESPACES: u64 = (libc::CLONE_NEWNS
 
 /// Values of `personality` that weaken nothing: Linux, 32-bit Linux, both with the version masked, and the query.
 const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+
+/// Sockets of the kernel's cryptography and of the hypervisor have been ways out.
+const FAMILIES: [u64; 2] = [libc::AF_ALG as u64, libc::AF_VSOCK as u64];
 
 /// The filters in the form the shim reads: for each a count of instructions, and these.
 pub(super) fn encoded() -> &'static [u8] {
@@ -46,6 +50,37 @@ pub(super) fn encoded() -> &'static [u8] {
     &ENCODED
 }
 
+/// The same in names, for runtimes that compile it themselves.
+pub(super) fn named() -> Value {
+    let names: Vec<&str> = ALLOWED
+        .iter()
+        .chain(ALLOWED_HERE)
+        .map(|(_, name)| name.trim_start_matches("SYS_"))
+        .chain(ALLOWED_BY_NUMBER.iter().map(|(_, name)| *name))
+        .collect();
+    let allow =
+        |name: &str, args: Vec<Value>| json!({"names": [name], "action": "SCMP_ACT_ALLOW", "args": args});
+    let compare =
+        |op: &str, value: u64, other: u64| json!({"index": 0, "op": op, "value": value, "valueTwo": other});
+    let mut calls = vec![
+        json!({"names": names, "action": "SCMP_ACT_ALLOW"}),
+        allow("clone", vec![compare("SCMP_CMP_MASKED_EQ", CLONE_NAMESPACES, 0)]),
+        json!({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS}),
+    ];
+    calls.extend(PERSONALITIES.map(|value| allow("personality", vec![compare("SCMP_CMP_EQ", value, 0)])));
+    let [alg, vsock] = FAMILIES;
+    let kept = [("SCMP_CMP_LT", alg), ("SCMP_CMP_GT", vsock)].into_iter();
+    // Two conditions on one argument are alternatives to some runtimes: those between are named one by one.
+    let kept = kept.chain((alg + 1..vsock).map(|family| ("SCMP_CMP_EQ", family)));
+    calls.extend(kept.map(|(op, value)| allow("socket", vec![compare(op, value, 0)])));
+    json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": libc::EPERM,
+        "architectures": [if cfg!(target_arch = "x86_64") { "SCMP_ARCH_X86_64" } else { "SCMP_ARCH_AARCH64" }],
+        "syscalls": calls,
+    })
+}
+
 fn allow_list() -> BpfProgram {
     let refuse = SeccompAction::Errno(libc::EPERM as u32);
     let arch =
@@ -60,7 +95,7 @@ fn rules() -> BTreeMap<i64, Vec<SeccompRule>> {
         .iter()
         .chain(ALLOWED_HERE)
         .chain(ALLOWED_BY_NUMBER)
-        .map(|number| (*number, Vec::new()))
+        .map(|(number, _)| (*number, Vec::new()))
         .collect();
     let when = |argument: u8, operator: SeccompCmpOp, value: u64| {
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value);
@@ -73,8 +108,6 @@ fn rules() -> BTreeMap<i64, Vec<SeccompRule>> {
         SYS_personality,
         PERSONALITIES.iter().map(|value| when(0, SeccompCmpOp::Eq, *value)).collect(),
     );
-    // Sockets of the kernel's cryptography and of the hypervisor have been ways out.
-    let families = [libc::AF_ALG, libc::AF_VSOCK].map(|family| family as u64);
     let between = |low: u64, high: u64| {
         let conditions = [(SeccompCmpOp::Gt, low), (SeccompCmpOp::Lt, high)].map(|(operator, value)| {
             SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value)
@@ -82,7 +115,7 @@ fn rules() -> BTreeMap<i64, Vec<SeccompRule>> {
         });
         SeccompRule::new(conditions.into()).expect("the conditions are constants, and a test builds them")
     };
-    let [alg, vsock] = families;
+    let [alg, vsock] = FAMILIES;
     rules.insert(
         SYS_socket,
         vec![when(0, SeccompCmpOp::Lt, alg), between(alg, vsock), when(0, SeccompCmpOp::Gt, vsock)],
@@ -108,8 +141,13 @@ fn not_implemented() -> BpfProgram {
     ]
 }
 
+/// System calls with their names.
+macro_rules! calls {
+    [$($call:ident),* $(,)?] => { &[$(($call, stringify!($call))),*] };
+}
+
 #[rustfmt::skip]
-const ALLOWED: &[c_long] = &[
+const ALLOWED: &[(c_long, &str)] = calls![
     SYS_accept, SYS_accept4, SYS_adjtimex, SYS_bind, SYS_brk, SYS_capget, SYS_capset, SYS_chdir,
     SYS_chroot, SYS_clock_adjtime, SYS_clock_getres, SYS_clock_gettime, SYS_clock_nanosleep, SYS_close,
     SYS_close_range, SYS_connect, SYS_copy_file_range, SYS_dup, SYS_dup3, SYS_epoll_create1, SYS_epoll_ctl,
@@ -155,7 +193,7 @@ const ALLOWED: &[c_long] = &[
 /// What only the older architecture has.
 #[cfg(target_arch = "x86_64")]
 #[rustfmt::skip]
-const ALLOWED_HERE: &[c_long] = &[
+const ALLOWED_HERE: &[(c_long, &str)] = calls![
     SYS_access, SYS_alarm, SYS_arch_prctl, SYS_chmod, SYS_chown, SYS_creat, SYS_dup2, SYS_epoll_create,
     SYS_epoll_ctl_old, SYS_epoll_wait, SYS_epoll_wait_old, SYS_eventfd, SYS_fchmodat2, SYS_fork,
     SYS_futimesat, SYS_get_thread_area, SYS_getdents, SYS_getpgrp, SYS_inotify_init, SYS_lchown, SYS_link,
@@ -164,12 +202,23 @@ const ALLOWED_HERE: &[c_long] = &[
     SYS_unlink, SYS_utime, SYS_utimes, SYS_vfork,
 ];
 
-/// What libc has no names for yet, with one number on all architectures: `cachestat`, `map_shadow_stack`,
-/// `futex_wake`, `futex_wait`, `futex_requeue`, `statmount`, `listmount`, and the extended attributes by descriptor.
-const ALLOWED_BY_NUMBER: &[c_long] = &[451, 453, 454, 455, 456, 457, 458, 463, 464, 465, 466];
+/// What libc has no names for yet, with one number on all architectures.
+const ALLOWED_BY_NUMBER: &[(c_long, &str)] = &[
+    (451, "cachestat"),
+    (453, "map_shadow_stack"),
+    (454, "futex_wake"),
+    (455, "futex_wait"),
+    (456, "futex_requeue"),
+    (457, "statmount"),
+    (458, "listmount"),
+    (463, "setxattrat"),
+    (464, "getxattrat"),
+    (465, "listxattrat"),
+    (466, "removexattrat"),
+];
 
 #[cfg(not(target_arch = "x86_64"))]
-const ALLOWED_HERE: &[c_long] = &[];
+const ALLOWED_HERE: &[(c_long, &str)] = &[];
 
 #[cfg(test)]
 mod tests {

@@ -27,6 +27,7 @@ pub fn starter(args: &[String]) -> ExitCode {
             cgroup_parent: cgroup.into(),
             cgroup_mount: "/sys/fs/cgroup".into(),
             user_ids: Default::default(),
+            runtime: None,
         };
         let executor = Executor::open(config).await.unwrap();
         let args =

@@ -50,6 +50,7 @@ impl Bench {
             cgroup_parent: format!("rswarm-test-{}-{name}", std::process::id()),
             cgroup_mount: "/sys/fs/cgroup".into(),
             user_ids: Default::default(),
+            runtime: None,
         };
         let executor = runtime.block_on(Executor::open(config.clone())).unwrap();
         Self { runtime, directory, config, executor, made: 0 }

@@ -24,6 +24,7 @@ pub fn churn(args: &[String]) -> ExitCode {
             cgroup_parent: cgroup.into(),
             cgroup_mount: "/sys/fs/cgroup".into(),
             user_ids: Default::default(),
+            runtime: None,
         };
         let executor = Executor::open(config).await.unwrap();
         for number in 0.. {

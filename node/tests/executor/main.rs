@@ -11,6 +11,7 @@ mod leaks;
 mod limits;
 mod logs;
 mod profile;
+mod runtime;
 mod starts;
 mod streams;
 mod users;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 /// In this order.
-const THEMES: [&[Claim]; 12] = [
+const THEMES: [&[Claim]; 13] = [
     starts::CLAIMS,
     ends::CLAIMS,
     logs::CLAIMS,
@@ -32,6 +33,7 @@ const THEMES: [&[Claim]; 12] = [
     streams::CLAIMS,
     users::CLAIMS,
     leaks::CLAIMS,
+    runtime::CLAIMS,
     claims![all_this_holds_on_another_kernel_with_a_unified_hierarchy],
 ];
 

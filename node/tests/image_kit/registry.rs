@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufRead as _, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rswarm::image::{Digest, Reference};
 
@@ -46,11 +46,18 @@ pub struct Shelves {
     pub no_ranges: bool,
     /// A header `Location` that requests for a path get instead of an answer.
     pub moved: BTreeMap<String, String>,
+    /// How many bytes a second leave it altogether, over the one line that it has; none is any number.
+    pub line: Option<u64>,
+    /// Until when that line is busy.
+    pub busy: Option<Instant>,
     /// Method, path, and range of each request, in order.
     pub seen: Vec<String>,
     /// `Authorization` of each request, in order.
     pub shown: Vec<Option<String>>,
 }
+
+/// How much is sent at once.
+const PART: usize = 256 * 1024;
 
 /// The token that `Door::Bearer` gives out.
 const TOKEN: &str = "opensesame";
@@ -225,7 +232,11 @@ fn answer<S: Read + Write>(stream: S, base: &str, shelves: &Mutex<Shelves>) -> i
             Some(Fault::Cut(at) | Fault::Stall(at)) => at.min(body.len()),
             _ => body.len(),
         };
-        stream.write_all(&body[..end])?;
+        for part in body[..end].chunks(PART) {
+            let until = shelves.lock().unwrap().occupy(part.len());
+            std::thread::sleep(until.saturating_duration_since(Instant::now()));
+            stream.write_all(part)?;
+        }
     }
     stream.flush()?;
     if matches!(fault, Some(Fault::Stall(_))) {
@@ -236,6 +247,15 @@ fn answer<S: Read + Write>(stream: S, base: &str, shelves: &Mutex<Shelves>) -> i
 }
 
 impl Shelves {
+    /// Until when its line is busy with so many bytes more.
+    fn occupy(&mut self, bytes: usize) -> Instant {
+        let now = Instant::now();
+        let Some(rate) = self.line else { return now };
+        let until = self.busy.unwrap_or(now).max(now) + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        self.busy = Some(until);
+        until
+    }
+
     fn answer(&mut self, asked: &Asked, base: &str) -> (String, Vec<u8>) {
         let json = "Content-Type: application/json";
         if asked.path == "/token" {

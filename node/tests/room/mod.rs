@@ -147,6 +147,10 @@ impl Node<'_> {
         self.room.path(&self.name).join("sock")
     }
 
+    pub fn config(&self) -> PathBuf {
+        self.room.path(&self.name).join("rswarm.toml")
+    }
+
     pub fn identity(&self) -> PathBuf {
         self.state.join("identity.json")
     }
@@ -158,8 +162,11 @@ impl Node<'_> {
     pub fn daemon_command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rswarm"));
         command.arg("daemon").arg("--socket").arg(self.socket()).arg("--state-dir").arg(&self.state);
+        // Missing, unless a test has written one.
         command
-            .args(["--config", "/nonexistent", "--cgroup-parent"])
+            .arg("--config")
+            .arg(self.config())
+            .arg("--cgroup-parent")
             .arg(format!("{}/{}", self.room.cgroup, self.name));
         command.stdin(Stdio::null()).env_remove("RUST_LOG");
         command

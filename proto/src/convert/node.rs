@@ -73,8 +73,18 @@ impl TryFrom<pb::Node> for Node {
 
 impl From<&Description> for pb::NodeDescription {
     fn from(description: &Description) -> Self {
-        let Description { capacity, os, arch, kernel, engine_version, warnings, labels, generic, level } =
-            description;
+        let Description {
+            capacity,
+            os,
+            arch,
+            kernel,
+            engine_version,
+            warnings,
+            labels,
+            generic,
+            devices,
+            level,
+        } = description;
         Self {
             capacity: Some(capacity.into()),
             os: os.clone(),
@@ -84,6 +94,7 @@ impl From<&Description> for pb::NodeDescription {
             warnings: warnings.clone(),
             labels: labels.clone(),
             generic: stock_texts(generic),
+            devices: devices.iter().cloned().collect(),
             level: *level,
         }
     }
@@ -103,6 +114,7 @@ impl TryFrom<pb::NodeDescription> for Description {
             labels: wire.labels,
             generic: stocks(&wire.generic)
                 .map_err(|error| Invalid::new("generic", Problem::Malformed(error.to_string())))?,
+            devices: wire.devices.into_iter().collect(),
             level: wire.level,
         })
     }

@@ -93,10 +93,25 @@ fn node_status() -> BoxedStrategy<NodeStatus> {
 fn description() -> BoxedStrategy<Description> {
     let generic = prop::sample::subsequence(vec!["gpu=4", "nic=eth1", "nic=eth2"], 0..3);
     let generic = generic.prop_map(|texts| stocks(&texts).expect("they make sense"));
-    (resources(), text(), text(), text(), text(), vec(text(), 0..3), labels(), (generic, any::<u32>()))
-        .prop_map(|(capacity, os, arch, kernel, engine_version, warnings, labels, (generic, level))| {
-            Description { capacity, os, arch, kernel, engine_version, warnings, labels, generic, level }
-        })
+    let devices = prop::collection::btree_set(text(), 0..3);
+    let last = (generic, devices, any::<u32>());
+    (resources(), text(), text(), text(), text(), vec(text(), 0..3), labels(), last)
+        .prop_map(
+            |(capacity, os, arch, kernel, engine_version, warnings, labels, (generic, devices, level))| {
+                Description {
+                    capacity,
+                    os,
+                    arch,
+                    kernel,
+                    engine_version,
+                    warnings,
+                    labels,
+                    generic,
+                    devices,
+                    level,
+                }
+            },
+        )
         .boxed()
 }
 

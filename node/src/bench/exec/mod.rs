@@ -101,6 +101,7 @@ impl Site {
             cgroup_parent: format!("rswarm-bench-exec-{}", std::process::id()),
             cgroup_mount: "/sys/fs/cgroup".into(),
             user_ids: Default::default(),
+            runtime: None,
         };
         let executor = runtime.block_on(Executor::open(config)).context("cannot open an executor")?;
         let root = base.join("bare");

@@ -3,7 +3,7 @@
 use super::flags::Label;
 use crate::cli::output::units::{memory, parse_bytes};
 use rswarm_control::model::{
-    Bounds, ContainerSpec, Device, IoBound, Profile, Swap, TaskSpec, Ulimit, Userns,
+    Bounds, ContainerSpec, Device, IoBound, Profile, Swap, TaskSpec, Ulimit, Userns, cdi_name,
 };
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -51,6 +51,9 @@ impl FromStr for DeviceArg {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if cdi_name(text).is_some() {
+            return Ok(Self(Device::named(text)));
+        }
         let parts: Vec<&str> = text.split(':').collect();
         let is_access = |text: &str| !text.is_empty() && text.chars().all(|c| "rwm".contains(c));
         let (source, target, access) = match parts[..] {
@@ -58,7 +61,7 @@ impl FromStr for DeviceArg {
             [source, access] if is_access(access) => (source, source, access),
             [source, target] => (source, target, "rwm"),
             [source, target, access] => (source, target, access),
-            _ => return Err(format!("`{text}` is not DEVICE[:TARGET[:rwm]]")),
+            _ => return Err(format!("`{text}` is neither DEVICE[:TARGET[:rwm]] nor VENDOR/CLASS=NAME")),
         };
         Ok(Self(Device { source: source.into(), target: target.into(), access: access.into() }))
     }
@@ -234,8 +237,8 @@ pub struct Lists {
     /// Limit its processes, for example nofile=1024:4096
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
     ulimits: Vec<UlimitArg>,
-    /// Let it use a device of the node
-    #[arg(long = "device", value_name = "DEVICE[:TARGET[:rwm]]")]
+    /// Let it use a device of the node, by its path or its name in the node's CDI files
+    #[arg(long = "device", value_name = "DEVICE[:TARGET[:rwm]]|KIND=NAME")]
     devices: Vec<DeviceArg>,
 }
 
@@ -298,8 +301,8 @@ pub struct ListChanges {
     /// No longer limit them so
     #[arg(long, value_name = "NAME")]
     ulimit_rm: Vec<String>,
-    /// Let it use a device of the node
-    #[arg(long, value_name = "DEVICE[:TARGET[:rwm]]")]
+    /// Let it use a device of the node, by its path or its name in the node's CDI files
+    #[arg(long, value_name = "DEVICE[:TARGET[:rwm]]|KIND=NAME")]
     device_add: Vec<DeviceArg>,
     /// No longer let it use a device
     #[arg(long, value_name = "DEVICE")]
@@ -327,7 +330,11 @@ impl ListChanges {
         profile.ulimits.extend(self.ulimit_add.into_iter().map(|UlimitArg(name, limit)| (name, limit)));
         profile.devices.retain(|device| !self.device_rm.contains(&device.source));
         for DeviceArg(device) in self.device_add {
-            profile.devices.retain(|other| other.target != device.target);
+            let same = |other: &Device| match device.is_cdi() {
+                true => other.source == device.source,
+                false => other.target == device.target,
+            };
+            profile.devices.retain(|other| !same(other));
             profile.devices.push(device);
         }
     }
@@ -357,7 +364,10 @@ pub fn pretty(out: &mut String, container: &ContainerSpec) -> std::fmt::Result {
     };
     let pair = |(name, value): (&String, &String)| format!("{name}={value}");
     let ulimit = |(name, at): (&String, &Ulimit)| format!("{name}={}:{}", limit(at.soft), limit(at.hard));
-    let device = |d: &Device| format!("{}:{}:{}", d.source, d.target, d.access);
+    let device = |d: &Device| match d.is_cdi() {
+        true => d.source.clone(),
+        false => format!("{}:{}:{}", d.source, d.target, d.access),
+    };
     let lists = [
         ("Groups", profile.groups.clone()),
         ("Hosts", profile.hosts.iter().map(|(name, address)| format!("{name}:{address}")).collect()),
@@ -494,6 +504,7 @@ mod tests {
     fn what_is_no_option_is_told() {
         assert!("db".parse::<Host>().is_err() && "db:x".parse::<Host>().is_err());
         assert!("nofile=a".parse::<UlimitArg>().is_err() && "nofile".parse::<UlimitArg>().is_err());
+        assert_eq!("nvidia.com/gpu=0".parse(), Ok(DeviceArg(Device::named("nvidia.com/gpu=0"))));
         assert!("/dev/a:b:c:d".parse::<DeviceArg>().is_err() && "/dev/sda".parse::<Rate>().is_err());
     }
 }

@@ -15,7 +15,13 @@ pub struct Manager {
 
 /// A node, as `node inspect` shows it.
 /// `remaining` is what keeps it from being empty, if it is drained.
-pub fn node(node: &Node, manager: Option<Manager>, remaining: &[&pb::Remaining]) -> Value {
+/// `reserved` is what its tasks have reserved of it, where that is known.
+pub fn node(
+    node: &Node,
+    manager: Option<Manager>,
+    remaining: &[&pb::Remaining],
+    reserved: Option<&Resources>,
+) -> Value {
     let spec = Struct::new("NodeSpec")
         .with("Labels", &node.labels)
         .maybe("Taints", node.taints.iter().map(ToString::to_string).collect::<Vec<_>>())
@@ -29,7 +35,9 @@ pub fn node(node: &Node, manager: Option<Manager>, remaining: &[&pb::Remaining])
         .with("Platform", platform)
         .with(
             "Resources",
-            resources(&description.capacity).maybe("GenericResources", generic(&description.generic)),
+            resources(&description.capacity)
+                .maybe("GenericResources", generic(&description.generic))
+                .maybe("Devices", description.devices.iter().cloned().collect::<Vec<_>>()),
         )
         .with(
             "Engine",
@@ -54,6 +62,7 @@ pub fn node(node: &Node, manager: Option<Manager>, remaining: &[&pb::Remaining])
     super::object("Node", node.id, &node.meta)
         .with("Spec", spec)
         .with("Description", description)
+        .maybe("Reserved", reserved.map(resources))
         .with("Status", status)
         .maybe("ManagerStatus", manager)
         .maybe("Remaining", remaining.iter().map(left).collect::<Vec<_>>())

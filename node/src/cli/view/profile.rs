@@ -50,8 +50,8 @@ pub fn shape(shown: Struct, profile: &Profile) -> Struct {
     let device = |device: &Device| {
         Struct::new("DeviceMapping")
             .with("PathOnHost", &device.source)
-            .with("PathInContainer", &device.target)
-            .with("CgroupPermissions", &device.access)
+            .maybe("PathInContainer", device.target.as_str())
+            .maybe("CgroupPermissions", device.access.as_str())
     };
     shown
         .maybe("Groups", profile.groups.as_slice())

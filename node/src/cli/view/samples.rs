@@ -39,6 +39,7 @@ pub fn node(hostname: &str, id: u64) -> Node {
             warnings: Vec::new(),
             labels: Labels::new(),
             generic: Stocks::new(),
+            devices: Default::default(),
             level: 2,
         },
         session: 1,

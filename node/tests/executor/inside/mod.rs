@@ -1,6 +1,7 @@
 //! What this program does as a container's program.
 
 mod looks;
+mod prober;
 
 use super::bench::{monotonic_ns, until};
 use nix::libc;
@@ -32,6 +33,7 @@ pub fn main(args: &[String]) -> ExitCode {
         ["stop-others"] => stop_others(),
         ["owners", number] => looks::owners(number),
         ["grasp"] => looks::grasp(),
+        ["probe"] => prober::probe(),
         ["profile"] => looks::profile(),
         ["calls"] => looks::calls(),
         ["who"] => looks::who(),
