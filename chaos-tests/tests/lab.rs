@@ -1,5 +1,8 @@
 //! The lab under test, with a stand-in for the daemon that answers over TCP.
 
+#[path = "lab/vm.rs"]
+mod vm;
+
 use std::{
     collections::BTreeSet,
     fs,

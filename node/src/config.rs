@@ -27,6 +27,9 @@ pub struct Flags {
     /// Address to listen on until `init` or `join` says otherwise
     #[arg(long, value_name = "IP:PORT")]
     pub listen_addr: Option<SocketAddr>,
+    /// Give managers that are slow, or far from one another, time to answer; the same on all managers
+    #[arg(long)]
+    pub patient: bool,
     /// OCI runtime that makes the containers: the absolute path of runc, crun or youki
     #[arg(long, value_name = "PATH")]
     pub runtime: Option<PathBuf>,
@@ -47,6 +50,8 @@ struct File {
     user_ids: Option<String>,
     runtime: Option<PathBuf>,
     cdi_spec_dirs: Option<Vec<PathBuf>>,
+    #[serde(default)]
+    patient: bool,
     #[serde(default)]
     insecure_registries: Vec<String>,
     #[serde(default)]
@@ -82,6 +87,8 @@ pub struct Config {
     pub cgroup_parent: String,
     /// What `init` and `join` listen on when they do not say.
     pub listen_addr: SocketAddr,
+    /// Whether managers are given time to answer one another: heartbeats twice a second, elections after 1.5 to 3 s.
+    pub patient: bool,
     /// The ids that containers with users of their own are given.
     pub user_ids: UserIds,
     /// The OCI runtime that makes the containers, if their shims do not.
@@ -116,6 +123,7 @@ impl Config {
                 .listen_addr
                 .or(file.listen_addr)
                 .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT))),
+            patient: flags.patient || file.patient,
             user_ids: file
                 .user_ids
                 .map_or(Ok(UserIds::default()), |text| text.parse())
@@ -268,6 +276,7 @@ mod tests {
                 run_dir: None,
                 cgroup_parent: None,
                 listen_addr: None,
+                patient: false,
                 runtime: None,
                 config: path,
             };

@@ -35,8 +35,8 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::transport::Server;
 
-/// How long a call waits for an election to end.
-const ELECTION: Duration = Duration::from_secs(3);
+/// For how many heartbeats a call waits for an election to end.
+const ELECTION: u32 = 30;
 /// How long open calls may go on when the node stops.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Messages up to this size are taken: a table or an assignment of a large cluster.
@@ -120,7 +120,7 @@ impl Member {
         let manager = match (founded, seat) {
             (Some(manager), _) => Some(manager),
             (None, Some(seat)) => {
-                let place = seat::place(&state_dir, cluster, &identity, seat);
+                let place = seat::place(&state_dir, cluster, &identity, seat, ground.config.patient);
                 match Manager::start(place, dialer.clone(), None).await {
                     Ok(manager) => Some(manager),
                     Err(error) => {
@@ -386,17 +386,19 @@ impl Roles for Member {
 /// For a manager whose log is lost where nobody is left to have it from.
 pub const GIVE_UP: &str = "`rswarm leave --force` gives the membership up";
 
-/// A follower that has not heard its leader for so long no longer believes in it.
-const FAITH: Duration = Duration::from_millis(1500);
-/// One that has not heard it for so long, three heartbeats, passes nothing on to it until it is heard again or
+/// A follower that has not heard its leader for so many heartbeats no longer believes in it.
+const FAITH: u32 = 15;
+/// One that has not heard it for three heartbeats, and half a one, passes nothing on to it until it is heard again or
 /// another leads.
-const FRESH: Duration = Duration::from_millis(350);
-/// One that was passed a call and has been silent for so long will not answer it.
-const LOST: Duration = Duration::from_secs(3);
+fn fresh(status: &rswarm_raft::Status) -> Duration {
+    status.heartbeat * 7 / 2
+}
+/// One that was passed a call and has been silent for so many heartbeats will not answer it.
+const LOST: u32 = 30;
 
 /// Whom a manager may take for the leader: nobody, if it has long heard nothing of it.
 pub fn believed(status: &rswarm_raft::Status) -> Option<rswarm_raft::Member> {
-    heard_within(status, FAITH)
+    heard_within(status, status.heartbeat * FAITH)
 }
 
 fn heard_within(status: &rswarm_raft::Status, time: Duration) -> Option<rswarm_raft::Member> {
@@ -434,6 +436,7 @@ impl FindLeader for Member {
             };
             let log = manager.cluster().log().clone();
             let (mut status, mut office) = (log.watch(), manager.offices());
+            let patience = log.status().heartbeat * ELECTION;
             let found = async {
                 loop {
                     status.mark_unchanged();
@@ -445,7 +448,7 @@ impl FindLeader for Member {
                                 return Ok(Leader::Me);
                             }
                         }
-                        Some(leader) if heard_within(&now, FRESH).is_some() => {
+                        Some(leader) if heard_within(&now, fresh(&now)).is_some() => {
                             let channel = self.dialer.channel(&leader.node, &leader.addr, Line::Calls);
                             return channel
                                 .map(|channel| Leader::Other { node: leader.node, channel })
@@ -464,7 +467,7 @@ impl FindLeader for Member {
                     }
                 }
             };
-            tokio::time::timeout(ELECTION, found).await.unwrap_or_else(|_| Err(no_leader(&manager)))
+            tokio::time::timeout(patience, found).await.unwrap_or_else(|_| Err(no_leader(&manager)))
         })
     }
 
@@ -477,11 +480,11 @@ impl FindLeader for Member {
                 status.mark_unchanged();
                 let now = log.status();
                 let another = now.leader.as_ref().is_some_and(|leader| leader.node != node);
-                if another || now.quorum_heard_at.is_some_and(|at| at.elapsed() > LOST) {
+                if another || now.quorum_heard_at.is_some_and(|at| at.elapsed() > now.heartbeat * LOST) {
                     return;
                 }
                 // That the log is closed means that this manager stops, and nobody waits for it any more.
-                if let Ok(Err(_)) = tokio::time::timeout(FRESH, status.changed()).await {
+                if let Ok(Err(_)) = tokio::time::timeout(fresh(&now), status.changed()).await {
                     return;
                 }
             }

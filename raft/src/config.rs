@@ -82,7 +82,7 @@ impl Config {
         }
     }
 
-    /// For managers in different places: heartbeat 500 ms, election 1.5 to 3 s.
+    /// For managers in different places, or slow ones: heartbeat 500 ms, election 1.5 to 3 s.
     pub fn wide_area(mut self) -> Self {
         self.heartbeat = Duration::from_millis(500);
         self.election_min = Duration::from_millis(1500);

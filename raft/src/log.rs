@@ -143,11 +143,14 @@ impl Log {
             tracing::debug!("the only voter waits for nobody before it leads");
         }
 
-        let (publisher, status) =
-            watch::channel(Status { id: config.id, role: Role::Learner, incarnation, ..Status::default() });
+        let heartbeat = config.heartbeat;
+        let first =
+            Status { id: config.id, role: Role::Learner, incarnation, heartbeat, ..Status::default() };
+        let (publisher, status) = watch::channel(first);
         let publisher = Arc::new(publisher);
         let (metrics, turns) = (raft.metrics(), raft.server_metrics());
-        let publishing = status::publish(metrics, turns, publisher.clone(), ties.clone(), config.stall);
+        let publishing =
+            status::publish(metrics, turns, publisher.clone(), ties.clone(), (heartbeat, config.stall));
         let mut tasks = vec![tokio::spawn(publishing)];
         let (reads, asked) = Reads::new();
         let core = Arc::new(Core {

@@ -64,6 +64,8 @@ pub struct Status {
     /// A leader: when a quorum last acknowledged it. Others: when they last heard from their leader. Kept up to
     /// date without waking those who watch.
     pub quorum_heard_at: Option<Instant>,
+    /// How often a leader is heard.
+    pub heartbeat: Duration,
     /// Other managers have committed a membership without this one, which will hear no more of the log: it
     /// should wipe its directory.
     pub removed: bool,
@@ -136,7 +138,7 @@ pub(crate) async fn publish(
     mut turns: openraft::alias::WatchReceiverOf<Types, RaftServerMetrics<Types>>,
     status: Arc<watch::Sender<Status>>,
     ties: Arc<Ties>,
-    stall: Duration,
+    (heartbeat, stall): (Duration, Duration),
 ) {
     let mut members = Members::default();
     let mut progress = (0, Instant::now());
@@ -154,6 +156,7 @@ pub(crate) async fn publish(
         let left_out_by = ties.removed_by.load(Ordering::Relaxed);
         next.removed = left_out_by > next.membership_index;
         next.incarnation = ties.life.incarnation;
+        next.heartbeat = heartbeat;
         next.superseded = ties.superseded();
         status.send_if_modified(|status| status.become_next(next));
         // Under load there is news several times for each entry, and each status costs a wakeup.
@@ -233,6 +236,7 @@ impl Members {
             quorum_heard_at: metrics
                 .last_quorum_acked
                 .and_then(|at| Instant::now().checked_sub(at.elapsed())),
+            heartbeat: Duration::default(),
             removed: false,
             incarnation: Incarnation::FIRST,
             superseded: None,

@@ -32,13 +32,19 @@ fn run(words: &[&str]) -> Result<()> {
     match *words {
         ["answer", port] => answer(port),
         ["ask", address] => ask(address),
+        ["keep", path, text, ref how @ ..] => keep(path, text, how),
+        ["show", path] => Ok(print!("{}", std::fs::read_to_string(path)?)),
+        ["clock"] => {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+            Ok(println!("{}", now.as_secs()))
+        }
         ["daemon", ..] => daemon(words),
         ["lab-up", base, name] => lab_up(base, name),
         ["--socket", socket, ref words @ ..] => client(socket, words),
         ["init" | "join" | "join-token" | "node" | "service", ..] => {
             client(&std::env::var("RSWARM_SOCKET")?, words)
         }
-        _ => Err("usage: lab-stand-in answer PORT | ask ADDRESS:PORT | daemon … | init … | join …".into()),
+        _ => Err("usage: lab-stand-in answer PORT | ask ADDRESS:PORT | keep PATH TEXT | show PATH | clock | daemon … | init … | join …".into()),
     }
 }
 
@@ -64,6 +70,20 @@ fn ask(address: &str) -> Result<()> {
     let mut said = String::new();
     stream.read_to_string(&mut said)?;
     print!("{said}");
+    Ok(())
+}
+
+/// Writes a file, and waits until it is on disk unless told to leave it in memory; or only if nobody listens at a port.
+fn keep(path: &str, text: &str, how: &[&str]) -> Result<()> {
+    if let ["if-free", port] = how {
+        drop(TcpListener::bind(("0.0.0.0", port.parse()?))?);
+    }
+    let mut file = std::fs::File::create(path)?;
+    file.write_all(text.as_bytes())?;
+    if *how != ["in-memory"] {
+        file.sync_all()?;
+        std::fs::File::open(std::path::Path::new(path).parent().ok_or("no directory")?)?.sync_all()?;
+    }
     Ok(())
 }
 

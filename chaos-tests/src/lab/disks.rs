@@ -13,7 +13,7 @@ use nix::{
     sys::stat::{major, minor},
 };
 
-use super::{Lab, record::NodeRecord, running};
+use super::{Lab, record::NodeRecord, running, talk::order};
 
 /// The smallest disk a node can begin on, in bytes: its image and two segments of a manager's log.
 pub const DISK_MIN: u64 = 256 << 20;
@@ -23,8 +23,10 @@ impl Lab {
     /// this too.
     pub fn throttle(&self, name: &str, writes: Option<u32>) -> Result<()> {
         self.change(|record| {
-            let node = record.node(name)?;
-            running(node)?;
+            let init = running(record.node(name)?)?;
+            if record.backend.is_vm() {
+                return order(init, &format!("throttle {}", writes.unwrap_or(0))).map(drop);
+            }
             let groups = self.groups().node(name);
             let Some(writes) = writes else { return groups.unthrottle() };
             if writes == 0 {

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     os::unix::fs::FileExt,
+    sync::atomic::AtomicBool,
 };
 
 use anyhow::{Context, Result, bail};
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use super::{
     Lab, connected,
     links::{self, Carried, Link},
-    machine::CLOCK_FILE,
+    machine::{CLOCK_FILE, clock_of},
     process::Process,
     record::{Cut, Worse},
     running, standstill,
@@ -34,6 +35,9 @@ impl Lab {
     pub fn pause(&self, name: &str) -> Result<()> {
         self.change(|record| {
             let init = running(record.node(name)?)?;
+            if record.backend.is_vm() {
+                return order(init, "pause").map(drop);
+            }
             let groups = self.groups().node(name);
             if groups.exist() { groups.freeze() } else { standstill::stop(init) }
         })
@@ -43,6 +47,9 @@ impl Lab {
     pub fn resume(&self, name: &str) -> Result<()> {
         self.change(|record| {
             let init = running(record.node(name)?)?;
+            if record.backend.is_vm() {
+                return order(init, "resume").map(drop);
+            }
             let groups = self.groups().node(name);
             if groups.exist() { groups.thaw() } else { standstill::go_on(init) }
         })
@@ -58,6 +65,22 @@ impl Lab {
             }
             self.connect(record)?;
             self.boot(record, name)
+        })
+    }
+
+    /// Presses a node's button for that: it begins anew at once, with the disk as it was left.
+    pub fn reset(&self, name: &str) -> Result<()> {
+        self.change(|record| {
+            let node = record.node(name)?.clone();
+            let init = running(&node)?;
+            if !record.backend.is_vm() {
+                self.power_off(record, &node)?;
+                record.node_mut(name)?.init = None;
+                return self.boot(record, name);
+            }
+            order(init, "reset")?;
+            record.node_mut(name)?.boots += 1;
+            self.begin(record, &[name.to_owned()], &mut |_, _| (), &AtomicBool::new(false))
         })
     }
 
@@ -143,7 +166,14 @@ impl Lab {
     /// stays so over a power cycle. What containers see is this machine's.
     pub fn set_clock(&self, name: &str, ahead_ms: i64) -> Result<()> {
         self.change(|record| {
-            let path = self.directory.join(&record.node(name)?.name).join(CLOCK_FILE);
+            let node = record.node(name)?;
+            let own = self.directory.join(&node.name);
+            let path = own.join(CLOCK_FILE);
+            if record.backend.is_vm()
+                && let Some(init) = node.init.filter(|init| init.is_alive())
+            {
+                order(init, &format!("clock {}", ahead_ms.saturating_sub(clock_of(&own))))?;
+            }
             // Always of one length: it is read at any time, also while it is written.
             let text = format!("{ahead_ms:<21}\n");
             let file = File::options().create(true).write(true).truncate(false).open(&path);

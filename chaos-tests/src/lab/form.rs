@@ -19,6 +19,7 @@ use super::{
     machine::SOCKET,
     running,
     talk::{order, tail},
+    vm,
 };
 
 /// The port of the control plane, on every node.
@@ -176,19 +177,26 @@ impl Lab {
     pub(super) fn await_daemon(&self, name: &str, interrupted: &AtomicBool) -> Result<()> {
         let init = running(self.record()?.node(name)?)?;
         let socket = format!("/proc/{}/root{SOCKET}", init.pid);
-        let end = Instant::now() + PATIENCE;
-        while UnixStream::connect(&socket).is_err() {
+        let is_vm = self.record()?.backend.is_vm();
+        // The door of a machine is there before its daemon is.
+        let listens = || match is_vm {
+            true => order(init, "listens").is_ok_and(|said| said == "yes"),
+            false => UnixStream::connect(&socket).is_ok(),
+        };
+        let patience = if is_vm { vm::DAEMON_PATIENCE } else { PATIENCE };
+        let end = Instant::now() + patience;
+        while !listens() {
             let state = order(init, "status")?;
             if !state.starts_with("running") {
                 bail!("the daemon of {name} {state}. {}", self.last_words(name));
             }
             if Instant::now() > end {
-                bail!("the daemon of {name} does not listen within {PATIENCE:?}. {}", self.last_words(name));
+                bail!("the daemon of {name} does not listen within {patience:?}. {}", self.last_words(name));
             }
             if interrupted.load(Ordering::Relaxed) {
                 bail!("interrupted");
             }
-            thread::sleep(Duration::from_millis(2));
+            thread::sleep(Duration::from_millis(if is_vm { 50 } else { 2 }));
         }
         Ok(())
     }

@@ -40,7 +40,7 @@ use super::{
     disks, groups_of, links,
     process::Process,
     record::{Capacity, NodeRecord, Record},
-    rootless, wire,
+    rootless, vm, wire,
 };
 
 pub(super) const INIT: &str = "lab-init";
@@ -79,6 +79,9 @@ const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
 /// Call it at the very beginning of `main`, before there is a second thread, and leave with the code
 /// it returns.
 pub fn dispatch() -> Option<ExitCode> {
+    if let Some(code) = vm::inside::dispatch() {
+        return Some(code);
+    }
     let mut arguments = std::env::args_os().skip(1);
     let command = arguments.next()?;
     let arguments: Vec<OsString> = arguments.collect();
@@ -86,6 +89,7 @@ pub fn dispatch() -> Option<ExitCode> {
         INIT => init(&arguments),
         SWITCH => switch(&arguments),
         ENTER => enter(&arguments),
+        vm::agent::AGENT => vm::agent::serve(),
         rootless::GROUND => rootless::hold_ground(&arguments),
         rootless::DOOR => rootless::hold_door(&arguments),
         _ => return None,
@@ -118,6 +122,9 @@ fn init(arguments: &[OsString]) -> Result<ExitCode> {
     let record = Record::read(directory)?.context("there is no lab here")?;
     let node = record.node(&name)?.clone();
     let groups = groups_of(directory).node(&name);
+    if record.backend.is_vm() {
+        return vm::hold(directory, &record, &node, &groups);
+    }
     leave_caller()?;
     groups.enter()?;
     // The mounts follow after the fork, so that the one who stays behind keeps this machine's /proc.
@@ -173,15 +180,23 @@ pub(super) fn announce_ready() -> Result<()> {
 }
 
 /// The state of a node's first process.
-struct Machine {
+pub(super) struct Machine {
     command: Vec<OsString>,
-    log: PathBuf,
-    /// By how much the node's clock is wrong.
-    clock: PathBuf,
+    log: Log,
+    /// By how much the node's clock is wrong; a node with a kernel of its own has a clock of its own.
+    clock: Option<PathBuf>,
     capacity: Option<Capacity>,
     daemon: Daemon,
     orders: UnixListener,
     signals: SignalFd,
+}
+
+/// Where the daemon's log goes.
+pub(super) enum Log {
+    /// Into a file.
+    At(PathBuf),
+    /// Where this leads.
+    Open(File),
 }
 
 #[derive(Clone, Copy)]
@@ -194,16 +209,10 @@ enum Daemon {
 impl Machine {
     fn boot(directory: &Path, record: &Record, node: &NodeRecord, groups: &Groups) -> Result<Self> {
         let own = directory.join(&node.name);
-        let mut mask = SigSet::empty();
-        mask.add(Signal::SIGCHLD);
-        mask.add(Signal::SIGTERM);
-        mask.thread_block().context("cannot block signals")?;
-        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-            .context("cannot receive signals")?;
-
+        let signals = catch_signals()?;
         sethostname(&node.name).context("cannot set the host name")?;
         furnish(directory, record, node)?;
-        let orders = UnixListener::bind(ORDERS).with_context(|| format!("cannot listen on {ORDERS}"))?;
+        let orders = listen()?;
         let command = match &record.daemon {
             Some(words) => words.iter().map(OsString::from).collect(),
             None => daemon_command(&own, groups),
@@ -217,8 +226,8 @@ impl Machine {
             .with_context(|| format!("cannot make {}", clock.display()))?;
         Ok(Self {
             command,
-            log: own.join("daemon.log"),
-            clock,
+            log: Log::At(own.join("daemon.log")),
+            clock: Some(clock),
             capacity: node.capacity,
             daemon: Daemon::NeverStarted,
             orders,
@@ -226,8 +235,22 @@ impl Machine {
         })
     }
 
+    /// That of a node with a kernel of its own, which is furnished.
+    pub(super) fn inside(command: Vec<String>, log: Log, capacity: Option<Capacity>) -> Result<Self> {
+        let signals = catch_signals()?;
+        let command = command.into_iter().map(OsString::from).collect();
+        let daemon = Daemon::NeverStarted;
+        Ok(Self { command, log, clock: None, capacity, daemon, orders: listen()?, signals })
+    }
+
+    /// The mask is the first process's own business, and would be inherited.
+    pub(super) fn without_mask(command: &mut Command) -> &mut Command {
+        // SAFETY: the closure makes one system call and touches no memory of the parent's.
+        unsafe { command.pre_exec(|| SigSet::empty().thread_set_mask().map_err(std::io::Error::from)) }
+    }
+
     /// Reaps, takes orders, and returns once told to switch off.
-    fn run(&mut self) -> Result<()> {
+    pub(super) fn run(&mut self) -> Result<()> {
         loop {
             let mut ready =
                 [PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.orders, PollFlags::IN)];
@@ -284,6 +307,14 @@ impl Machine {
                 self.describe()
             }
             "status" => self.describe(),
+            "listens" => match UnixStream::connect(SOCKET) {
+                Ok(_) => "yes".to_string(),
+                Err(_) => "no".to_string(),
+            },
+            other if other.starts_with("clock ") => match self.step_clock(&other[6..]) {
+                Ok(()) => "set".to_string(),
+                Err(error) => format!("error: {error:#}"),
+            },
             other => format!("error: no such order: {other}"),
         };
         writeln!(&stream, "{answer}")?;
@@ -294,18 +325,21 @@ impl Machine {
         if let Daemon::Running(pid) = self.daemon {
             bail!("the daemon runs already, as process {pid} of the node");
         }
-        let log = File::options().create(true).append(true).open(&self.log);
-        let log = log.with_context(|| format!("cannot open {}", self.log.display()))?;
+        let log = match &self.log {
+            Log::Open(log) => log.try_clone().context("cannot duplicate a descriptor")?,
+            Log::At(path) => File::options()
+                .create(true)
+                .append(true)
+                .open(path)
+                .with_context(|| format!("cannot open {}", path.display()))?,
+        };
         let program = &self.command[0];
         let mut command = Command::new(program);
-        // The mask is this process's own business, and would be inherited.
-        // SAFETY: the closure makes one system call and touches no memory of the parent's.
-        unsafe { command.pre_exec(|| SigSet::empty().thread_set_mask().map_err(std::io::Error::from)) };
-        let child = command
+        let child = Self::without_mask(&mut command)
             .args(&self.command[1..])
             .env_clear()
             .envs(environment())
-            .env(CLOCK, &self.clock)
+            .envs(self.clock.as_ref().map(|clock| (CLOCK, clock)))
             .envs(self.capacity.map(|has| (CAPACITY, format!("{} {}", has.nano_cpus, has.memory))))
             .current_dir("/")
             .process_group(0)
@@ -316,6 +350,13 @@ impl Machine {
             .with_context(|| format!("cannot start {}", program.display()))?;
         self.daemon = Daemon::Running(Pid::from_raw(child.id() as i32));
         Ok(())
+    }
+
+    fn step_clock(&self, by_ms: &str) -> Result<()> {
+        if self.clock.is_some() {
+            bail!("its clock is this machine's");
+        }
+        vm::inside::step_clock(by_ms.parse().context("no number of milliseconds")?)
     }
 
     fn stop(&mut self, signal: Signal) {
@@ -332,6 +373,20 @@ impl Machine {
             Daemon::Ended(status) => ended(status),
         }
     }
+}
+
+/// What a first process has to hear of: the ends of others, and its own.
+fn catch_signals() -> Result<SignalFd> {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    mask.add(Signal::SIGTERM);
+    mask.thread_block().context("cannot block signals")?;
+    SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .context("cannot receive signals")
+}
+
+fn listen() -> Result<UnixListener> {
+    UnixListener::bind(ORDERS).with_context(|| format!("cannot listen on {ORDERS}"))
 }
 
 fn ended(status: WaitStatus) -> String {
@@ -357,10 +412,21 @@ fn daemon_command(own: &Path, groups: &Groups) -> Vec<OsString> {
     words
 }
 
-/// What programs in a node find in their environment: a clean one, apart from what steers rswarm.
-fn environment() -> Vec<(OsString, OsString)> {
+/// By how many milliseconds the clock of the node whose directory this is shall be ahead.
+pub(super) fn clock_of(own: &Path) -> i64 {
+    let said = fs::read_to_string(own.join(CLOCK_FILE));
+    said.ok().and_then(|said| said.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Variables of this process's environment that nodes have as well: what steers rswarm.
+pub(super) fn kept_environment() -> Vec<(String, String)> {
     let kept = ["LANG", "TERM", "NO_COLOR", "RUST_LOG", "RUST_BACKTRACE", "FAILPOINTS"];
-    let kept = kept.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
+    kept.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect()
+}
+
+/// What programs in a node find in their environment: a clean one, apart from what steers rswarm.
+pub(super) fn environment() -> Vec<(OsString, OsString)> {
+    let kept = kept_environment().into_iter().map(|(name, value)| (name.into(), value.into()));
     let path = format!("{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
     kept.chain([
         ("PATH".into(), path.into()),
@@ -425,7 +491,7 @@ fn attach(source: Option<&str>, target: &str, kind: Option<&str>, flags: MsFlags
 
 /// Detaches every namespace that is pinned in this machine's file system: a copy of the pin in here
 /// would keep it alive for as long as the node runs.
-fn let_go_of_namespaces() -> Result<()> {
+pub(super) fn let_go_of_namespaces() -> Result<()> {
     let table = fs::read_to_string("/proc/self/mountinfo").context("cannot read the mounts")?;
     for line in table.lines().filter(|line| line.contains(" - nsfs ")) {
         if let Some(point) = line.split(' ').nth(4) {
@@ -449,9 +515,15 @@ fn enter(arguments: &[OsString]) -> Result<ExitCode> {
     }
     let (directory, name) = (Path::new(directory), name.to_string_lossy());
     let record = Record::read(directory)?.context("there is no lab here")?;
-    let init = record.node(&name)?.init.and_then(Process::open);
+    let process = record.node(&name)?.init;
+    let init = process.and_then(Process::open);
     let init = init.with_context(|| format!("{name} is off; switch it on by `rswarm lab start {name}`"))?;
 
+    if let Some(case) = process.filter(|_| record.backend.is_vm()) {
+        let words = [program].into_iter().chain(rest).map(|word| word.to_str().map(str::to_owned));
+        let words: Option<Vec<String>> = words.collect();
+        return vm::enter::run(case, words.context("a command for another machine has to be text")?);
+    }
     groups_of(directory).node(&name).enter()?;
     setns(init, NAMESPACES).with_context(|| format!("cannot enter the namespaces of {name}"))?;
     // In a user namespace /root is somebody else's.

@@ -24,6 +24,7 @@ pub mod rootless;
 mod standstill;
 mod status;
 mod talk;
+pub mod vm;
 mod wire;
 
 use std::{
@@ -47,6 +48,7 @@ use process::Process;
 pub use record::{Capacity, Cut, NODES_MAX, Subnet, Worse, base_directory};
 use record::{NodeRecord, Record};
 pub use status::{NodeStatus, Power, Status};
+pub use vm::Backend;
 
 /// How long a process may take to die, a node to boot, a daemon to obey.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -69,6 +71,8 @@ pub struct Options {
     pub disks: Vec<(Option<String>, u64)>,
     /// What nodes say they have: a node, or without a name all that are not named.
     pub capacities: Vec<(Option<String>, Capacity)>,
+    /// What the nodes are.
+    pub backend: Backend,
     /// The `rswarm` binary. It must call [`dispatch`] first of all.
     pub program: PathBuf,
     /// The directory that holds labs; not below `/run`, `/proc`, `/sys` or `/dev`.
@@ -89,6 +93,7 @@ impl Options {
             labels: Vec::new(),
             disks: Vec::new(),
             capacities: Vec::new(),
+            backend: Backend::default(),
             program: program.into(),
             base: base_directory(),
             daemon_command: None,
@@ -139,7 +144,8 @@ impl Options {
                 );
             }
         }
-        require_root()
+        require_root()?;
+        self.backend.check()
     }
 }
 
@@ -274,6 +280,11 @@ impl Lab {
     /// The program that its nodes run.
     pub fn program(&self) -> Result<PathBuf> {
         Ok(self.record()?.program)
+    }
+
+    /// What its nodes are.
+    pub fn backend(&self) -> Result<Backend> {
+        Ok(self.record()?.backend)
     }
 
     /// The names of its nodes.

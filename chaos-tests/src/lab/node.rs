@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rswarm_netoverlay::device::netns::Netns;
 
-use super::{Lab, form::CONTROL_PORT, machine, process::Process, record::Record, running};
+use super::{Lab, form::CONTROL_PORT, machine, process::Process, record::Record, running, vm};
 
 /// What a command in a node did.
 #[derive(Debug, Clone)]
@@ -69,7 +69,11 @@ impl Node<'_> {
     /// # Errors
     /// If the node is off.
     pub fn root(&self) -> Result<PathBuf> {
-        let init = running(self.lab.record()?.node(self.name)?)?;
+        let record = self.lab.record()?;
+        if record.backend.is_vm() {
+            bail!("{} has a kernel of its own, and its files are not seen from here", self.name);
+        }
+        let init = running(record.node(self.name)?)?;
         Ok(format!("/proc/{}/root", init.pid).into())
     }
 
@@ -79,17 +83,15 @@ impl Node<'_> {
     /// # Errors
     /// If this node is off.
     pub fn reaches(&self, other: &str, bound: Duration) -> Result<bool> {
-        let init = running(self.lab.record()?.node(self.name)?)?;
+        let record = self.lab.record()?;
+        let init = running(record.node(self.name)?)?;
         let target = SocketAddr::new(self.lab.node(other).address()?.into(), CONTROL_PORT);
-        let inside = Netns::open(Path::new(&format!("/proc/{}/ns/net", init.pid)))?;
-        match inside.run(|| TcpStream::connect_timeout(&target, bound))? {
-            Ok(_) => Ok(true),
-            Err(error) => match error.kind() {
-                ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Ok(true),
-                ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Ok(false),
-                _ => Err(error).with_context(|| format!("cannot ask {target} from {}", self.name)),
-            },
+        if record.backend.is_vm() {
+            return vm::enter::reaches(init, target, bound);
         }
+        let inside = Netns::open(Path::new(&format!("/proc/{}/ns/net", init.pid)))?;
+        let reached = inside.run(|| reach(target, bound))?;
+        reached.with_context(|| format!("cannot ask {target} from {}", self.name))
     }
 
     /// A command that runs `words` inside the node, with `rswarm` on the path and talking to the
@@ -101,7 +103,7 @@ impl Node<'_> {
         let record = self.lab.record()?;
         let node = record.node(self.name)?;
         let init = running(node)?;
-        if self.lab.is_paused(node, init) {
+        if self.lab.is_paused(record.backend, node, init) {
             bail!("{0} is paused; let it go on by `rswarm lab resume {0}`", self.name);
         }
         let mut command = Command::new(&record.program);
@@ -152,6 +154,18 @@ impl Node<'_> {
     /// See [`Lab::start`].
     pub fn start(&self) -> Result<()> {
         self.lab.start(self.name)
+    }
+}
+
+/// Whether this address answers from here, if only by a refusal.
+pub(super) fn reach(target: SocketAddr, bound: Duration) -> std::io::Result<bool> {
+    match TcpStream::connect_timeout(&target, bound) {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Ok(true),
+            ErrorKind::TimedOut | ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Ok(false),
+            _ => Err(error),
+        },
     }
 }
 

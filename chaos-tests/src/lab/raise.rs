@@ -4,8 +4,12 @@ use std::{
     ffi::OsStr,
     fs,
     process::Stdio,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -16,12 +20,16 @@ use super::{
     process::Process,
     record::{self, NodeRecord, Record},
     running,
-    talk::{order, spawn},
+    talk::{order, order_within, spawn, tail},
+    vm,
     wire::{self, Passing, Port},
 };
 
 /// So many nodes come up at a time.
 const AT_ONCE: usize = 8;
+
+/// How often one who waits for machines looks whether it was interrupted.
+const LOOK: Duration = Duration::from_millis(100);
 
 impl Lab {
     pub(super) fn build(
@@ -33,6 +41,7 @@ impl Lab {
         let program = fs::canonicalize(&options.program)
             .with_context(|| format!("cannot find the program {}", options.program.display()))?;
         let mut record = Record::new(&options.name, program, options.daemon_command.clone())?;
+        record.backend = options.backend;
         record.nodes = (1..=options.nodes)
             .map(|number| NodeRecord {
                 name: format!("n{number}"),
@@ -82,10 +91,19 @@ impl Lab {
         progress: Progress<'_>,
         interrupted: &AtomicBool,
     ) -> Result<()> {
+        if record.backend.is_vm() {
+            vm::prepare_lab(&self.directory, record)?;
+        }
         for name in names {
-            let state = self.directory.join(name).join("state");
-            record::private_directory(&state)?;
-            disks::insert(&state, record.node(name)?)?;
+            let own = self.directory.join(name);
+            if record.backend.is_vm() {
+                record::private_directory(&own)?;
+                vm::prepare_node(&own, record.node(name)?)?;
+            } else {
+                let state = own.join("state");
+                record::private_directory(&state)?;
+                disks::insert(&state, record.node(name)?)?;
+            }
             self.groups().node(name).create()?;
         }
         // A new boot must find the facts it is to boot by.
@@ -131,14 +149,73 @@ impl Lab {
                 if interrupted.load(Ordering::Relaxed) {
                     bail!("interrupted");
                 }
-                wire::plug(switch, init, &port, subnet)?;
-                progress(&port.name, &format!("{} up", subnet.node(port.number)));
+                if record.backend.is_vm() {
+                    wire::ready_plugged(switch, &port)?;
+                } else {
+                    wire::plug(switch, init, &port, subnet)?;
+                }
+                let doing = if record.backend.is_vm() { "boots" } else { "up" };
+                progress(&port.name, &format!("{} {doing}", subnet.node(port.number)));
             }
         }
         self.pass(record)?;
+        self.begin(record, names, progress, interrupted)
+    }
+
+    /// Starts the daemons of nodes that are on, as soon as these take orders.
+    pub(super) fn begin(
+        &self,
+        record: &Record,
+        names: &[String],
+        progress: Progress<'_>,
+        interrupted: &AtomicBool,
+    ) -> Result<()> {
+        if record.backend.is_vm() {
+            self.await_boots(record, names, progress, interrupted)?;
+        }
         for name in names {
             let init = running(record.node(name)?)?;
             order(init, "start").with_context(|| format!("cannot start the daemon of {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until machines have booted, and tells how long each took.
+    fn await_boots(
+        &self,
+        record: &Record,
+        names: &[String],
+        progress: Progress<'_>,
+        interrupted: &AtomicBool,
+    ) -> Result<()> {
+        let (told, said) = mpsc::channel();
+        let end = Instant::now() + vm::BOOT_PATIENCE;
+        for name in names {
+            let (init, name, told) = (running(record.node(name)?)?, name.clone(), told.clone());
+            // Not waited for: it ends with the machine.
+            thread::spawn(move || {
+                let booted = order_within(init, "booted", vm::BOOT_PATIENCE);
+                let _ = told.send((name, booted));
+            });
+        }
+        drop(told);
+        let mut left = names.len();
+        while left > 0 {
+            if interrupted.load(Ordering::Relaxed) {
+                bail!("interrupted");
+            }
+            match said.recv_timeout(LOOK) {
+                Ok((name, booted)) => {
+                    let last_words = || {
+                        let console = tail(&self.directory.join(&name).join(vm::CONSOLE), 15);
+                        format!("{name} did not boot; the end of its console:\n{console}\n")
+                    };
+                    progress(&name, &booted.with_context(last_words)?);
+                    left -= 1;
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() < end => {}
+                Err(_) => bail!("machines have not booted within {:?}", vm::BOOT_PATIENCE),
+            }
         }
         Ok(())
     }

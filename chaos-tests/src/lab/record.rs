@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::{links::Link, process::Process};
+use super::{links::Link, process::Process, vm::Backend};
 
 /// Bumped when a program could no longer read what an older one wrote.
 const FORMAT: u32 = 1;
@@ -42,6 +42,9 @@ pub(super) struct Record {
     #[serde(default)]
     pub links: Vec<Worse>,
     pub nodes: Vec<NodeRecord>,
+    /// What nodes are.
+    #[serde(default)]
+    pub backend: Backend,
 }
 
 /// Everything a node is.
@@ -154,6 +157,7 @@ impl Record {
             cuts: BTreeSet::new(),
             links: Vec::new(),
             nodes: Vec::new(),
+            backend: Backend::default(),
         })
     }
 

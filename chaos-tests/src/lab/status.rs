@@ -1,17 +1,18 @@
 //! A lab as it is now, for people and for programs.
 
-use std::{fs, net::Ipv4Addr, path::PathBuf};
+use std::{net::Ipv4Addr, path::PathBuf};
 
 use anyhow::Result;
 use serde::Serialize;
 
 use super::{
     Lab,
-    machine::CLOCK_FILE,
+    machine::clock_of,
     process::Process,
     record::{Cut, NodeRecord, Record, Subnet, Worse},
     standstill,
     talk::order,
+    vm::Backend,
 };
 
 /// A lab as it is now.
@@ -27,6 +28,8 @@ pub struct Status {
     pub network: Option<String>,
     /// This machine's end of the cable to its switch, once there is one.
     pub link: Option<String>,
+    /// What its nodes are.
+    pub backend: Backend,
     /// Its nodes.
     pub nodes: Vec<NodeStatus>,
     /// Links that pass nothing.
@@ -89,6 +92,7 @@ impl Lab {
             switch: record.switch.is_some_and(Process::is_alive),
             network: record.subnet.map(|subnet| subnet.to_string()),
             link: record.subnet.map(Subnet::host_link),
+            backend: record.backend,
             nodes,
             cuts: record.cuts.into_iter().collect(),
             links: record.links,
@@ -99,7 +103,7 @@ impl Lab {
         let groups = self.groups().node(&node.name);
         let power = match node.init.filter(|init| init.is_alive()) {
             None => Power::Off,
-            Some(init) if self.is_paused(node, init) => Power::Paused,
+            Some(init) if self.is_paused(record.backend, node, init) => Power::Paused,
             Some(_) => Power::On,
         };
         let processes = match (power, node.init) {
@@ -119,13 +123,8 @@ impl Lab {
             daemon,
             processes,
             boots: node.boots,
-            clock_ms: self.clock_of(&node.name),
+            clock_ms: clock_of(&self.directory.join(&node.name)),
         }
-    }
-
-    fn clock_of(&self, name: &str) -> i64 {
-        let said = fs::read_to_string(self.directory.join(name).join(CLOCK_FILE));
-        said.ok().and_then(|said| said.trim().parse().ok()).unwrap_or(0)
     }
 
     /// All processes of its nodes, containers' included, as this machine numbers them.
@@ -142,7 +141,10 @@ impl Lab {
     }
 
     /// Whether a node that has power stands still.
-    pub(super) fn is_paused(&self, node: &NodeRecord, init: Process) -> bool {
+    pub(super) fn is_paused(&self, backend: Backend, node: &NodeRecord, init: Process) -> bool {
+        if backend.is_vm() {
+            return order(init, "power").is_ok_and(|power| power == "paused");
+        }
         let groups = self.groups().node(&node.name);
         if groups.exist() { groups.is_frozen() } else { standstill::is_stopped(init) }
     }

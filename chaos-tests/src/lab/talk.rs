@@ -60,10 +60,15 @@ pub(super) fn spawn(
 
 /// Gives one order to a node's first process, and returns its answer.
 pub(super) fn order(init: Process, order: &str) -> Result<String> {
+    order_within(init, order, PATIENCE)
+}
+
+/// The same, where the answer may take its time.
+pub(super) fn order_within(init: Process, order: &str, bound: Duration) -> Result<String> {
     let path = format!("/proc/{}/root{}", init.pid, machine::ORDERS);
     let ask = || -> Result<String> {
         let stream = UnixStream::connect(&path)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(bound))?;
         writeln!(&stream, "{order}")?;
         let mut answer = String::new();
         BufReader::new((&stream).take(10_000)).read_line(&mut answer)?;

@@ -143,6 +143,11 @@ pub(super) fn plug(switch: Process, node: Process, port: &Port, subnet: Subnet) 
     })
 }
 
+/// Readies the switch's side of a cable whose other side is a machine of its own.
+pub(super) fn ready_plugged(switch: Process, port: &Port) -> Result<()> {
+    on_links(&network_of(switch)?, async |links| ready_port(&links, &port.name).await)
+}
+
 /// Pulls the cable of a node out of the switch. Fine if it is out.
 pub(super) fn unplug(switch: Process, name: &str) -> Result<()> {
     on_links(&network_of(switch)?, async |links| Ok(links.delete(name).await?))

@@ -49,7 +49,7 @@ fn work() -> Result<i32> {
     run()
 }
 
-fn move_home() -> Result<()> {
+pub(crate) fn move_home() -> Result<()> {
     file_system("tmpfs", HOME, "mode=755")?;
     for entry in fs::read_dir("/").context("cannot list /")?.flatten() {
         let name = entry.file_name();
@@ -59,7 +59,7 @@ fn move_home() -> Result<()> {
             for file in fs::read_dir(entry.path())?.flatten().filter(|_| filled) {
                 move_file(&file.path())?;
             }
-        } else {
+        } else if entry.file_type()?.is_file() {
             move_file(&entry.path())?;
         }
     }
@@ -76,7 +76,7 @@ fn move_file(path: &Path) -> Result<()> {
     fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
-fn mount_all() -> Result<()> {
+pub(crate) fn mount_all() -> Result<()> {
     file_system("proc", "/proc", "")?;
     file_system("sysfs", "/sys", "")?;
     file_system("devtmpfs", "/dev", "")?;
@@ -91,13 +91,13 @@ fn mount_all() -> Result<()> {
     nix::unistd::sethostname("vm").context("cannot name the machine")
 }
 
-fn file_system(kind: &str, at: &str, data: &str) -> Result<()> {
+pub(crate) fn file_system(kind: &str, at: &str, data: &str) -> Result<()> {
     mount(Some(kind), at, Some(kind), MsFlags::empty(), Some(data))
         .with_context(|| format!("cannot mount {kind} at {at}"))
 }
 
 /// All controllers for whoever makes groups, as systemd gives them to a unit with `Delegate=yes`.
-fn delegate() -> Result<()> {
+pub(crate) fn delegate() -> Result<()> {
     let controllers = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers")?;
     for controller in controllers.split_whitespace() {
         // Some cannot be given on; those that matter are asked for by whoever needs them.
@@ -106,7 +106,7 @@ fn delegate() -> Result<()> {
     Ok(())
 }
 
-fn load_modules() -> Result<()> {
+pub(crate) fn load_modules() -> Result<()> {
     for name in fs::read_to_string(ORDER).context("cannot read the list of modules")?.lines() {
         let file = File::open(Path::new(MODULES).join(name)).with_context(|| format!("no module {name}"))?;
         finit_module(&file, c"", 0).with_context(|| format!("cannot load the module {name}"))?;

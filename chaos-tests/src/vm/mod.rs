@@ -5,10 +5,10 @@
 //! static programs and the modules they need, runs one command as root, and is switched off, or its power is cut. Its
 //! first process is the program that asks for it: that program calls [`dispatch`] before anything else.
 
-mod image;
-mod init;
+pub(crate) mod image;
+pub(crate) mod init;
 mod kernel;
-mod qemu;
+pub(crate) mod qemu;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

@@ -14,14 +14,14 @@ use super::{Machine, Ran};
 /// How a machine tells the end of its command: this, and the exit code.
 pub(super) const ENDED: &str = "rswarm-vm: the command ended with ";
 /// How a machine tells that its first process runs.
-pub(super) const UP: &str = "rswarm-vm: up";
+pub(crate) const UP: &str = "rswarm-vm: up";
 /// A machine that is not up after so long on KVM will not be: inside some virtual machines, KVM cannot run what
 /// every processor can, and says so or stands still.
-const KVM_PATIENCE: Duration = Duration::from_secs(20);
-const PROGRAM: &str = "qemu-system-x86_64";
+pub(crate) const KVM_PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PROGRAM: &str = "qemu-system-x86_64";
 
 /// Why QEMU cannot be used here, if so.
-pub(super) fn missing() -> Option<String> {
+pub(crate) fn missing() -> Option<String> {
     if !cfg!(target_arch = "x86_64") {
         return Some("machines under QEMU are made for x86-64 only".into());
     }
@@ -31,6 +31,27 @@ pub(super) fn missing() -> Option<String> {
 fn find() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|directory| directory.join(PROGRAM)).find(|program| program.is_file())
+}
+
+nix::ioctl_write_int_bad!(
+    /// Makes a virtual machine, and returns its descriptor.
+    kvm_create_vm,
+    nix::request_code_none!(0xAE, 0x01)
+);
+
+/// Whether KVM makes virtual machines here. Whether these run is seen when one does.
+pub(crate) fn has_kvm() -> bool {
+    use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+    let Ok(kvm) = std::fs::File::options().read(true).write(true).open("/dev/kvm") else { return false };
+    // SAFETY: the call takes a number, and returns a new descriptor that nobody else owns.
+    match unsafe { kvm_create_vm(kvm.as_raw_fd(), 0) } {
+        Ok(machine) => {
+            // SAFETY: as above.
+            drop(unsafe { OwnedFd::from_raw_fd(machine) });
+            true
+        }
+        Err(_) => false,
+    }
 }
 
 pub(super) fn run(
@@ -43,7 +64,7 @@ pub(super) fn run(
         bail!("{why}");
     }
     let deadline = Instant::now() + patience;
-    let has_kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    let has_kvm = has_kvm();
     for accelerated in [true, false] {
         if accelerated && !has_kvm {
             continue;
@@ -67,6 +88,11 @@ pub(super) fn run(
         }
     }
     bail!("the machine could not be run")
+}
+
+/// The arguments for a processor of KVM's or an emulated one.
+pub(crate) fn processor(accelerated: bool) -> [&'static str; 4] {
+    if accelerated { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg", "-cpu", "max"] }
 }
 
 /// How a machine came to its end.
@@ -96,7 +122,7 @@ fn boot(
     }
     let child = command
         .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"])
-        .args(if accelerated { ["-accel", "kvm", "-cpu", "host"] } else { ["-accel", "tcg", "-cpu", "max"] })
+        .args(processor(accelerated))
         .args(["-m", &machine.memory_mib.to_string(), "-smp", &machine.cpus.to_string()])
         .args(["-append", "console=ttyS0 panic=-1 quiet"])
         .arg("-kernel")
@@ -141,7 +167,7 @@ fn boot(
 /// Bytes of a line beyond this are another line: a machine gone mad fills no memory of ours.
 const LINE_BYTES_MAX: u64 = 64 << 10;
 
-fn listen(mut console: impl BufRead, lines: &mpsc::Sender<String>) {
+pub(crate) fn listen(mut console: impl BufRead, lines: &mpsc::Sender<String>) {
     loop {
         let mut line = Vec::new();
         match std::io::Read::take(&mut console, LINE_BYTES_MAX).read_until(b'\n', &mut line) {
@@ -166,7 +192,7 @@ impl Drop for Running {
     }
 }
 
-fn tail(console: &str) -> String {
+pub(crate) fn tail(console: &str) -> String {
     const LINES: usize = 30;
     let lines: Vec<&str> = console.lines().collect();
     lines[lines.len().saturating_sub(LINES)..].join("\n")

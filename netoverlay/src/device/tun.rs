@@ -15,6 +15,7 @@ pub const VNET_HEADER_LEN: usize = 10;
 const CLONE_DEVICE: &str = "/dev/net/tun";
 
 const IFF_TUN: i16 = 0x0001;
+const IFF_TAP: i16 = 0x0002;
 const IFF_MULTI_QUEUE: i16 = 0x0100;
 const IFF_NO_PI: i16 = 0x1000;
 const IFF_VNET_HDR: i16 = 0x4000;
@@ -52,11 +53,13 @@ pub struct Options {
     pub persist: bool,
     /// Whether checksum and segmentation are left to the reader; without, each packet is one of the wire's.
     pub offload: bool,
+    /// Whether it is a TAP: Ethernet frames in place of IP packets.
+    pub ethernet: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { queues: 1, persist: true, offload: true }
+        Self { queues: 1, persist: true, offload: true, ethernet: false }
     }
 }
 
@@ -85,8 +88,9 @@ fn open_queue(name: &str, options: Options) -> io::Result<OwnedFd> {
     let file =
         fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(CLONE_DEVICE)?;
     let fd = file.as_raw_fd();
+    let kind = if options.ethernet { IFF_TAP } else { IFF_TUN };
     let mut request =
-        Request { name: [0; NAME_LEN_MAX + 1], flags: IFF_TUN | IFF_NO_PI | IFF_VNET_HDR, rest: [0; 22] };
+        Request { name: [0; NAME_LEN_MAX + 1], flags: kind | IFF_NO_PI | IFF_VNET_HDR, rest: [0; 22] };
     request.name[..name.len()].copy_from_slice(name.as_bytes());
     if options.queues > 1 {
         request.flags |= IFF_MULTI_QUEUE;

@@ -187,8 +187,13 @@ impl Local {
         // What lies here is of an attempt that did not come to its end: there is no identity beside it.
         manager::seat::give_up(&state_dir).context("cannot remove an unfinished cluster")?;
         manager::seat::claim(&state_dir, seat.0)?;
-        let place =
-            manager::Place { state_dir: state_dir.clone(), seat: seat.0, cluster: cluster.id, incarnation };
+        let place = manager::Place {
+            state_dir: state_dir.clone(),
+            seat: seat.0,
+            cluster: cluster.id,
+            incarnation,
+            patient: ground.config.patient,
+        };
         let me = rswarm_raft::Member { id: RaftId(seat.0), addr: advertise.to_string(), node: node.clone() };
         let index = state.index();
         let written = tokio::task::spawn_blocking(move || {

@@ -111,7 +111,8 @@ impl Local {
         let (_, dialer) = member::connections(&identity)?;
         let me = rswarm_raft::Member { id: rswarm_raft::RaftId(seat), addr: advertise.to_string(), node };
         let incarnation = Incarnation::FIRST;
-        let place = manager::Place { state_dir: state_dir.clone(), seat, cluster, incarnation };
+        let patient = ground.config.patient;
+        let place = manager::Place { state_dir: state_dir.clone(), seat, cluster, incarnation, patient };
         let started = Manager::start(place, dialer, Some(me)).await;
         let manager = started.inspect_err(|_| forget(&state_dir))?;
         let founded = found(&manager, changes).await;

@@ -90,7 +90,8 @@ fn seat_of(state: &State, base: &Path) -> Result<(Place, Member)> {
     let seat = me.raft.context("a manager without a seat")?.0;
     let state_dir = base.join("restart");
     std::fs::create_dir_all(&state_dir).with_context(|| format!("cannot create {}", state_dir.display()))?;
-    let place = Place { state_dir, seat, cluster: cluster.id, incarnation: Incarnation::FIRST };
+    let incarnation = Incarnation::FIRST;
+    let place = Place { state_dir, seat, cluster: cluster.id, incarnation, patient: false };
     let member = Member { id: RaftId(seat), addr: me.addr.clone(), node: me.id.to_string() };
     Ok((place, member))
 }

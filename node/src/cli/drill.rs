@@ -264,7 +264,14 @@ impl Run {
     fn open(&self, nodes: u8, managers: u8, disk: Option<u64>) -> Result<Lab> {
         let base = lab::base_directory();
         if let Some(name) = &self.lab {
-            return Lab::open(&base, name);
+            let lab = Lab::open(&base, name)?;
+            if lab.backend()?.is_vm() {
+                bail!(
+                    "the nodes of lab \"{name}\" have kernels of their own, which drills cannot look into; they run \
+                     on labs of namespaces"
+                );
+            }
+            return Ok(lab);
         }
         let program = std::env::current_exe().context("cannot find the file of this program")?;
         let disks = disk.map(|size| (None, size)).into_iter().collect();

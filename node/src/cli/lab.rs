@@ -14,11 +14,11 @@ use std::{
 };
 
 use crate::cli::output::units::{parse_bytes, parse_cpus};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use rswarm_chaos::lab::{
-    self, Lab, Options, Power, Status,
+    self, Backend, Lab, Options, Power, Status,
     rootless::{self, Intent},
 };
 
@@ -63,6 +63,8 @@ enum Verb {
     Resume(OnNodes),
     /// Switch a node on again that was killed
     Start(OnNodes),
+    /// Press a node's reset button: it begins anew at once
+    Reset(OnNodes),
     /// Cut the links between groups of nodes; nodes not named are one more group
     Partition {
         #[command(flatten)]
@@ -120,6 +122,20 @@ struct Up {
     /// Run the built-in demo service and wait until it answers
     #[arg(long)]
     demo: bool,
+    /// What nodes are: namespaces of this kernel, or machines under QEMU with a kernel of their own
+    #[arg(long, value_enum, default_value_t = Kernels::Namespaces)]
+    backend: Kernels,
+    /// How much memory each machine has [default: 512m]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    memory: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kernels {
+    /// This machine's kernel for all
+    Namespaces,
+    /// One for each, under QEMU
+    Vm,
 }
 
 #[derive(Debug, Args)]
@@ -183,6 +199,7 @@ impl Command {
             Verb::Pause(on) => on.each(out, "stands still", Lab::pause)?,
             Verb::Resume(on) => on.each(out, "goes on", Lab::resume)?,
             Verb::Start(on) => on.each(out, "is on", Lab::start)?,
+            Verb::Reset(on) => on.each(out, "is on again", Lab::reset)?,
             Verb::Partition { lab, groups } => {
                 let groups: Vec<Vec<String>> =
                     groups.iter().map(|group| group.split(',').map(String::from).collect()).collect();
@@ -214,7 +231,7 @@ impl Verb {
     fn intent(&self) -> Intent<'_> {
         match self {
             Self::Up(up) => Intent::Up(&up.lab.name),
-            Self::Start(on) => Intent::Start(&on.lab.name),
+            Self::Start(on) | Self::Reset(on) => Intent::Start(&on.lab.name),
             Self::Down(lab) => Intent::Down(&lab.name),
             _ => Intent::Use,
         }
@@ -244,6 +261,7 @@ impl Up {
             labels: self.label.clone(),
             disks: self.disk.clone(),
             capacities: self.capacity.clone(),
+            backend: self.backend()?,
             ..Options::new(own_program()?)
         };
         let painted = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -270,6 +288,20 @@ impl Up {
         lab.keep();
         words += &self.farewell(url);
         Ok(out.write_all(words.as_bytes())?)
+    }
+
+    fn backend(&self) -> Result<Backend> {
+        match (self.backend, self.memory) {
+            (Kernels::Namespaces, None) => Ok(Backend::Namespaces),
+            (Kernels::Namespaces, Some(_)) => {
+                bail!("--memory is that of machines; name them by --backend vm")
+            }
+            (Kernels::Vm, memory) => {
+                let mib = memory.map_or(u64::from(lab::vm::MEMORY), |bytes| bytes >> 20);
+                let memory_mib = u32::try_from(mib).context("no machine has so much memory")?;
+                Ok(Backend::Vm { memory_mib })
+            }
+        }
     }
 
     /// What to open, what is missing, and what to try.
@@ -482,6 +514,7 @@ mod tests {
             "pause n1",
             "resume n1",
             "start n1",
+            "reset n1",
             "partition n1 n2",
             "link n1 n2 --loss 5%",
             "link all",

@@ -46,15 +46,16 @@ pub struct Place {
     pub cluster: ClusterId,
     /// The latest incarnation of the cluster that is known here.
     pub incarnation: Incarnation,
+    /// Whether its managers are slow to answer one another.
+    pub patient: bool,
 }
 
 impl Place {
     /// The settings of its log.
     pub fn config(&self) -> Config {
-        Config {
-            incarnation: self.incarnation,
-            ..Config::new(raft_dir(&self.state_dir), RaftId(self.seat), ClusterTag(self.cluster.0))
-        }
+        let usual = Config::new(raft_dir(&self.state_dir), RaftId(self.seat), ClusterTag(self.cluster.0));
+        let paced = if self.patient { usual.wide_area() } else { usual };
+        Config { incarnation: self.incarnation, ..paced }
     }
 }
 

@@ -23,8 +23,15 @@ pub(super) fn standing(identity: &Identity, lost: bool) -> Standing {
 }
 
 /// Where the manager of this seat keeps its log.
-pub(super) fn place(state_dir: &Path, cluster: ClusterId, identity: &Identity, seat: u64) -> Place {
-    Place { state_dir: state_dir.to_owned(), seat, cluster, incarnation: Incarnation(identity.incarnation) }
+pub(super) fn place(
+    state_dir: &Path,
+    cluster: ClusterId,
+    identity: &Identity,
+    seat: u64,
+    patient: bool,
+) -> Place {
+    let incarnation = Incarnation(identity.incarnation);
+    Place { state_dir: state_dir.to_owned(), seat, cluster, incarnation, patient }
 }
 
 impl Denial {
@@ -120,7 +127,7 @@ impl Member {
 
     /// Starts the manager of this seat. That its log is lost is no error: then none runs, and the cluster is told.
     pub(super) async fn start_manager(&self, identity: &Identity, seat: u64) -> Result<()> {
-        let place = place(&self.state_dir, self.cluster, identity, seat);
+        let place = place(&self.state_dir, self.cluster, identity, seat, self.ground.config.patient);
         match Manager::start(place, self.dialer.clone(), None).await {
             Ok(manager) => self.manager.store(Some(manager)),
             Err(error) => {
@@ -283,7 +290,7 @@ impl Member {
             }
             manager.stop().await;
         }
-        let place = place(&self.state_dir, self.cluster, &identity, seat);
+        let place = place(&self.state_dir, self.cluster, &identity, seat, self.ground.config.patient);
         let me = rswarm_raft::Member {
             id: rswarm_raft::RaftId(seat),
             addr: identity.advertise_addr.clone(),
