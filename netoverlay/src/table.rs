@@ -201,6 +201,8 @@ pub struct PublishedPort {
     pub target_port: u16,
     /// Whether a connection begins with a header of the PROXY protocol, version 2.
     pub proxy_protocol: bool,
+    /// Whether each client's connections go to one task.
+    pub client_affinity: bool,
     /// The tasks that take new connections now.
     pub backends: Vec<Backend>,
 }

@@ -124,6 +124,7 @@ fn table(nodes: u8) -> Table {
             network: net(),
             target_port: 80,
             proxy_protocol: false,
+            client_affinity: false,
             backends: (0..nodes).map(|n| Backend { node: id(n), address: task(n) }).collect(),
         }],
     }
@@ -471,6 +472,34 @@ fn published_ports_answer_on_every_node_and_show_the_clients_address() {
         })
         .await;
         assert!(machines[0].overlay.apply(wider).await.is_err(), "an older table is refused");
+        purge(machines).await;
+    });
+}
+
+#[test]
+fn a_client_of_a_published_port_stays_with_its_task_whichever_node_it_asks() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(2).await;
+        serve(&containers[0], "zero");
+        serve(&containers[1], "one");
+        let mut stays = table(2);
+        stays.generation = 2;
+        stays.ports[0].client_affinity = true;
+        for machine in &machines {
+            machine.overlay.apply(stays.clone()).await.unwrap();
+        }
+        let first = visit(0, 1000).await.unwrap();
+        for node in [1, 0, 1, 0, 1, 0] {
+            assert_eq!(visit(node, 1000).await.unwrap(), first, "by way of node {node}");
+        }
+        // Its task goes; the client is not left alone.
+        let other = u8::from(first.starts_with("zero"));
+        stays.generation = 3;
+        stays.ports[0].backends.retain(|backend| backend.node == id(other));
+        for machine in &machines {
+            machine.overlay.apply(stays.clone()).await.unwrap();
+        }
+        assert_ne!(visit(0, 1000).await.unwrap(), first);
         purge(machines).await;
     });
 }
@@ -960,7 +989,24 @@ fn packets_pause_for_half_a_second_at_most_while_a_daemon_restarts() {
 
 /// For how long endpoints are changed, in seconds: `CHURN_SECONDS`, 3 unless told otherwise.
 fn churn_seconds() -> u64 {
-    std::env::var("CHURN_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3)
+    seconds("CHURN_SECONDS", 3)
+}
+
+fn seconds(variable: &str, unless_told: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(unless_told)
+}
+
+/// How many endpoints change in a second.
+const CHANGES: u64 = 100;
+
+/// What a network has in the kernel: links, addresses of the loopback, routes to containers, and rules.
+async fn traces(inside: &Netns) -> (usize, usize, usize, usize) {
+    let links = Links::open(inside).unwrap();
+    let routes = links.routes(false, None).await.unwrap().len();
+    let addresses = links.addresses("lo").await.unwrap().len();
+    let tables = Nft::open(inside).unwrap().tables().unwrap();
+    assert_eq!(tables, [(Family::Ip, "rswarm".to_owned())]);
+    (links.list().await.unwrap().len(), addresses, routes, tables.len())
 }
 
 #[test]
@@ -969,19 +1015,30 @@ fn endpoints_that_change_all_the_time_leave_no_stale_backend_and_nothing_else() 
         let (machines, containers) = cluster(2).await;
         serve(&containers[0], "zero");
         serve(&containers[1], "one");
-        let others = |turn: u64| Service {
-            name: "other".into(),
-            vip: Some(Ipv4Addr::new(10, 50, 0, 101)),
-            client_affinity: false,
-            backends: vec![task((turn % 2) as u8)],
-            ..table(2).services[0].clone()
+        // A service beside it whose endpoints change with every turn, somewhere else.
+        let others = |turn: u64| {
+            let address = |n: u64| Ipv4Addr::new(10, 50, 0, 110 + ((turn + n) % 100) as u8);
+            let endpoint = |n| Endpoint {
+                network: net(),
+                address: address(n),
+                node: id(1),
+                names: vec![format!("other.{}", turn + n)],
+                service: Some("other".into()),
+            };
+            let service = Service {
+                name: "other".into(),
+                vip: Some(Ipv4Addr::new(10, 50, 0, 101)),
+                client_affinity: false,
+                backends: (0..10).map(address).collect(),
+                ..table(2).services[0].clone()
+            };
+            ((0..10).map(endpoint).collect::<Vec<_>>(), service)
         };
         let inside = {
             let pins = machines[0].directory.list();
             Netns::open(pins.iter().find(|pin| pin.ends_with("networks/000050")).unwrap()).unwrap()
         };
-        let links_before = Links::open(&inside).unwrap().list().await.unwrap().len();
-        let begun = Instant::now();
+        let before = traces(&inside).await;
         let lasting = Duration::from_secs(churn_seconds());
         // Who serves the address, since when.
         let served = Arc::new(Mutex::new((0u8, Instant::now())));
@@ -1009,42 +1066,100 @@ fn endpoints_that_change_all_the_time_leave_no_stale_backend_and_nothing_else() 
                 (calls, failed, stale)
             }
         });
-        let mut ticks = tokio::time::interval(Duration::from_millis(10));
-        let mut changes = 0;
-        while begun.elapsed() < lasting {
-            ticks.tick().await;
-            changes += 1;
-            let serving = (begun.elapsed().as_millis() / 1500 % 2) as u8;
-            let mut next = table(2);
-            next.generation = 1 + changes;
-            next.services[0].backends = vec![task(serving)];
-            next.services[0].draining = vec![task(1 - serving)];
-            next.services.push(others(changes));
-            let changed = served.lock().unwrap().0 != serving;
-            if changed {
-                *served.lock().unwrap() = (serving, Instant::now());
+        // Whoever tells the table does not wait for the overlay: what has changed meanwhile comes as one.
+        let (tell, mut told) = tokio::sync::watch::channel(table(2));
+        let teller = tokio::spawn({
+            let served = served.clone();
+            async move {
+                let begun = Instant::now();
+                let mut ticks = tokio::time::interval(Duration::from_millis(1000 / CHANGES));
+                let mut changes = 0;
+                while begun.elapsed() < lasting {
+                    ticks.tick().await;
+                    changes += 1;
+                    let serving = (begun.elapsed().as_millis() / 1500 % 2) as u8;
+                    let mut next = table(2);
+                    next.generation = 1 + changes;
+                    next.services[0].backends = vec![task(serving)];
+                    next.services[0].draining = vec![task(1 - serving)];
+                    let (endpoints, service) = others(changes);
+                    next.endpoints.extend(endpoints);
+                    next.services.push(service);
+                    tell.send_replace(next);
+                    let mut served = served.lock().unwrap();
+                    if served.0 != serving {
+                        *served = (serving, Instant::now());
+                    }
+                }
+                (changes, begun.elapsed())
             }
+        });
+        let (mut applied, mut slowest) = (0, Duration::ZERO);
+        while told.changed().await.is_ok() {
+            let next = told.borrow_and_update().clone();
+            let begun = Instant::now();
             machines[0].overlay.apply(next).await.unwrap();
-            if changed {
-                *served.lock().unwrap() = (serving, Instant::now());
-            }
+            (applied, slowest) = (applied + 1, slowest.max(begun.elapsed()));
         }
-        let took = begun.elapsed();
+        let (changes, took) = teller.await.unwrap();
         stop.store(true, Ordering::Relaxed);
         let (calls, failed, stale) = caller.join().unwrap();
         println!(
-            "{changes} changes in {took:?}; {calls} connections, {failed} failed, {stale} to a stale task"
+            "{changes} changes in {took:?}, put in force in {applied} steps of {slowest:?} at most; \
+             {calls} connections, {failed} failed, {stale} to a stale task"
         );
-        assert!(changes >= 10 * churn_seconds(), "only {changes} changes in {took:?}");
+        assert!(changes >= CHANGES * churn_seconds() * 9 / 10, "only {changes} changes in {took:?}");
         assert!(calls > 20, "only {calls} connections");
         assert_eq!((failed, stale), (0, 0), "of {calls}");
         let last = Table { generation: 2 + changes, ..table(2) };
         machines[0].overlay.apply(last).await.unwrap();
-        assert_eq!(Links::open(&inside).unwrap().list().await.unwrap().len(), links_before);
+        assert_eq!(traces(&inside).await, before);
         let kept = conntrack::Conntrack::open(&inside).unwrap().list().unwrap();
         let other = IpAddr::V4(Ipv4Addr::new(10, 50, 0, 101));
         assert!(kept.iter().all(|connection| connection.original.destination != other));
-        assert_eq!(Nft::open(&inside).unwrap().tables().unwrap(), [(Family::Ip, "rswarm".to_owned())]);
+        purge(machines).await;
+    });
+}
+
+/// For how long a connection is kept, in seconds: `LASTING_SECONDS`, 3 unless told otherwise.
+fn lasting_seconds() -> u64 {
+    seconds("LASTING_SECONDS", 3)
+}
+
+#[test]
+fn a_connection_lasts_with_traffic_and_with_pauses() {
+    on_a_host(|_| async {
+        let (machines, containers) = cluster(2).await;
+        serve(&containers[1], "one");
+        let lasting = Duration::from_secs(lasting_seconds());
+        let talks = {
+            let from = containers[0].clone();
+            move |pause: Duration| {
+                let mut stream = dial(&from, task(1)).unwrap();
+                assert!(greeting(&mut stream).unwrap().starts_with("one"));
+                let begun = Instant::now();
+                while begun.elapsed() < lasting {
+                    echo(&mut stream, 100_000);
+                    std::thread::sleep(pause);
+                }
+                echo(&mut stream, 100_000);
+            }
+        };
+        // Without a pause, with short ones, and with one as long as all of it.
+        let pauses = [Duration::ZERO, Duration::from_millis(700), lasting];
+        let all = pauses.map(|pause| {
+            std::thread::spawn({
+                let talks = talks.clone();
+                move || talks(pause)
+            })
+        });
+        for talk in all {
+            tokio::task::spawn_blocking(move || talk.join().unwrap()).await.unwrap();
+        }
+        for machine in &machines {
+            let status = machine.overlay.status().await.unwrap();
+            assert!(status.peers.iter().all(|peer| peer.connected && !peer.suspect), "{:?}", status.peers);
+        }
         purge(machines).await;
     });
 }

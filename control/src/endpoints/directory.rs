@@ -57,7 +57,7 @@ pub struct Reached {
     pub name: String,
     /// Its virtual address, on a network, if it has one.
     pub vip: Option<Ipv4Addr>,
-    /// Whether each client's connections to that go to one task.
+    /// Whether each client's connections go to one task.
     pub client_affinity: bool,
     /// Its ports, among what is published.
     pub ports: Vec<model::PublishedPort>,
@@ -196,6 +196,7 @@ impl Directory {
                     service: *service,
                     service_name: reached.name.clone(),
                     proxy_protocol: port.proxy_protocol,
+                    client_affinity: reached.client_affinity,
                     vni,
                     backends,
                 });

@@ -97,6 +97,8 @@ pub struct PublishedPort {
     pub service_name: String,
     /// Whether each connection begins with a header of the PROXY protocol, version 2.
     pub proxy_protocol: bool,
+    /// Whether each client's connections go to one task.
+    pub client_affinity: bool,
     /// The number of the network that the tasks are reached on; a node may serve the port without having
     /// joined that network. 0 where there is none.
     pub vni: u32,

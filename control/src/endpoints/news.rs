@@ -306,7 +306,7 @@ fn reached(service: &Service, part: Part) -> Option<Reached> {
     let reached = Reached {
         name: service.spec.name.clone(),
         vip: None,
-        client_affinity: false,
+        client_affinity: spec.client_affinity,
         ports: Vec::new(),
         allow: Vec::new(),
     };
@@ -317,7 +317,6 @@ fn reached(service: &Service, part: Part) -> Option<Reached> {
         }
         Part::Network(network) => service.named_on().contains(&network).then(|| Reached {
             vip: endpoint.vips.get(&network).copied(),
-            client_affinity: spec.client_affinity,
             allow: spec.allow.clone(),
             ..reached
         }),

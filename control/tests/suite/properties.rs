@@ -133,6 +133,7 @@ fn create(world: &mut World, service: u8) {
     task.restart.delay = Duration::from_secs(1);
     let (protocol, mode) = (Protocol::Tcp, PortMode::Ingress);
     spec.endpoint.ports.push(PortSpec { published: None, target: 80, protocol, mode, proxy_protocol: false });
+    spec.endpoint.client_affinity = service % 2 == 1;
     let _ = world.ask(&Request::CreateService { spec, networks: vec![] });
 }
 
@@ -141,6 +142,7 @@ fn update(world: &mut World, service: u8, image: &str) {
     let Some(service) = world.state.service_named(&name) else { return };
     let mut spec = service.spec.clone();
     Arc::make_mut(&mut spec.task).containers[0].image = image.into();
+    spec.endpoint.client_affinity = !spec.endpoint.client_affinity;
     world
         .ask(&Request::UpdateService {
             service: name,
@@ -213,6 +215,7 @@ fn check(world: &World) {
             let told: BTreeSet<_> =
                 port.backends.iter().map(|backend| (backend.node, backend.address)).collect();
             assert_eq!(told, places, "the backends of {}", service.spec.name);
+            assert_eq!(port.client_affinity, service.spec.endpoint.client_affinity);
         }
     }
 }

@@ -1,9 +1,13 @@
 //! Which backends a new connection may use, given whom this node suspects. Suspicion alone never leaves a service
 //! without backends: if all are suspect, all are used.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    cmp::Reverse,
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
-use crate::table::NodeId;
+use crate::table::{Backend, NodeId, PublishedPort};
 
 /// The backends to use out of `backends`, whose nodes `node_of` knows: those on nodes that are not suspect, or all of
 /// them if that would leave none. The order is kept.
@@ -44,6 +48,31 @@ pub fn order<B: Clone>(
     order
 }
 
+/// The order in which a client's connection to a published port tries the tasks. If clients stay with theirs, it
+/// follows from the client's address and the tasks there are, so that all nodes agree and nothing is remembered; else
+/// from whose turn it is.
+pub fn call_order(
+    port: &PublishedPort,
+    client: IpAddr,
+    turn: usize,
+    suspects: &BTreeSet<NodeId>,
+) -> Vec<Backend> {
+    let node_of = |backend: &Backend| Some(backend.node.clone());
+    if !port.client_affinity {
+        return order(&port.backends, turn, suspects, node_of);
+    }
+    let place = match client.to_canonical() {
+        IpAddr::V4(client) => u32::from(client),
+        // All of it counts: clients behind one prefix are many.
+        IpAddr::V6(client) => client.segments().iter().fold(0, |place: u32, segment| {
+            place.rotate_left(5).wrapping_mul(0x9e37_79b1) ^ u32::from(*segment)
+        }),
+    };
+    let mut backends = port.backends.clone();
+    backends.sort_by_key(|backend| Reverse((weight(place, backend.address), backend.address)));
+    order(&backends, 0, suspects, node_of)
+}
+
 /// Places among which clients that stay with a backend are spread.
 const PLACES: u32 = 1024;
 
@@ -74,7 +103,10 @@ fn rotated<B>(mut list: Vec<B>, turn: usize) -> Vec<B> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::table::{NetworkId, Protocol};
 
     fn node(backend: &&str) -> Option<NodeId> {
         Some(NodeId::new(&backend[..1]))
@@ -111,6 +143,47 @@ mod tests {
         assert_eq!(places(&five), before, "and back, when it is");
         assert_eq!(places(&[address(9)].into()), [address(9); 1024]);
         assert!(places(&BTreeSet::new()).is_empty());
+    }
+
+    #[test]
+    fn a_client_of_a_published_port_stays_with_its_task() {
+        let backend = |last: u8| Backend {
+            node: NodeId::new(format!("n{}", last % 3)),
+            address: Ipv4Addr::new(10, 50, 0, last),
+        };
+        let port = |tasks: &[u8]| PublishedPort {
+            port: 8080,
+            protocol: Protocol::Tcp,
+            service: "web".into(),
+            network: NetworkId::new(1).unwrap(),
+            target_port: 80,
+            proxy_protocol: false,
+            client_affinity: true,
+            backends: tasks.iter().copied().map(backend).collect(),
+        };
+        let (five, four) = (port(&[2, 3, 4, 5, 6]), port(&[6, 5, 3, 2]));
+        let clients: Vec<IpAddr> = (0..=255u8)
+            .flat_map(|last| {
+                [[192, 0, 2, last].into(), [0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(last)].into()]
+            })
+            .collect();
+        let first = |port: &PublishedPort, client: IpAddr, turn, suspects: &[&str]| {
+            let suspects = suspects.iter().map(NodeId::new).collect();
+            call_order(port, client, turn, &suspects)[0].clone()
+        };
+        let mut shares = BTreeMap::new();
+        for client in clients {
+            let stays = first(&five, client, 0, &[]);
+            *shares.entry(stays.address).or_insert(0) += 1;
+            assert!((1..5).all(|turn| first(&five, client, turn, &[]) == stays));
+            if let IpAddr::V4(client) = client {
+                assert_eq!(first(&five, client.to_ipv6_mapped().into(), 0, &[]), stays);
+            }
+            let without = first(&four, client, 0, &[]);
+            assert!(without == stays || stays == backend(4), "only those of the task that goes move");
+            assert_ne!(first(&five, client, 0, &[stays.node.as_str()]).node, stays.node);
+        }
+        assert!(shares.len() == 5 && shares.values().all(|share| (60..150).contains(share)), "{shares:?}");
     }
 
     #[test]

@@ -110,6 +110,7 @@ mod tests {
                 network: net(),
                 target_port: 80,
                 proxy_protocol: false,
+                client_affinity: false,
                 backends: backends
                     .iter()
                     .map(|address| Backend { node: NodeId::new("a"), address: *address })

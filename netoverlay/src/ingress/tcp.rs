@@ -240,11 +240,10 @@ impl Ingress {
             return Err("the port is no longer published".into());
         };
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let mut waiting =
-            balance::order(&published.backends, turn, &view.suspects, |backend| Some(backend.node.clone()))
-                .into_iter()
-                .filter(|backend| !passed.has(backend))
-                .collect::<VecDeque<_>>();
+        let mut waiting = balance::call_order(published, call.from.ip(), turn, &view.suspects)
+            .into_iter()
+            .filter(|backend| !passed.has(backend))
+            .collect::<VecDeque<_>>();
         let give_up = Instant::now() + GIVE_UP;
         let mut trying = FuturesUnordered::new();
         let mut next_at = Instant::now();

@@ -210,8 +210,7 @@ impl Ingress {
         let view = self.view.borrow().clone();
         let published = view.port(Protocol::Udp, port)?;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let node_of = |backend: &crate::table::Backend| Some(backend.node.clone());
-        for backend in balance::order(&published.backends, turn, &view.suspects, node_of) {
+        for backend in balance::call_order(published, client.ip(), turn, &view.suspects) {
             let target = SocketAddrV4::new(backend.address, published.target_port);
             if backend.node == self.node {
                 if let Ok(task) = self.local(published.network, client, target) {

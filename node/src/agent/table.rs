@@ -87,6 +87,7 @@ pub fn translate(table: &told::Table, generation: u64, me: NodeId, my_addr: Sock
             protocol: protocol(port.protocol),
             service: port.service_name.clone(),
             proxy_protocol: port.proxy_protocol,
+            client_affinity: port.client_affinity,
             network,
             target_port: port.target,
             backends,

@@ -140,6 +140,7 @@ impl From<&PublishedPort> for pb::TablePort {
             service,
             service_name,
             proxy_protocol,
+            client_affinity,
             vni,
             backends,
         } = published;
@@ -151,6 +152,7 @@ impl From<&PublishedPort> for pb::TablePort {
             service: service.to_string(),
             service_name: service_name.clone(),
             proxy_protocol: *proxy_protocol,
+            client_affinity: *client_affinity,
             vni: *vni,
             backends: backends.iter().map(Into::into).collect(),
         }
@@ -169,6 +171,7 @@ impl TryFrom<pb::TablePort> for PublishedPort {
             service: parsed("service", &wire.service)?,
             service_name: wire.service_name,
             proxy_protocol: wire.proxy_protocol,
+            client_affinity: wire.client_affinity,
             vni: wire.vni,
             backends: each("backends", wire.backends)?,
         })

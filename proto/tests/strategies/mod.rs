@@ -721,11 +721,11 @@ pub fn table() -> BoxedStrategy<Table> {
         protocol(),
         any::<u16>(),
         port_mode(),
-        (service_id(), text(), any::<u32>(), any::<bool>()),
+        (service_id(), text(), any::<u32>(), any::<bool>(), any::<bool>()),
         backends(),
     )
         .prop_map(
-            |(published, protocol, target, mode, (service, service_name, vni, proxy), backends)| {
+            |(published, protocol, target, mode, (service, service_name, vni, proxy, stays), backends)| {
                 endpoints::PublishedPort {
                     published,
                     protocol,
@@ -734,6 +734,7 @@ pub fn table() -> BoxedStrategy<Table> {
                     service,
                     service_name,
                     proxy_protocol: proxy,
+                    client_affinity: stays,
                     vni,
                     backends,
                 }

@@ -97,6 +97,7 @@ fn table() -> Result<Table> {
         network,
         target_port: TARGET,
         proxy_protocol: false,
+        client_affinity: false,
         backends: (1..NODES).map(|n| Backend { node: place::id(n), address: place::container(n) }).collect(),
     });
     Ok(table)

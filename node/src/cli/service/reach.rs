@@ -10,7 +10,7 @@ pub struct Reach {
     /// What the service's name means: one virtual address, or the addresses of its tasks in turn [default: vip]
     #[arg(long, value_enum)]
     endpoint_mode: Option<EndpointArg>,
-    /// Lead each client's connections to the same task as long as that takes any
+    /// Lead each client's connections, to the service or its published ports, to the same task as long as that takes any
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     client_affinity: Option<bool>,
 }
