@@ -33,10 +33,14 @@ fn run(words: &[&str]) -> Result<()> {
         ["answer", port] => answer(port),
         ["ask", address] => ask(address),
         ["keep", path, text, ref how @ ..] => keep(path, text, how),
-        ["show", path] => Ok(print!("{}", std::fs::read_to_string(path)?)),
+        ["show", path] => {
+            print!("{}", std::fs::read_to_string(path)?);
+            Ok(())
+        }
         ["clock"] => {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-            Ok(println!("{}", now.as_secs()))
+            println!("{}", now.as_secs());
+            Ok(())
         }
         ["daemon", ..] => daemon(words),
         ["lab-up", base, name] => lab_up(base, name),

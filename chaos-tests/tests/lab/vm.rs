@@ -84,7 +84,10 @@ fn a_machine_stands_still_and_is_reset_and_has_a_clock_of_its_own() -> Result<()
         let ran = asked.join().unwrap();
         reset.and(ran)
     })
-    .and_then(|ran| Ok(ensure!(ran.code == 125, "{ran:?}")))?;
+    .and_then(|ran| {
+        ensure!(ran.code == 125, "{ran:?}");
+        Ok(())
+    })?;
     ensure!(lab.status()?.nodes[0].boots == 2);
     ensure!(lab.node("n1").rswarm(&["show", "/run/lost"])?.code == 1, "a new boot has a new /run");
     expect_ahead(&lab, 3_600)?;
