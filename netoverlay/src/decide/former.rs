@@ -80,7 +80,7 @@ mod tests {
     }
 
     fn node(name: &str) -> NodeId {
-        NodeId::new(name.to_owned())
+        NodeId::new(name)
     }
 
     /// Tasks by the last number of their addresses, and the nodes they run on, which are listed.
