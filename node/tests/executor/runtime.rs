@@ -7,7 +7,7 @@ use rswarm::executor::{Config, ContainerRequest, Device, Error, Executor, Hook, 
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub const CLAIMS: &[Claim] = claims![
@@ -112,6 +112,9 @@ const ASKED: &[(&str, Change)] = &[
 ];
 
 fn inside_it_is_as_if_runc_had_made_it(bench: &mut Bench) {
+    if installed("runc").is_none() {
+        return;
+    }
     let ours = seen(bench);
     if !by_runc(bench) {
         return;
@@ -310,7 +313,11 @@ fn a_runtime_that_will_not_do_is_refused_at_once(bench: &mut Bench) {
         (program("failing", "#!/bin/sh\nexit 3\n", 0o755), "ends with exit status: 3"),
         (program("old", "#!/bin/sh\necho runc version 1.0.3\n", 0o755), "runc 1.0 is too old"),
     ];
-    for (path, words) in table {
+    let shell = Path::new("/bin/sh").exists();
+    if !shell {
+        eprintln!("skipped for programs that say something: there is no shell here");
+    }
+    for (path, words) in table.into_iter().take(if shell { usize::MAX } else { 3 }) {
         let config = Config { runtime: Some(path.clone()), ..bench.config.clone() };
         match bench.wait(Executor::open(config)).err() {
             Some(Error::Runtime(said)) => {
