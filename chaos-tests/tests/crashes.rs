@@ -106,7 +106,7 @@ fn a_leader_whose_disk_is_full_hands_over_and_writes_and_containers_go_on() {
         let first = cluster.address("n1")?.to_string();
         let state = nodes.map(|node| cluster.state(node).display().to_string());
         let shell = |text: &str| cluster.lab.node("n1").exec(&["sh", "-c", text]);
-        shell(&format!("mkdir -p {0} && mount -t tmpfs -o size=400m none {0}", state[0]))?.ok()?;
+        shell(&format!("mkdir -p {0} && mount -t tmpfs -o size=700m none {0}", state[0]))?.ok()?;
         cluster.ok("n1", &["init", "--advertise-addr", &first, "--state-dir", &state[0]])?;
         let token = cluster.ok("n1", &["join-token", "-q", "manager"])?;
         for (node, state) in nodes.iter().zip(&state).skip(1) {
