@@ -119,7 +119,6 @@ pub(super) fn refusal(name: &str, otherwise: Refusal) -> Chain {
     Chain::regular(name, rules)
 }
 
-/// Which connections may go on.
 /// Whether there may be connections that were all right before and are not any more.
 pub(super) fn ends_connections(before: &Backends, now: &Backends) -> bool {
     let vips: BTreeMap<Ipv4Addr, &Vip> = now.vips.iter().map(|vip| (vip.address, vip)).collect();
@@ -137,6 +136,7 @@ pub(super) fn ends_connections(before: &Backends, now: &Backends) -> bool {
     before.policy != now.policy || before.vips.iter().any(ends)
 }
 
+/// Which connections may go on.
 pub(super) struct Keepers<'a> {
     spec: &'a Spec,
     vips: BTreeMap<Ipv4Addr, &'a Vip>,
